@@ -1,0 +1,173 @@
+"""The masked autoencoder (MAE) whose reconstructions are the teacher signal.
+
+Encoder and decoder are stacks of timm's pre-norm transformer blocks, after "Masked Autoencoders
+Are Scalable Vision Learners" (He et al., CVPR 2022, arXiv 2111.06377). Sequences are *gathered*,
+never masked: the encoder sees only the patches it is given, the decoder only the tokens it is given,
+so that leaving a patch out costs less, not more.
+
+Shape suffixes: N images, L grid positions, V visible, H hidden, P values of a patch (p * p * 3),
+D encoder width, E decoder width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Literal, get_args
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from patchrank.pipeline.errors import UserError
+
+OutputSpace = Literal["pixels", "normalised", "unknown"]
+"""What the decoder predicts: `pixels` = ImageNet-normalised pixels, `normalised` = pixels of each
+patch less their own mean over their own deviation, `unknown` = the file does not tell."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """Architecture of a masked autoencoder and the space it predicts in.
+
+    Sizes are in pixels (`image_size`, `patch_size`) or channels (`*_width`).
+    """
+
+    image_size: int = 224
+    patch_size: int = 16
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    decoder_width: int = 512
+    decoder_depth: int = 8
+    decoder_heads: int = 16
+    mlp_ratio: float = 4.0
+    norm_eps: float = 1e-6
+    output_space: OutputSpace = "unknown"
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "patch_size", "width", "depth", "heads"):
+            if getattr(self, name) < 1:
+                raise UserError(f"teacher: {name} is {getattr(self, name)}, must be at least 1")
+        if self.image_size % self.patch_size:
+            raise UserError(
+                f"teacher: image size {self.image_size} is not a multiple of patch size {self.patch_size}"
+            )
+        for width, heads in ((self.width, self.heads), (self.decoder_width, self.decoder_heads)):
+            if width % heads or width % 4:
+                raise UserError(f"teacher: width {width} must divide by {heads} heads and by 4")
+        if self.output_space not in get_args(OutputSpace):
+            raise UserError(
+                f"teacher: output space {self.output_space!r} is none of {', '.join(get_args(OutputSpace))}"
+            )
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side."""
+        return self.image_size // self.patch_size
+
+    @property
+    def positions(self) -> int:
+        """Patches of the whole grid, L."""
+        return self.grid**2
+
+    @property
+    def patch_values(self) -> int:
+        """Values of one patch, P = p * p * 3."""
+        return self.patch_size**2 * 3
+
+
+def sincos_positions(width: int, grid: int) -> Tensor:
+    """Fixed two-dimensional sine-cosine embeddings, float32 `[1 + grid * grid, width]`.
+
+    The first half of the channels encodes the column, the second the row; within a half, sines come
+    before cosines of the frequencies 10000^(-i / (width / 4)). Row 0 (the class token) is zero.
+    Source: MAE's appendix, "sine-cosine version" of position embeddings in two dimensions.
+    """
+    quarter = width // 4
+    frequency = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
+    angle = torch.arange(grid, dtype=torch.float64)[:, None] * frequency
+    axis = torch.cat([angle.sin(), angle.cos()], dim=1)
+    columns = axis[None, :, :].expand(grid, grid, -1)
+    rows = axis[:, None, :].expand(grid, grid, -1)
+    table = torch.cat([columns, rows], dim=2).reshape(grid * grid, width)
+    return torch.cat([torch.zeros(1, width, dtype=torch.float64), table]).float()
+
+
+class MaskedAutoencoder(nn.Module):
+    """MAE encoder and decoder over explicit lists of patches.
+
+    Parameter names are those of the widespread MAE checkpoints, so these load without renaming.
+    """
+
+    def __init__(self, config: TeacherConfig) -> None:
+        super().__init__()
+        self.config = config
+        norm = partial(nn.LayerNorm, eps=config.norm_eps)
+        block = partial(Block, mlp_ratio=config.mlp_ratio, qkv_bias=True, norm_layer=norm)
+        self.patch_embed = nn.ModuleDict(
+            {"proj": nn.Conv2d(3, config.width, config.patch_size, config.patch_size)}
+        )
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
+        self.register_buffer("pos_embed", sincos_positions(config.width, config.grid)[None])
+        self.blocks = nn.ModuleList(block(config.width, config.heads) for _ in range(config.depth))
+        self.norm = norm(config.width)
+        self.decoder_embed = nn.Linear(config.width, config.decoder_width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, config.decoder_width))
+        decoder_positions = sincos_positions(config.decoder_width, config.grid)
+        self.register_buffer("decoder_pos_embed", decoder_positions[None])
+        self.decoder_blocks = nn.ModuleList(
+            block(config.decoder_width, config.decoder_heads) for _ in range(config.decoder_depth)
+        )
+        self.decoder_norm = norm(config.decoder_width)
+        self.decoder_pred = nn.Linear(config.decoder_width, config.patch_values)
+        self._initialise()
+
+    pos_embed: Tensor
+    decoder_pos_embed: Tensor
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        projection = self.patch_embed["proj"]
+        assert isinstance(projection, nn.Conv2d)
+        nn.init.xavier_uniform_(projection.weight.view(self.config.width, -1))
+        nn.init.normal_(self.cls_token, std=0.02)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def encode(self, patches_NVP: Tensor, visible_NV: Tensor) -> Tensor:
+        """Latents of the class token and of the given patches, `[N, 1 + V, D]`.
+
+        `patches_NVP`: ImageNet-normalised pixels, each patch row-major with channels last.
+        `visible_NV`: int64 grid positions of those patches, in any order.
+        """
+        projection = self.patch_embed["proj"]
+        # The convolution has stride p, so on single patches it is one matrix product.
+        weight = projection.weight.permute(0, 2, 3, 1).reshape(self.config.width, -1)
+        x_NVD = nn.functional.linear(patches_NVP, weight, projection.bias)
+        x_NVD = x_NVD + self.pos_embed[0, 1:][visible_NV]
+        cls_N1D = (self.cls_token + self.pos_embed[:, :1]).expand(len(x_NVD), -1, -1)
+        x = torch.cat([cls_N1D.to(x_NVD.dtype), x_NVD], dim=1)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+    def decode(self, latent: Tensor, visible_NV: Tensor, hidden_NH: Tensor, read: int) -> Tensor:
+        """Predicted patches at the first `read` of the hidden positions, `[N, read, P]`.
+
+        `latent` `[N, 1 + V, D]` from `encode`, `visible_NV` its positions, `hidden_NH` the positions
+        that get a mask token. Positions in neither list do not take part. The prediction is in the
+        teacher's output space.
+        """
+        seen_NSE = self.decoder_embed(latent)
+        positions = self.decoder_pos_embed[0]
+        cls_N1E = seen_NSE[:, :1] + positions[0]
+        visible_NVE = seen_NSE[:, 1:] + positions[1:][visible_NV]
+        hidden_NHE = (self.mask_token + positions[1:][hidden_NH]).to(seen_NSE.dtype)
+        x = torch.cat([hidden_NHE, cls_N1E, visible_NVE], dim=1)
+        for block in self.decoder_blocks:
+            x = block(x)
+        return self.decoder_pred(self.decoder_norm(x[:, :read]))
