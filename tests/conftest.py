@@ -1,0 +1,68 @@
+"""Settings of the whole test session, and the Ray cluster that tests share."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Before anything imports ray, and inherited by every process that a test starts. The temporary folder is
+# short because the paths of Ray's sockets are limited to 107 bytes; pytest's own would break that.
+RAY_TEMPORARY = Path(f"/tmp/r{os.getpid()}")
+os.environ.update(
+    {
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_DEDUP_LOGS": "0",
+        "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+        "RAY_TMPDIR": str(RAY_TEMPORARY),
+        # Hub names resolve to a local cache or fail; no test reaches for the network.
+        "HF_HUB_OFFLINE": "1",
+    }
+)
+
+# Scores are bit-equal only at one thread count, and the machine's other work gets the second core.
+TORCH_THREADS = 2
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked `gpu` where torch finds no accelerator."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a GPU that torch can use"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def torch_threads() -> None:
+    """One thread count for the session; costs nothing where no collected test imports torch."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(TORCH_THREADS)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One local Ray with 4 CPUs and 2 declared GPUs for all tests that ask for it.
+
+    Tests that kill nodes, submit jobs or need other resources start a Ray of their own in a subprocess.
+    """
+    import ray
+
+    ray.init(
+        num_cpus=4,
+        num_gpus=2,
+        include_dashboard=False,
+        object_store_memory=200 * 2**20,
+    )
+    yield
+    ray.shutdown()
+    shutil.rmtree(RAY_TEMPORARY, ignore_errors=True)
