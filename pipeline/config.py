@@ -36,9 +36,9 @@ _CHOICES = {
 class RowConfig:
     """Everything but the teacher that can change a row of the score table, with no `auto` left in it.
 
-    `views` counts the views from `first_view` on; `size` is the side of a view in pixels; `sample` is the share
-    of the samples that is scored; `image_field` lists fields in order of preference, lower case, separated by
-    semicolons; `decoder` names the decoder whose pixels the rows hold (`images.DECODER`).
+    `views` counts the views from `first_view` on; `size` is the side of a view in pixels; `sample` is the
+    share of the samples that is scored; `image_field` lists fields in order of preference, lower case,
+    separated by semicolons; `decoder` names the decoder whose pixels the rows hold (`images.DECODER`).
     """
 
     mask_ratio: float
