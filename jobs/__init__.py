@@ -1,0 +1,1 @@
+"""Commands, one file each: parse a config, build the parts, run, report."""

@@ -1,2 +1,61 @@
-from pathlib import Path as _P
-__path__.append(str(_P(__file__).resolve().parent.parent))
+"""Ranks the patches of images by how much content they carry: pseudo-labels from a masked autoencoder.
+
+    import patchrank
+    teacher = patchrank.load_teacher("tiny")
+    scores = patchrank.score_images(teacher, [image])
+    table = patchrank.read_scores("out")
+
+Importing this package loads neither torch nor ray: each name of the API is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from patchrank.pipeline.api import load_teacher, score_images
+    from patchrank.pipeline.score_table import read_scores
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "load_teacher", "read_scores", "score_images"]
+
+_API = {
+    "load_teacher": "patchrank.pipeline.api",
+    "read_scores": "patchrank.pipeline.score_table",
+    "score_images": "patchrank.pipeline.api",
+}
+
+
+def _checkout_of(package: Path) -> Path | None:
+    """The root of the checkout that the package folder lies in, or None for an installed package.
+
+    An installed package has its sub-packages inside and never looks beside itself, where a `pipeline` or
+    `jobs` would be another distribution's.
+    """
+    if (package / "pipeline").exists():
+        return None
+    root = package.parent
+    try:
+        project = (root / "pyproject.toml").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    return root if '\nname = "patchrank"\n' in project else None
+
+
+if (_checkout := _checkout_of(Path(__file__).resolve().parent)) is not None:
+    __path__.append(str(_checkout))
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name of the public API on first use."""
+    if name not in _API:
+        raise AttributeError(f"module 'patchrank' has no attribute {name!r}")
+    value = getattr(import_module(_API[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""The masked autoencoder whose reconstructions tell what a patch is worth."""

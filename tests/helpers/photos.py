@@ -1,7 +1,7 @@
 """Synthetic photographs and shards: the same bytes for the same arguments, without any file or download.
 
 Pictures are smooth gradients with textured discs and bars on them, so that some patches carry content and
-others do not. Pillow encodes them; the bytes may differ between Pillow releases, the pixels before encoding do not.
+others do not. Pillow encodes them: the pixels are the same everywhere, the bytes within one Pillow release.
 """
 
 from __future__ import annotations
@@ -75,10 +75,11 @@ def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) 
     return path
 
 
-def photo_samples(count: int, seed: int = 0, height: int = 240, width: int = 320) -> list[tuple[str, dict[str, bytes]]]:
-    """`count` good samples for `write_shard`: a photo `jpg` and a label `cls` each, keys unlike those of other seeds."""
-    pictures = photos(count, seed, height, width)
+def photo_samples(
+    count: int, seed: int = 0, height: int = 240, width: int = 320
+) -> list[tuple[str, dict[str, bytes]]]:
+    """`count` good samples for `write_shard`, a photo `jpg` and a label `cls` each; other seeds, other keys."""
     return [
         (f"photo-{seed}-{number:04d}", {"jpg": data, "cls": str(number % 10).encode()})
-        for number, data in enumerate(pictures)
+        for number, data in enumerate(photos(count, seed, height, width))
     ]

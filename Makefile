@@ -1,0 +1,78 @@
+# patchrank: set-up, demo, tests. Each target does what it needs of the ones before; nothing but Python 3.11 to
+# 3.13, git and make has to be there, and no network but the package registry.
+#
+#   make install        .venv with the project and all extras, at the versions of constraints.txt
+#   make demo           scores real photographs with the bundled teacher and draws what it found
+#   make test           lint, types, tests            (make test ARGS="-k shards" for some of the tests)
+#   make bench          benchmarks, one after the other
+#   make lint           ruff and mypy
+#   make clean          removes what the other targets made, but keeps .venv
+#
+# PYTHON=/path/to/python3 chooses the interpreter that .venv is made with.
+
+.PHONY: install demo test bench lint links clean
+.NOTPARALLEL:
+.DEFAULT_GOAL := install
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.patchrank-installed
+EXTRAS := demo,s3,http,test,dev
+PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
+ARGS :=
+
+install: $(INSTALLED)
+
+$(BIN)/python:
+	@echo "== install: making $(VENV)"
+	@for python in $(PYTHONS); do \
+	    if $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then \
+	        $$python --version; \
+	        $$python -m venv $(VENV) && exit 0; \
+	        rm -rf $(VENV); \
+	        echo "$$python could not make a virtual environment (on Debian: apt-get install python3-venv)" >&2; \
+	        exit 1; \
+	    fi; \
+	done; \
+	echo "patchrank needs Python 3.11, 3.12 or 3.13; none of these is one: $(PYTHONS)." >&2; \
+	echo "Install one, or say where it is: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; \
+	exit 1
+
+$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "== install: patchrank with the extras $(EXTRAS) (torch and its CUDA libraries are some 3 GB)"
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@touch $@
+
+demo: install
+	@echo "== demo: scores photographs with the bundled teacher"
+	$(BIN)/patchrank demo $(ARGS)
+
+test: install lint
+	@echo "== test: pytest"
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: install
+	@for file in $(sort $(wildcard benchmarks/[a-z]*.py)); do \
+	    echo "== bench: $$file"; \
+	    $(BIN)/python $$file $(ARGS) || exit 1; \
+	done
+
+lint: install links
+	@echo "== lint: ruff"
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@echo "== lint: mypy"
+	MYPYPATH=build/typing $(BIN)/mypy --package patchrank --package tests \
+	    $(if $(wildcard benchmarks/*.py),--package benchmarks)
+
+# The type checker sees the folders under the names that the code imports.
+links:
+	@mkdir -p build/typing/patchrank
+	@for name in __init__.py py.typed; do ln -sfn ../../../patchrank/$$name build/typing/patchrank/$$name; done
+	@for name in pipeline ranker jobs; do ln -sfn ../../../$$name build/typing/patchrank/$$name; done
+	@for name in tests benchmarks; do ln -sfn ../../$$name build/typing/$$name; done
+
+clean:
+	@echo "== clean: keeps $(VENV); remove that by hand for a fresh install"
+	rm -rf build dist demo-out bench-out *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
