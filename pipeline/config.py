@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal, get_args
 
+import tyro
+
 from patchrank.pipeline.errors import UserError
 
 IMAGE_FIELDS = "jpg;jpeg;png;webp;gif;bmp;tif;tiff"
@@ -83,3 +85,111 @@ class RowConfig:
             raise UserError(f"image field is empty, must name fields such as {IMAGE_FIELDS}")
         if not self.decoder:
             raise UserError("decoder is empty, must name the image decoder")
+
+
+def parse_views(text: str) -> tuple[int, int]:
+    """First view and number of views of `--views`: "4" is views 0 to 3, "4:8" views 4 to 7."""
+    first, colon, stop = text.partition(":")
+    try:
+        begin, end = (int(first), int(stop)) if colon else (0, int(first))
+    except ValueError:
+        raise UserError(f"--views is {text!r}, must be a count such as 4 or a range such as 4:8") from None
+    return begin, end - begin
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """Score the patches of the images in WebDataset shards into a Parquet table."""
+
+    shards: tyro.conf.Positional[tuple[str, ...]]
+    """Shards: paths, globs, brace ranges {000000..000999}, directories or @list.txt, on any fsspec URL."""
+    out: str
+    """Output folder (any fsspec URL). Run again on it to resume."""
+    teacher: str = "mae-base"
+    """tiny (bundled), mae-base, mae-large, mae-huge, or path or URL of a .pth, a .safetensors or a folder."""
+    output_space: Literal["auto", "pixels", "normalised"] = "auto"
+    """What the teacher predicts, where its file does not tell."""
+    views: str = "4"
+    """Views per image: a count, or a range such as 4:8 to add to an earlier table."""
+    mask_ratio: float = 0.9
+    """Share of the patches that is hidden in a view."""
+    removal: Removal = "decoder"
+    """Leave a patch out before the decoder (cheap, as published) or before the encoder (exact)."""
+    metric: Metric = "l1"
+    """How the change of the reconstruction is measured."""
+    crop: Crop = "random"
+    """Random resized crops, or one centre crop whose views cover all patches."""
+    masks: Masks = "uniform"
+    """Visible patches drawn uniformly, or spread apart."""
+    store: Store = "patches"
+    """Pixels kept in the table: the visible patches, the whole view as JPEG, or none."""
+    seed: int = 0
+    """Seed of masks, crops, flips and the share of samples."""
+    root: str | None = None
+    """Name shards by their path below this URL, so that the corpus may move."""
+    sample: float = 1.0
+    """Share of the samples to score."""
+    limit_shards: int | None = None
+    """Score only the first N shards."""
+    image_field: str = IMAGE_FIELDS
+    """Fields that may hold a sample's image; the first one present is taken."""
+    gpus_per_actor: float = 1.0
+    """GPUs of an actor; 0 scores on CPUs although there are GPUs."""
+    cpus_per_actor: int | None = None
+    """CPUs of an actor: decoders beside a GPU, or the teacher itself. Default: its share of a node."""
+    max_actors: int | None = None
+    """At most this many actors; by default as many as the cluster has room for."""
+    batch_size: int | Literal["auto"] = "auto"
+    """Views scored at once; auto measures what fits and is fastest."""
+    precision: Literal["auto"] | Precision = "auto"
+    """Arithmetic of the teacher; auto is decided once per output by a short probe."""
+    max_bad: float = 0.05
+    """Exit 1 when a larger share of the samples gave no row."""
+    salvage: bool = False
+    """Do not count damaged archives as failures: what they gave is enough."""
+    redo_errors: bool = False
+    """Score shards again that have samples without a row."""
+    stall_timeout: float = 900.0
+    """Seconds without progress after which an actor is replaced."""
+    start_timeout: float = 600.0
+    """Seconds without any ready actor after which the run says so and ends."""
+    price_per_hour: float | None = None
+    """Price of one actor's hour; the dry run turns it into a sum."""
+    dry_run: bool = False
+    """Print what would be done and what it would cost; writes nothing."""
+
+    def __post_init__(self) -> None:
+        parse_views(self.views)
+        for name in ("max_actors", "limit_shards", "batch_size", "cpus_per_actor"):
+            value = getattr(self, name)
+            if isinstance(value, int) and value < 1:
+                raise UserError(f"--{name.replace('_', '-')} is {value}, must be at least 1")
+        if not self.shards:
+            raise UserError("no shards given: name a path, a glob, a brace range, a directory or @list.txt")
+        if not 0 <= self.max_bad <= 1:
+            raise UserError(f"--max-bad is {self.max_bad}, must be a share from 0 to 1")
+        if self.gpus_per_actor < 0 or (self.gpus_per_actor > 1 and self.gpus_per_actor % 1):
+            raise UserError(f"--gpus-per-actor is {self.gpus_per_actor}: give a share up to 1 or a count")
+        if min(self.stall_timeout, self.start_timeout) <= 0:
+            raise UserError("--stall-timeout and --start-timeout must be above 0 seconds")
+
+    def rows(self, *, size: int, precision: Precision, decoder: str) -> RowConfig:
+        """The settings that can change a row, given what the teacher, the probe and the decoder decide."""
+        first_view, views = parse_views(self.views)
+        return RowConfig(
+            mask_ratio=self.mask_ratio,
+            first_view=first_view,
+            views=views,
+            crop=self.crop,
+            masks=self.masks,
+            estimator="exact",
+            removal=self.removal,
+            metric=self.metric,
+            seed=self.seed,
+            size=size,
+            precision=precision,
+            store=self.store,
+            sample=self.sample,
+            image_field=self.image_field,
+            decoder=decoder,
+        )

@@ -1,0 +1,147 @@
+"""The Ray actor around `ShardScoring`: a teacher on one device of one node."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+from typing import Any
+
+import ray
+import torch
+
+from patchrank.pipeline import storage
+from patchrank.pipeline.config import RowConfig
+from patchrank.pipeline.errors import InfrastructureError, PatchrankError, UserError
+from patchrank.pipeline.output import OutputFolder
+from patchrank.pipeline.scoring import Scorer, choose_precision
+from patchrank.pipeline.scratch import remove_dead_scratch
+from patchrank.pipeline.shard_scoring import Progress, ShardResult, ShardScoring, run_metadata
+from patchrank.pipeline.shards import Shard
+from patchrank.pipeline.teacher.checkpoint import TeacherFile, build_teacher
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ActorInfo:
+    """Where an actor runs."""
+
+    node_id: str
+    host: str
+    device: str
+    device_ids: tuple[str, ...]
+    threads: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WorkOrder:
+    """What every actor of a run is told once its rows are resolved."""
+
+    out: str
+    run_id: str
+    rows: RowConfig
+    batch_size: int | None
+    decode_threads: int
+
+
+def _device() -> torch.device:
+    # Ray sets CUDA_VISIBLE_DEVICES for declared GPUs that need not exist: torch knows what is there.
+    return torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
+
+
+@ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"score": 2, "control": 2})
+class ScoringActor:
+    """Loads the teacher once, then scores the shards it is given, two at a time (see `ShardScoring`)."""
+
+    def __init__(self, teacher: TeacherFile) -> None:
+        self._file = teacher
+        self._model = build_teacher(teacher, device=str(_device()))
+        self._scoring: ShardScoring | None = None
+        self._info = self._describe()
+
+    def _describe(self) -> ActorInfo:
+        context = ray.get_runtime_context()
+        device = _device()
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu"
+        return ActorInfo(
+            node_id=context.get_node_id(),
+            host=platform.node(),
+            device=f"{device.type} {name}",
+            device_ids=tuple(context.get_accelerator_ids().get("GPU", ())),
+            threads=torch.get_num_threads(),
+        )
+
+    @ray.method(concurrency_group="control")
+    def info(self) -> ActorInfo:
+        """Answers once the teacher is loaded."""
+        return self._info
+
+    @ray.method(concurrency_group="control")
+    def choose_precision(self) -> str:
+        """The fastest safe precision on this actor's device, by a short probe."""
+        return choose_precision(self._model, _device())
+
+    @ray.method(concurrency_group="control")
+    def configure(self, order: WorkOrder, first_shard: Shard) -> int:
+        """Prove access to input and output, then get ready; returns the batch size in views.
+
+        Raises UserError naming node and path where this node cannot read the shards or write to the output.
+        """
+        remove_dead_scratch()
+        self._prove_access(order, first_shard)
+        rows = order.rows
+        scorer = Scorer(
+            self._model,
+            removal=rows.removal,
+            metric=rows.metric,
+            precision=rows.precision,
+            device=_device(),
+            batch_size=order.batch_size,
+            mask_ratio=rows.mask_ratio,
+        )
+        metadata = run_metadata(
+            self._file,
+            rows,
+            run_id=order.run_id,
+            device=self._info.device,
+            device_ids=self._info.device_ids,
+            batch_size=scorer.batch_size,
+            threads=self._info.threads,
+        )
+        output = OutputFolder(order.out, run_id=order.run_id)
+        self._scoring = ShardScoring(scorer, rows, output, metadata=metadata, threads=order.decode_threads)
+        return scorer.batch_size
+
+    def _prove_access(self, order: WorkOrder, shard: Shard) -> None:
+        here = f"node {self._info.host} ({self._info.node_id[:8]})"
+        try:
+            storage.stat(shard.url)
+        except (FileNotFoundError, InfrastructureError, UserError) as error:
+            raise UserError(f"{here} cannot read {shard.name}: {error}; use storage that all nodes see") from error
+        probe = storage.join(order.out, f".probe.{order.run_id}.{os.getpid()}.tmp")
+        try:
+            storage.commit_bytes(b"", probe, run_id=order.run_id)
+            storage.remove(probe)
+        except (OSError, InfrastructureError, UserError) as error:
+            raise UserError(f"{here} cannot write to {order.out}: {error}; use storage that all nodes see") from error
+
+    @ray.method(concurrency_group="score")
+    def score(self, shard: Shard) -> ShardResult:
+        """Score one shard and commit its table."""
+        assert self._scoring is not None
+        try:
+            return self._scoring.score(shard)
+        except PatchrankError:
+            raise
+        except Exception as error:
+            # Foreign exceptions need not survive pickling; the attempt counts all the same.
+            raise InfrastructureError(f"{type(error).__name__}: {error}") from error
+
+    @ray.method(concurrency_group="control")
+    def progress(self) -> Progress | None:
+        """Running totals; None before `configure`."""
+        return self._scoring.progress if self._scoring is not None else None
+
+
+def new_actor(teacher: Any, *, cpus: float, gpus: float) -> Any:
+    """Ask Ray for an actor; `teacher`: an object reference to a TeacherFile."""
+    return ScoringActor.options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy="SPREAD").remote(teacher)
