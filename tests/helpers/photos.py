@@ -78,7 +78,7 @@ def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) 
 def photo_samples(
     count: int, seed: int = 0, height: int = 240, width: int = 320
 ) -> list[tuple[str, dict[str, bytes]]]:
-    """`count` good samples for `write_shard`, a photo `jpg` and a label `cls` each; other seeds, other keys."""
+    """`count` good samples for `write_shard`, photo `jpg` and label `cls` each; other seeds, other keys."""
     return [
         (f"photo-{seed}-{number:04d}", {"jpg": data, "cls": str(number % 10).encode()})
         for number, data in enumerate(photos(count, seed, height, width))

@@ -1,0 +1,274 @@
+"""The layout of the code, read off syntax trees; tests/test_layout_rules.py shows that each rule bites."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+from tests.helpers import layout
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Imports go one way, from later packages to earlier ones. Within a package a file imports only files listed
+# before it. Every file is listed; a new one goes right before the file that uses it.
+PACKAGES = ("pipeline", "ranker", "jobs")
+ORDER = {
+    "pipeline": [
+        "errors.py",
+        "randomness.py",
+        "config.py",
+        "storage_urls.py",
+        "storage_retry.py",
+        "storage.py",
+        "shards.py",
+        "image_header.py",
+        "images.py",
+        "patches.py",
+        "teacher/model.py",
+        "teacher/checkpoint.py",
+        "pretraining.py",
+        "metrics.py",
+        "inference.py",
+        "scoring.py",
+        "record_file.py",
+        "score_table.py",
+        "table_reader.py",
+        "owner.py",
+        "output.py",
+        "pruned.py",
+        "queue_policy.py",
+        "view_feed.py",
+        "scratch.py",
+        "shard_scoring.py",
+        "actor_slots.py",
+        "scoring_actor.py",
+        "actor_pool.py",
+        "progress.py",
+        "shard_queue.py",
+        "api.py",
+    ],
+    "ranker": [],
+    "jobs": [
+        "score.py",
+        "train.py",
+        "prune.py",
+        "evaluate.py",
+        "pretrain.py",
+        "report.py",
+        "schedule.py",
+        "status.py",
+        "demo.py",
+        "cli.py",
+    ],
+}
+# The only files that know Ray, and what only they use, on the machine that a run is started from.
+RAY_FILES = {
+    "pipeline/scoring_actor.py",
+    "pipeline/actor_pool.py",
+    "pipeline/shard_queue.py",
+    "ranker/ray_train.py",
+    "ranker/ray_prune.py",
+}
+DRIVER_FILES = {"pipeline/progress.py"}
+# The files that name file systems, and those that may write without saying that it is to scratch.
+STORAGE_FILES = {"pipeline/storage_urls.py", "pipeline/storage_retry.py", "pipeline/storage.py"}
+WRITING_FILES = STORAGE_FILES | {"pipeline/scratch.py"}
+# Importing these loads nothing heavy, so that --help and status answer at once.
+LIGHT_FILES = {"patchrank/__init__.py", "pipeline/config.py", "jobs/cli.py"}
+HEAVY_LIBRARIES = {"torch", "torchvision", "timm", "ray", "webdataset"}
+# The names computed here are those of our own modules.
+COMPUTED_IMPORT_FILES = {"patchrank/__init__.py", "jobs/cli.py"}
+# What a bare GPU machine has and what that brings along: the pipeline needs no more, its Ray files aside.
+SCORING_LIBRARIES = {
+    *("torch", "torchvision", "timm", "pyarrow", "fsspec"),
+    *("numpy", "PIL", "safetensors", "yaml", "huggingface_hub"),
+}
+DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "skimage": "scikit-image", "huggingface_hub": "timm"}
+
+MAX_LINES = 300
+MAX_JOB_LINES = 80
+
+
+def python_files(*folders: str) -> list[str]:
+    """The Python files below the folders, relative to the root."""
+    return sorted(p.relative_to(ROOT).as_posix() for folder in folders for p in (ROOT / folder).rglob("*.py"))
+
+
+def sources() -> list[str]:
+    """The files that are installed."""
+    return python_files("patchrank", *PACKAGES)
+
+
+@cache
+def tree_of(file: str) -> ast.Module:
+    """The file's syntax tree."""
+    return ast.parse((ROOT / file).read_text(encoding="utf-8"), file)
+
+
+def broken(rule: Callable[[str], object], files: list[str]) -> dict[str, object]:
+    """What the rule finds, by file; files without findings are left out."""
+    return {file: found for file in files if (found := rule(file))}
+
+
+def rank_of(file: str) -> tuple[int, int]:
+    """The file's place in the order, package first; a package's own __init__ comes before its files."""
+    package, _, rest = file.partition("/")
+    if package == "patchrank":
+        return (len(PACKAGES), 0)
+    if rest not in ORDER[package] and not rest.endswith("__init__.py"):
+        raise AssertionError(f"{file}: add it to ORDER right before the file that uses it")
+    return (PACKAGES.index(package), ORDER[package].index(rest) if rest in ORDER[package] else -1)
+
+
+def file_of(module: str) -> str | None:
+    """The file that `patchrank.pipeline.x` names, relative to the root; None if there is none."""
+    path = module.removeprefix("patchrank").strip(".").replace(".", "/") or "patchrank"
+    candidates = (f"{path}.py", f"{path}/__init__.py")
+    return next((candidate for candidate in candidates if (ROOT / candidate).is_file()), None)
+
+
+def imported_file(used: layout.Import) -> str | None:
+    """The file of ours that an import means: the module, not the package that it is imported from."""
+    if used.module.split(".")[0] != "patchrank":
+        return None
+    return (file_of(f"{used.module}.{used.name}") if used.name else None) or file_of(used.module)
+
+
+def names_a_module(target: str | None, used: layout.Import) -> bool:
+    """Whether the import means a module of ours; packages are empty, so that a name in one is a module too."""
+    return target is not None and not (used.name and target.endswith("__init__.py"))
+
+
+def refused_imports(file: str, tree: ast.Module) -> list[str]:
+    """Imports against the order, and imports of our folders under other names than their own."""
+    found = []
+    for used in layout.imports(tree):
+        target = imported_file(used)
+        if used.module.split(".")[0] in {*PACKAGES, "", "tests", "benchmarks"}:
+            found.append(
+                f"line {used.line}: {used.module} is no name of ours: say patchrank.<package>.<module>"
+            )
+        elif target == "patchrank/__init__.py" and used.name == "__version__":
+            continue
+        elif used.module.split(".")[0] == "patchrank" and not names_a_module(target, used):
+            found.append(f"line {used.line}: there is no {used.module}.{used.name or ''}")
+        elif target is not None and file != "patchrank/__init__.py" and rank_of(target) >= rank_of(file):
+            found.append(f"line {used.line}: imports {target}, which comes later")
+    return found
+
+
+def libraries(tree: ast.Module, *, at_import: bool = False) -> set[str]:
+    """Top-level names of imported libraries that are neither ours nor Python's."""
+    names = {i.module.split(".")[0] for i in layout.imports(tree) if i.at_import or not at_import}
+    return names - set(sys.stdlib_module_names) - {"patchrank", ""}
+
+
+def loaded_at_import(file: str) -> set[str]:
+    """Libraries that importing the file loads, through files of ours too."""
+    seen: set[str] = set()
+    ahead, loaded = [file], set()
+    while ahead:
+        current = ahead.pop()
+        if current not in seen:
+            seen.add(current)
+            loaded |= libraries(tree_of(current), at_import=True)
+            used = [imported_file(i) for i in layout.imports(tree_of(current)) if i.at_import]
+            ahead += [target for target in used if target]
+    return loaded
+
+
+def file_systems(tree: ast.Module) -> list[str]:
+    """Imports of libraries that open files on any store."""
+    used = [(i.line, f"{i.module}.{i.name}" if i.name else i.module) for i in layout.imports(tree)]
+    return [f"line {line}: {name}" for line, name in used if re.match(r"(fsspec|s3fs|pyarrow\.fs)\b", name)]
+
+
+def test_every_file_has_its_place_in_the_order() -> None:
+    for package in PACKAGES:
+        present = {file.removeprefix(f"{package}/") for file in python_files(package)}
+        missing = {file for file in present - set(ORDER[package]) if not file.endswith("__init__.py")}
+        assert missing == set(), "add these to ORDER, right before the file that uses them"
+        assert len(ORDER[package]) == len(set(ORDER[package]))
+
+
+def test_imports_go_one_way() -> None:
+    assert broken(lambda file: refused_imports(file, tree_of(file)), sources()) == {}
+
+
+def test_packages_import_nothing() -> None:
+    packages = [f for f in python_files(*PACKAGES) if f.endswith("__init__.py")]
+    assert broken(lambda file: layout.imports(tree_of(file)), packages) == {}
+
+
+def test_ray_is_known_only_where_it_is_used() -> None:
+    others = [file for file in sources() if file not in RAY_FILES]
+    assert broken(lambda file: libraries(tree_of(file)) & {"ray"}, others) == {}
+
+
+def test_only_storage_knows_file_systems() -> None:
+    others = [file for file in sources() if file not in STORAGE_FILES]
+    assert broken(lambda file: file_systems(tree_of(file)), others) == {}
+
+
+def test_scoring_runs_on_a_bare_gpu_machine() -> None:
+    files = [f for f in python_files("pipeline") if f not in RAY_FILES | DRIVER_FILES]
+    assert broken(lambda file: libraries(tree_of(file)) - SCORING_LIBRARIES, files) == {}
+
+
+def test_libraries_are_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+    def names(requirements: list[str]) -> set[str]:
+        return {re.split(r"[^\w-]", requirement)[0] for requirement in requirements}
+
+    needed = names(project["dependencies"])
+    extras = {name for entry in project["optional-dependencies"].values() for name in names(entry)}
+
+    def undeclared(file: str) -> set[str]:
+        at_import = {DISTRIBUTIONS.get(n, n) for n in libraries(tree_of(file), at_import=True)}
+        anywhere = {DISTRIBUTIONS.get(n, n) for n in libraries(tree_of(file))}
+        # An extra may be missing: the function that needs it imports it.
+        return (at_import - needed) | (anywhere - needed - extras)
+
+    assert broken(undeclared, sources()) == {}
+
+
+def test_light_files_load_nothing_heavy() -> None:
+    light = [file for file in sources() if file in LIGHT_FILES]
+    assert broken(lambda file: loaded_at_import(file) & HEAVY_LIBRARIES, light) == {}
+
+
+def test_jobs_load_heavy_libraries_only_when_they_run() -> None:
+    jobs = python_files("jobs")
+    assert broken(lambda file: libraries(tree_of(file), at_import=True) & HEAVY_LIBRARIES, jobs) == {}
+
+
+def test_files_are_short() -> None:
+    files = python_files("patchrank", *PACKAGES, "tests", "benchmarks")
+    lines = {file: len((ROOT / file).read_text(encoding="utf-8").splitlines()) for file in files}
+    limit = {file: MAX_JOB_LINES if file.startswith("jobs/") else MAX_LINES for file in files}
+    assert {file: count for file, count in lines.items() if count > limit[file]} == {}, "split them by idea"
+
+
+def test_only_storage_writes_to_what_is_not_scratch() -> None:
+    others = [file for file in sources() if file not in WRITING_FILES]
+    assert broken(lambda file: layout.writes(tree_of(file)), others) == {}
+
+
+def test_nothing_is_unpickled() -> None:
+    assert broken(lambda file: layout.unsafe_loads(tree_of(file)), sources()) == {}
+
+
+def test_no_shell() -> None:
+    files = python_files("patchrank", *PACKAGES, "tests", "benchmarks")
+    assert broken(lambda file: layout.shell_use(tree_of(file)), files) == {}
+
+
+def test_imports_can_be_followed() -> None:
+    others = [file for file in sources() if file not in COMPUTED_IMPORT_FILES]
+    assert broken(lambda file: layout.computed_imports(tree_of(file)), others) == {}
