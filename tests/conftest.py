@@ -29,6 +29,11 @@ os.environ.update(
 TORCH_THREADS = 2
 
 
+def pytest_unconfigure() -> None:
+    """Remove what Ray left, this session's and that of the processes it started."""
+    shutil.rmtree(RAY_TEMPORARY, ignore_errors=True)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip tests marked `gpu` where torch finds no accelerator."""
     marked = [item for item in items if item.get_closest_marker("gpu")]
@@ -58,6 +63,7 @@ def ray_cluster() -> Iterator[None]:
     import ray
 
     ray.init(
+        address="local",  # never a cluster that happens to run here
         num_cpus=4,
         num_gpus=2,
         include_dashboard=False,
@@ -65,4 +71,3 @@ def ray_cluster() -> Iterator[None]:
     )
     yield
     ray.shutdown()
-    shutil.rmtree(RAY_TEMPORARY, ignore_errors=True)
