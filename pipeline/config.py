@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import tyro
 
@@ -101,7 +101,7 @@ def parse_views(text: str) -> tuple[int, int]:
 class ScoreConfig:
     """Score the patches of the images in WebDataset shards into a Parquet table."""
 
-    shards: tyro.conf.Positional[tuple[str, ...]]
+    shards: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SHARDS")]
     """Shards: paths, globs, brace ranges {000000..000999}, directories or @list.txt, on any fsspec URL."""
     out: str
     """Output folder (any fsspec URL). Run again on it to resume."""

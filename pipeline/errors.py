@@ -10,7 +10,7 @@ class PatchrankError(Exception):
         super().__init__(message)
 
 
-class UserError(PatchrankError, ValueError):
+class UserError(PatchrankError):
     """What the user asked cannot be done; the message holds the value and the way out (exit code 2)."""
 
 

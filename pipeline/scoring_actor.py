@@ -5,20 +5,24 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
+from importlib.metadata import version
 from typing import Any
 
 import ray
 import torch
 
+from patchrank import __version__
 from patchrank.pipeline import storage
 from patchrank.pipeline.config import RowConfig
 from patchrank.pipeline.errors import InfrastructureError, PatchrankError, UserError
 from patchrank.pipeline.output import OutputFolder
 from patchrank.pipeline.scoring import Scorer, choose_precision
 from patchrank.pipeline.scratch import remove_dead_scratch
-from patchrank.pipeline.shard_scoring import Progress, ShardResult, ShardScoring, run_metadata
+from patchrank.pipeline.shard_scoring import Progress, ShardResult, ShardScoring, teacher_record
 from patchrank.pipeline.shards import Shard
 from patchrank.pipeline.teacher.checkpoint import TeacherFile, build_teacher
+
+VERSIONS_OF = ("torch", "torchvision", "timm", "pillow", "pyarrow", "ray", "numpy")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,24 +95,30 @@ class ScoringActor:
         rows = order.rows
         scorer = Scorer(
             self._model,
+            mask_ratio=rows.mask_ratio,
             removal=rows.removal,
             metric=rows.metric,
             precision=rows.precision,
             device=_device(),
             batch_size=order.batch_size,
-            mask_ratio=rows.mask_ratio,
         )
-        metadata = run_metadata(
-            self._file,
+        provenance = {
+            "run_id": order.run_id,
+            "node": self._info.host,
+            "device": self._info.device,
+            "device_ids": list(self._info.device_ids),
+            "threads": self._info.threads,
+            "batch_size": scorer.batch_size,
+            "versions": {"patchrank": __version__} | {name: version(name) for name in VERSIONS_OF},
+        }
+        self._scoring = ShardScoring(
+            scorer,
+            teacher_record(self._file),
             rows,
-            run_id=order.run_id,
-            device=self._info.device,
-            device_ids=self._info.device_ids,
-            batch_size=scorer.batch_size,
-            threads=self._info.threads,
+            OutputFolder(order.out, run_id=order.run_id),
+            provenance=provenance,
+            threads=order.decode_threads,
         )
-        output = OutputFolder(order.out, run_id=order.run_id)
-        self._scoring = ShardScoring(scorer, rows, output, metadata=metadata, threads=order.decode_threads)
         return scorer.batch_size
 
     def _prove_access(self, order: WorkOrder, shard: Shard) -> None:

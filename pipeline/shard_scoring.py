@@ -10,20 +10,34 @@ import dataclasses
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from patchrank.pipeline.config import RowConfig
+from patchrank.pipeline.config import RowConfig, Store
 from patchrank.pipeline.output import OutputFolder
-from patchrank.pipeline.score_table import Row, TableWriter, table_schema, write_errors
+from patchrank.pipeline.patches import visible_count
+from patchrank.pipeline.record_file import ShardRecord
+from patchrank.pipeline.score_table import (
+    Row,
+    TableWriter,
+    TeacherRecord,
+    table_metadata,
+    table_schema,
+    write_errors,
+)
 from patchrank.pipeline.scoring import Scorer
+from patchrank.pipeline.scratch import scratch_folder
 from patchrank.pipeline.shards import Fault, Shard
+from patchrank.pipeline.teacher.checkpoint import TeacherFile
 from patchrank.pipeline.view_feed import View, ViewFeed
+
+MOST_REASONS = 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +46,7 @@ class ShardResult:
 
     shard_id: str
     samples: int
-    images: int
+    quarantined: int
     rows: int
     faults: dict[str, int]
     damaged: bool
@@ -46,13 +60,13 @@ class ShardResult:
 class Progress:
     """Running totals of an actor; `moved` counts every step, so that a watchdog sees life.
 
-    `teacher_s`: seconds from the first wait for a batch to the end of the last one; `waited_s`: those of them
-    in which the teacher had nothing to do.
+    `teacher_s`: seconds in which the teacher worked; `waited_s`: seconds in which it had nothing to do.
     """
 
     images: int = 0
     views: int = 0
     faults: int = 0
+    bytes_read: int = 0
     moved: int = 0
     teacher_s: float = 0.0
     waited_s: float = 0.0
@@ -64,19 +78,22 @@ class ShardScoring:
     def __init__(
         self,
         scorer: Scorer,
+        teacher: TeacherRecord,
         rows: RowConfig,
         output: OutputFolder,
         *,
-        metadata: dict[str, Any],
+        provenance: dict[str, Any],
         threads: int,
     ) -> None:
-        """`metadata`: what every table of this run records beside its shard. `threads`: decoders."""
+        """`provenance`: what tables record of the run without deciding anything. `threads`: decoders."""
         self.progress = Progress()
         self._scorer = scorer
+        self._teacher = teacher
         self._rows = rows
         self._output = output
-        self._metadata = metadata
-        self._teacher = threading.Lock()
+        self._provenance = provenance
+        self._visible = visible_count(teacher.grid**2, rows.mask_ratio)
+        self._turn = threading.Lock()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         images_per_batch = -(-scorer.batch_size // rows.views)
         # Two batches ahead, and enough to keep every decoder busy when images differ in size.
@@ -88,49 +105,161 @@ class ShardScoring:
         Raises InfrastructureError where another attempt may help; then nothing was committed.
         """
         started = time.monotonic()
-        feed = ViewFeed(shard, self._rows, self._scorer.patch_size, self._pool, self._ahead)
+        feed = ViewFeed(shard, self._rows, self._teacher.patch_size, self._pool, self._ahead)
         try:
-            with TemporaryDirectory(prefix="patchrank-") as scratch:
-                return self._score(shard, feed, Path(scratch), started)
+            with scratch_folder() as scratch:
+                result = self._score(shard, feed, scratch)
         finally:
             feed.close()
+        return dataclasses.replace(result, seconds=time.monotonic() - started)
 
-    def _score(self, shard: Shard, feed: ViewFeed, scratch: Path, started: float) -> ShardResult:
+    def _score(self, shard: Shard, feed: ViewFeed, scratch: Path) -> ShardResult:
+        table, errors = scratch / "table.parquet", scratch / "errors.parquet"
+        patch_bytes = self._teacher.patch_size**2 * 3
+        schema = table_schema(visible=self._visible, patch_bytes=patch_bytes, store=self._rows.store)
         faults: list[Fault] = []
-        table = scratch / "table.parquet"
-        schema = table_schema(
-            visible=self._scorer.visible, patch_bytes=self._scorer.patch_values, store=self._rows.store
-        )
-        writer = TableWriter(table, schema)
-        images = 0
-        with writer:
-            with self._teacher:
-                begun = waiting = time.monotonic()
-                waited = 0.0
-                for batch, images in _batches(feed, self._scorer.batch_size, faults):
-                    waited += time.monotonic() - waiting
-                    writer.add(self._rows_of(shard, batch, faults))
-                    waiting = time.monotonic()
-                    self._count(batch, images, faults)
-                self.progress.waited_s += waited
-                self.progress.teacher_s += time.monotonic() - begun
-            writer.close(self._table_metadata(shard, feed, faults))
-        failed = _failure(feed, writer.rows, faults)
-        errors = None
+        with TableWriter(table, schema) as writer:
+            with self._turn:
+                waited = self._fill(shard, feed, writer, faults)
+            record = ShardRecord(
+                name=shard.name,
+                size=feed.size,
+                tag=shard.tag,
+                sha256=feed.sha256,
+                samples=feed.samples,
+                quarantined=len({fault.sample_key for fault in faults if fault.sample_key is not None}),
+                damaged=feed.damaged,
+            )
+            writer.close(
+                table_metadata(
+                    config=self._rows,
+                    teacher=self._teacher,
+                    shard=record,
+                    visible=self._visible,
+                    faults=faults,
+                    provenance=self._provenance,
+                )
+            )
+        failed = failure_reason(record, writer.rows, faults)
         if faults:
-            errors = scratch / "errors.parquet"
             write_errors(errors, faults, shard.name)
         if failed is None:
-            self._output.commit(shard, table, errors)
+            self._output.commit(shard, table, errors if faults else None)
         return ShardResult(
             shard_id=shard.id,
-            samples=feed.samples,
-            images=images,
+            samples=record.samples,
+            quarantined=record.quarantined,
             rows=writer.rows,
-            faults=dict(Counter(f"{fault.stage}: {fault.reason}" for fault in faults)),
-            damaged=feed.damaged,
+            faults=count_reasons(faults),
+            damaged=record.damaged,
             failed=failed,
-            seconds=time.monotonic() - started,
+            seconds=0.0,
             waited_s=waited,
             table_bytes=table.stat().st_size,
         )
+
+    def _fill(self, shard: Shard, feed: ViewFeed, writer: TableWriter, faults: list[Fault]) -> float:
+        """Score all views of the feed into the writer; returns the seconds without a batch to score."""
+        waited, begun = 0.0, time.monotonic()
+        waiting = begun
+        for batch in self._batches(feed, faults):
+            ready = time.monotonic()
+            waited += ready - waiting
+            self.progress.waited_s += ready - waiting
+            writer.add(self._score_batch(shard, batch, faults))
+            self.progress.views += len(batch)
+            waiting = time.monotonic()
+            self.progress.teacher_s += waiting - ready
+        waited += time.monotonic() - waiting
+        return waited
+
+    def _batches(self, feed: ViewFeed, faults: list[Fault]) -> Iterator[list[View]]:
+        """Views in shard order, in lists of the batch size; only the last one may be shorter."""
+        size = self._scorer.batch_size
+        pending: list[View] = []
+        position = 0
+        for item in feed:
+            self.progress.moved += 1
+            self.progress.bytes_read += feed.position - position
+            position = feed.position
+            if isinstance(item, Fault):
+                faults.append(item)
+                self.progress.faults += 1
+                continue
+            self.progress.images += 1
+            pending.extend(item)
+            while len(pending) >= size:
+                yield pending[:size]
+                pending = pending[size:]
+        if pending:
+            yield pending
+
+    def _score_batch(self, shard: Shard, batch: list[View], faults: list[Fault]) -> list[Row]:
+        pixels_NLP = torch.stack([view.pixels for view in batch])
+        visible_NV = torch.from_numpy(np.stack([view.visible for view in batch])).long()
+        scores_NV = self._scorer.score(pixels_NLP, visible_NV).numpy()
+        rows: list[Row] = []
+        for view, score_V in zip(batch, scores_NV, strict=True):
+            if np.isfinite(score_V).all():
+                rows.append(_row(shard, view, score_V, self._rows.store))
+            else:
+                reason = f"the scores of view {view.view} are not finite"
+                faults.append(Fault(view.sample_key, None, "score", reason))
+                self.progress.faults += 1
+        return rows
+
+
+def _row(shard: Shard, view: View, score_V: NDArray[np.float32], store: Store) -> Row:
+    seen = view.pixels[torch.from_numpy(view.visible).long()] if store == "patches" else None
+    return Row(
+        shard=shard.name,
+        sample_key=view.sample_key,
+        view=view.view,
+        image_height=view.image_size[0],
+        image_width=view.image_size[1],
+        crop_top=view.box.top,
+        crop_left=view.box.left,
+        crop_height=view.box.height,
+        crop_width=view.box.width,
+        hflip=view.box.hflip,
+        visible=view.visible,
+        score=score_V,
+        patches=seen.numpy().tobytes() if seen is not None else None,
+        pixels=view.jpeg if store == "view" else None,
+    )
+
+
+def count_reasons(faults: Sequence[Fault]) -> dict[str, int]:
+    """Faults by stage and reason, most frequent first; beyond the first 20 they are summed up."""
+    counts = Counter(f"{fault.stage}: {fault.reason}" for fault in faults).most_common()
+    shown = dict(counts[:MOST_REASONS])
+    if len(counts) > MOST_REASONS:
+        shown["other reasons"] = sum(count for _, count in counts[MOST_REASONS:])
+    return shown
+
+
+def failure_reason(shard: ShardRecord, rows: int, faults: Sequence[Fault]) -> str | None:
+    """Why a shard without rows has failed; None where it may commit.
+
+    No row may be right: `--sample` can leave out every sample of a small shard.
+    """
+    if rows or (shard.samples and not faults):
+        return None
+    if not faults:
+        return "it holds no samples"
+    reason, count = next(iter(count_reasons(faults).items()))
+    return f"none of its {shard.samples} samples gave a row; {count} of {len(faults)} faults are «{reason}»"
+
+
+def teacher_record(file: TeacherFile) -> TeacherRecord:
+    """What tables record of their teacher."""
+    return TeacherRecord(
+        name=file.name,
+        digest=file.digest,
+        grid=file.config.grid,
+        patch_size=file.config.patch_size,
+        heads=file.config.heads,
+        decoder_heads=file.config.decoder_heads,
+        output_space=file.config.output_space,
+        licence=file.licence,
+    )

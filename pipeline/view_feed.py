@@ -80,19 +80,21 @@ def in_share(sample_key: str, rows: RowConfig) -> bool:
 class ViewFeed:
     """Reads a shard on one thread and decodes on the pool, ahead of the consumer and in shard order.
 
-    Iterating yields the views of one image, or a fault. At most `ahead` samples are in memory.
+    Iterating yields the views of one image, or a fault. At most `ahead` samples are in memory. `position`: bytes of
+    the archive whose samples were yielded; `samples`, `size`, `sha256` and `damaged` hold once it has ended.
     """
 
     def __init__(self, shard: Shard, rows: RowConfig, patch_size: int, pool: ThreadPoolExecutor, ahead: int):
         self._rows, self._patch_size, self._pool = rows, patch_size, pool
         self._reader = ShardReader(shard)
-        self._queue: deque[Future[list[View] | Fault]] = deque()
+        self._queue: deque[tuple[Future[list[View] | Fault], int]] = deque()
         self._room = threading.Semaphore(ahead)
         self._ready = threading.Condition()
         self._closed = False
         self._error: BaseException | None = None
         self._ended = False
         self.samples = 0
+        self.position = 0
         self.size = 0
         self.sha256 = ""
         self.damaged = False
@@ -106,8 +108,10 @@ class ViewFeed:
                     self._ready.wait()
                 if not self._queue:
                     break
-                future = self._queue.popleft()
-            yield future.result()
+                future, size = self._queue.popleft()
+            prepared = future.result()
+            self.position += size
+            yield prepared
             self._room.release()
         if self._error is not None:
             raise self._error
@@ -117,7 +121,7 @@ class ViewFeed:
         self._closed = True
         self._room.release()
         self._thread.join()
-        for future in self._queue:
+        for future, _ in self._queue:
             future.cancel()
 
     def _read(self) -> None:
@@ -145,20 +149,29 @@ class ViewFeed:
         self._room.acquire()
         if self._closed:
             return
-        future = self._pool.submit(self._prepare, item)
+        future = self._pool.submit(prepare, item, self._rows, self._patch_size)
         with self._ready:
-            self._queue.append(future)
+            self._queue.append((future, archive_bytes(item)))
             self._ready.notify()
 
-    def _prepare(self, item: Sample | Fault) -> list[View] | Fault:
-        if isinstance(item, Fault):
-            return item
-        picked = pick_image(item, self._rows.image_field)
-        if picked is None:
-            fields = ", ".join(item.fields) or "none"
-            return Fault(item.key, None, "sample", f"no image field; fields: {fields}"[:500])
-        field, data = picked
-        try:
-            return draw_views(item.key, decode_image(data), self._rows, self._patch_size)
-        except ContentError as error:
-            return Fault(item.key, item.members.get(field), "decode", str(error))
+
+def prepare(item: Sample | Fault, rows: RowConfig, patch_size: int) -> list[View] | Fault:
+    """The views of a sample, or why it gives none; a fault stays as it is."""
+    if isinstance(item, Fault):
+        return item
+    picked = pick_image(item, rows.image_field)
+    if picked is None:
+        fields = ", ".join(item.fields) or "none"
+        return Fault(item.key, None, "sample", f"no image field; fields: {fields}"[:500])
+    field, data = picked
+    try:
+        return draw_views(item.key, decode_image(data), rows, patch_size)
+    except ContentError as error:
+        return Fault(item.key, item.members.get(field), "decode", str(error))
+
+
+def archive_bytes(item: Sample | Fault) -> int:
+    """Bytes of a sample's members in a tar archive: a header block each, and data in whole blocks."""
+    if isinstance(item, Fault):
+        return 0
+    return sum(512 + -(-len(data) // 512) * 512 for data in item.fields.values())

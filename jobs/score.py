@@ -1,0 +1,35 @@
+"""`patchrank score`: from shards to a pseudo-score table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from patchrank.jobs.cli import config_to_yaml, run_job
+from patchrank.pipeline.config import ScoreConfig
+
+
+def run(config: ScoreConfig) -> int:
+    """Score, or say what scoring would cost; returns the exit code."""
+    from patchrank.pipeline.score_request import make_request
+
+    request = make_request(config)
+    if config.dry_run:
+        from patchrank.pipeline.estimate import estimate
+
+        print("\n".join(estimate(request).lines(request)))
+        return 0
+    from patchrank.pipeline.progress import make_display
+    from patchrank.pipeline.score_run import score
+
+    summary = score(request, make_display(), settings=config_to_yaml(config))
+    print("\n".join(summary.lines(config.out)))
+    return summary.exit_code
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    run_job("score", ScoreConfig, run, arguments)
+
+
+if __name__ == "__main__":
+    main()

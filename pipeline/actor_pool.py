@@ -1,0 +1,139 @@
+"""The actors of a run as Ray knows them: asked for, called, replaced, killed."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any
+
+import ray
+from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayTaskError
+
+from patchrank.pipeline.actor_slots import ActorSize, NodeResources
+from patchrank.pipeline.queue_policy import Gone
+from patchrank.pipeline.scoring_actor import ActorInfo, new_actor
+from patchrank.pipeline.shard_scoring import Progress
+
+
+@dataclasses.dataclass
+class PooledActor:
+    """One actor and what the driver knows of it. `moved_at`: when it was last seen to make progress."""
+
+    name: str
+    handle: Any
+    info: ActorInfo | None = None
+    configured: bool = False
+    progress: Progress = dataclasses.field(default_factory=Progress)
+    moved_at: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """A call under way: what it is, on which actor, and for `score` the shard's index."""
+
+    kind: str
+    actor: str
+    shard: int = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """The end of a call: its value or its error."""
+
+    call: Call
+    value: Any = None
+    error: Exception | None = None
+
+
+class ActorPool:
+    """Actors by name and the calls that run on them."""
+
+    def __init__(self, teacher: Any, size: ActorSize) -> None:
+        """`teacher`: object reference to a TeacherFile."""
+        self._teacher = teacher
+        self._size = size
+        self._calls: dict[Any, Call] = {}
+        self._names = itertools.count(1)
+        self.actors: dict[str, PooledActor] = {}
+
+    def spawn(self) -> None:
+        """Ask for one more actor; its first answer is to `info`."""
+        handle = new_actor(self._teacher, cpus=self._size.cpus, gpus=self._size.gpus)
+        actor = PooledActor(name=f"actor-{next(self._names)}", handle=handle)
+        self.actors[actor.name] = actor
+        self.call("info", actor)
+
+    def call(self, kind: str, actor: PooledActor, *arguments: Any, shard: int = -1) -> None:
+        """Start the actor's method `kind`."""
+        reference = getattr(actor.handle, kind).remote(*arguments)
+        self._calls[reference] = Call(kind, actor.name, shard)
+
+    def calling(self, kind: str, actor: PooledActor) -> bool:
+        """Whether such a call is under way on this actor."""
+        return any(call.kind == kind and call.actor == actor.name for call in self._calls.values())
+
+    def wait(self, timeout_s: float) -> list[Answer]:
+        """Answers that arrive before the time is over; returns early with the first ones."""
+        if not self._calls:
+            return []
+        pending = list(self._calls)
+        ready, _ = ray.wait(pending, num_returns=1, timeout=timeout_s)
+        if ready and len(pending) > 1:
+            ready, _ = ray.wait(pending, num_returns=len(pending), timeout=0)
+        return [self._answer(reference) for reference in ready]
+
+    def _answer(self, reference: Any) -> Answer:
+        call = self._calls.pop(reference)
+        try:
+            return Answer(call, value=ray.get(reference))
+        except RayTaskError as error:
+            cause = error.cause if isinstance(error.cause, Exception) else error
+            return Answer(call, error=cause)
+        except Exception as error:
+            return Answer(call, error=error)
+
+    def remove(self, actor: PooledActor) -> None:
+        """Kill an actor, dead or alive, and forget its calls."""
+        self.actors.pop(actor.name, None)
+        self._calls = {reference: call for reference, call in self._calls.items() if call.actor != actor.name}
+        ray.kill(actor.handle, no_restart=True)
+
+    def remove_all(self) -> None:
+        """Kill every actor."""
+        for actor in list(self.actors.values()):
+            self.remove(actor)
+
+
+def why_gone(error: Exception, actor: PooledActor) -> Gone | None:
+    """Whether an error means that the actor is no more, and whose fault that is."""
+    if isinstance(error, OutOfMemoryError):
+        return Gone.DIED
+    if not isinstance(error, RayActorError):
+        return None
+    if isinstance(error, ActorUnavailableError) or error.preempted:
+        return Gone.LOST
+    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    return Gone.DIED if actor.info is None or actor.info.node_id in alive else Gone.LOST
+
+
+def init_failure(error: Exception) -> str | None:
+    """The reason why a constructor failed; None for other errors."""
+    if not (isinstance(error, RayActorError) and error.actor_init_failed):
+        return None
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else "unknown reason"
+
+
+def cluster_nodes() -> list[NodeResources]:
+    """Resources of the living nodes."""
+    return [
+        NodeResources(cpus=node["Resources"].get("CPU", 0.0), gpus=node["Resources"].get("GPU", 0.0))
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def autoscaler_gpus() -> float:
+    """GPUs that the cluster's autoscaler may add; 0 where there is none."""
+    most = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    return float(most.get("GPU", 0))

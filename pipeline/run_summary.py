@@ -1,0 +1,117 @@
+"""What a score run came to: counts, exit code, and the lines at its end."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from patchrank.pipeline.progress import byte_size, duration
+from patchrank.pipeline.record_file import Record
+from patchrank.pipeline.shard_scoring import ShardResult
+
+LISTED = 20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunSummary:
+    """The end of a run. `shards`, `done`, `failed`, `rows`, `samples` and `bad` cover all shards that were asked
+    for, those finished by earlier runs included; the rest covers this run. Times in seconds."""
+
+    run_id: str
+    state: str
+    shards: int
+    done: int
+    done_before: int
+    failed: dict[str, str]
+    missing: list[str]
+    damaged: list[str]
+    samples: int
+    bad: int
+    rows: int
+    faults: dict[str, int]
+    images: int
+    views: int
+    seconds: float
+    waited_share: float
+    table_bytes: int
+    devices: list[str]
+    exit_code: int
+
+    def lines(self, out: str) -> list[str]:
+        """What a user reads at the end."""
+        speed = f"{self.views / self.seconds:.1f} views/s" if self.views and self.seconds else "nothing scored"
+        before = f" ({self.done_before} by earlier runs)" if self.done_before else ""
+        lines = [
+            f"{self.state}: {self.done} of {self.shards} shards done{before}, {self.rows:,} rows in {out}",
+            f"this run: {self.images:,} images, {self.views:,} views in {duration(self.seconds)}, {speed}, "
+            f"teacher waited {self.waited_share:.0%}, {byte_size(self.table_bytes)} of tables",
+        ]
+        if self.bad:
+            lines.append(f"samples without a row: {self.bad:,} of {self.samples:,}")
+        lines += [f"  {count:>7,}  {reason}" for reason, count in list(self.faults.items())[:LISTED]]
+        for what, names in (("damaged archive", self.damaged), ("missing", self.missing)):
+            lines += _listed(what, names)
+        lines += _listed("failed", [f"{name}: {reason}" for name, reason in self.failed.items()])
+        return lines
+
+
+def _listed(what: str, names: list[str]) -> list[str]:
+    more = [f"{what}: ... and {len(names) - LISTED} more"] if len(names) > LISTED else []
+    return [f"{what}: {name}" for name in names[:LISTED]] + more
+
+
+def summarise(
+    *,
+    run_id: str,
+    state: str,
+    names: Mapping[str, str],
+    before: Mapping[str, Record],
+    results: Mapping[str, ShardResult],
+    failures: Mapping[str, str],
+    seconds: float,
+    waited_share: float,
+    devices: Iterable[str],
+    max_bad: float,
+    salvage: bool,
+    stopped_code: int | None = None,
+) -> RunSummary:
+    """Put a summary together. `names`: shard names by id; `before`: records of shards done by earlier runs."""
+    committed = {key: result for key, result in results.items() if result.failed is None}
+    missing = [name for key, name in names.items() if key not in before | committed | failures]
+    damaged = [names[key] for key, item in {**before, **committed}.items() if item.damaged]
+    everything = [*before.values(), *results.values()]
+    samples = sum(item.samples for item in everything)
+    bad = sum(item.quarantined for item in everything)
+    faults = Counter[str]()
+    for result in results.values():
+        faults.update(result.faults)
+    incomplete = missing or failures or (damaged and not salvage) or bad > max_bad * max(1, samples)
+    code = stopped_code if stopped_code is not None else int(bool(incomplete))
+    return RunSummary(
+        run_id=run_id,
+        state=state if stopped_code is not None else ("incomplete" if code else "complete"),
+        shards=len(names),
+        done=len(before) + len(committed),
+        done_before=len(before),
+        failed={names[key]: reason for key, reason in failures.items()},
+        missing=missing,
+        damaged=damaged,
+        samples=samples,
+        bad=bad,
+        rows=sum(item.rows for item in [*before.values(), *committed.values()]),
+        faults=dict(faults.most_common()),
+        images=sum(result.samples - result.quarantined for result in committed.values()),
+        views=sum(result.rows for result in committed.values()),
+        seconds=seconds,
+        waited_share=waited_share,
+        table_bytes=sum(result.table_bytes for result in committed.values()),
+        devices=sorted(set(devices)),
+        exit_code=code,
+    )
+
+
+def as_json(summary: RunSummary) -> dict[str, Any]:
+    """The summary as it is stored in `runs/`."""
+    return dataclasses.asdict(summary)

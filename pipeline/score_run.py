@@ -1,0 +1,183 @@
+"""A whole score run: take the output folder, see what is left, start Ray, work through the queue, sum up."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+
+from patchrank.pipeline import storage
+from patchrank.pipeline.actor_pool import autoscaler_gpus, cluster_nodes
+from patchrank.pipeline.actor_slots import choose_size
+from patchrank.pipeline.config import RowConfig
+from patchrank.pipeline.errors import PatchrankError
+from patchrank.pipeline.output import OutputFolder, Plan, new_run_id
+from patchrank.pipeline.progress import Display
+from patchrank.pipeline.run_summary import RunSummary, summarise
+from patchrank.pipeline.score_request import ScoreRequest
+from patchrank.pipeline.score_table import row_identity
+from patchrank.pipeline.shard_queue import QueueOptions, ShardQueue
+
+
+class Stopped(BaseException):
+    """A signal asked the run to stop; not an Exception, so that no handler of errors takes it for one."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[None]:
+    """Raise Stopped in the main thread at the first SIGINT or SIGTERM; later ones are ignored while it stops."""
+
+    def stop(number: int, _frame: object) -> None:
+        for name in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(name, signal.SIG_IGN)
+        raise Stopped(number)
+
+    before = {name: signal.signal(name, stop) for name in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
+
+
+def score(request: ScoreRequest, display: Display, *, settings: bytes) -> RunSummary:
+    """Score what is left of the request; rerun to resume.
+
+    `settings`: the resolved configuration, kept as `score.yaml` beside the tables. Raises UserError where the
+    output belongs to a live run or holds other rows.
+    """
+    output = OutputFolder(request.config.out, run_id=new_run_id())
+    run = _Run(request, output, settings)
+    run.check_stored_settings()
+    with stop_on_signals():
+        try:
+            return run.execute(display)
+        except Stopped as stopped:
+            return run.finish(f"stopped by {signal.Signals(stopped.number).name}", 128 + stopped.number)
+        finally:
+            output.release()
+
+
+class _Run:
+    def __init__(self, request: ScoreRequest, output: OutputFolder, settings: bytes) -> None:
+        self._request, self._output, self._settings = request, output, settings
+        self._plan = Plan(todo=list(request.shards), done={}, changed=[])
+        self._queue: ShardQueue | None = None
+        self._started = time.monotonic()
+        self._rows: RowConfig | None = None
+        self._owned = False
+
+    def check_stored_settings(self) -> None:
+        stored = self._output.stored_config()
+        self._rows = self._request.known_rows(stored["rows"] if stored else None)
+        if stored is not None and self._rows is not None:
+            self._adopt(self._rows)
+
+    def _adopt(self, rows: RowConfig) -> RowConfig:
+        self._output.adopt_config(self._request.fields(rows), other=dataclasses.asdict(self._request.config))
+        return rows
+
+    def execute(self, display: Display) -> RunSummary:
+        self._output.acquire()
+        self._owned = True
+        config = self._request.config
+        if self._rows is not None:
+            self._adopt(self._rows)
+            identity = row_identity(self._rows, self._request.teacher.digest)
+            self._plan = self._output.plan(self._request.shards, identity, redo_errors=config.redo_errors)
+        storage.commit_bytes(
+            self._settings, storage.join(config.out, "score.yaml"), run_id=self._output.run_id
+        )
+        self._write_run({"state": "running"})
+        if self._plan.todo:
+            self._work(display)
+        return self.finish("complete", None)
+
+    def _work(self, display: Display) -> None:
+        config = self._request.config
+        with ray_session():
+            size = choose_size(
+                cluster_nodes(),
+                gpus_per_actor=config.gpus_per_actor,
+                cpus_per_actor=config.cpus_per_actor,
+                max_actors=config.max_actors,
+                autoscaler_gpus=autoscaler_gpus(),
+            )
+            options = QueueOptions(
+                size=size,
+                max_actors=config.max_actors,
+                batch_size=None if config.batch_size == "auto" else config.batch_size,
+                decode_threads=size.cpus,
+                stall_timeout_s=config.stall_timeout,
+                start_timeout_s=config.start_timeout,
+            )
+            with display:
+                self._queue = ShardQueue(
+                    self._plan.todo,
+                    ray.put(self._request.teacher),
+                    self._output,
+                    options,
+                    out=config.out,
+                    run_id=self._output.run_id,
+                    rows=self._rows,
+                    resolve=self._resolve,
+                    show=display.update,
+                )
+                self._queue.run()
+
+    def _resolve(self, precision: str) -> RowConfig:
+        self._rows = self._adopt(self._request.rows(precision))  # type: ignore[arg-type]
+        return self._rows
+
+    def finish(self, state: str, stopped_code: int | None) -> RunSummary:
+        config, queue = self._request.config, self._queue
+        summary = summarise(
+            run_id=self._output.run_id,
+            state=state,
+            names={shard.id: shard.name for shard in self._request.shards},
+            before=self._plan.done,
+            results=queue.results if queue else {},
+            failures=queue.failures if queue else {},
+            seconds=time.monotonic() - self._started,
+            waited_share=queue.totals().waited_share if queue else 0.0,
+            devices=[actor.device for actor in queue.actors_seen] if queue else [],
+            max_bad=config.max_bad,
+            salvage=config.salvage,
+            stopped_code=stopped_code,
+        )
+        if self._owned and not self._output.owner_lost:
+            self._output.remove_temporaries()
+            self._write_run(dataclasses.asdict(summary))
+        return summary
+
+    def _write_run(self, content: dict[str, Any]) -> None:
+        self._output.write_run(content, shards=self._request.shards, changed=self._plan.changed)
+
+
+@contextlib.contextmanager
+def ray_session() -> Iterator[None]:
+    """Join the cluster of this machine or of RAY_ADDRESS, or start a local Ray; left again at the end."""
+    handlers = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
+    began_here = not ray.is_initialized()
+    if began_here:
+        try:
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        except (ConnectionError, RuntimeError) as error:
+            raise PatchrankError(f"cannot reach or start Ray: {error}") from error
+        for name, handler in handlers.items():
+            # Ray puts handlers of its own in place of ours.
+            signal.signal(name, handler)
+    try:
+        yield
+    finally:
+        if began_here:
+            ray.shutdown()

@@ -1,0 +1,178 @@
+"""The queue policy, alone: blame, attempts, order, and a simulation in which nothing is lost."""
+
+from __future__ import annotations
+
+import heapq
+import random
+
+from patchrank.pipeline.queue_policy import Gone, QueuePolicy
+
+
+def take(policy: QueuePolicy, actor: str, now: float = 0.0) -> int:
+    shard = policy.assign(actor, now)
+    assert shard is not None
+    return shard
+
+
+def test_large_shards_go_first_and_each_actor_holds_two() -> None:
+    policy = QueuePolicy([5, 9, 7, 1])
+    policy.add_actor("a")
+    assert [take(policy, "a"), take(policy, "a")] == [1, 2]
+    assert policy.assign("a", 0.0) is None
+    policy.finish("a", 1)
+    assert take(policy, "a") == 0
+
+
+def test_no_second_shard_while_a_free_actor_could_take_it() -> None:
+    policy = QueuePolicy([1, 1, 1])
+    for actor in "ab":
+        policy.add_actor(actor)
+    take(policy, "a")
+    take(policy, "b")
+    take(policy, "a")
+    policy.finish("b", policy.holding("b")[0])
+    assert policy.waiting == 0
+    last = QueuePolicy([1, 1])
+    for actor in "ab":
+        last.add_actor(actor)
+    take(last, "a")
+    assert last.assign("a", 0.0) is None
+    take(last, "b")
+
+
+def test_errors_count_as_attempts_and_wait_longer_each_time() -> None:
+    policy = QueuePolicy([1], max_attempts=3, retry_wait_s=2.0)
+    policy.add_actor("a")
+    policy.fail("a", take(policy, "a"), "reset", now=0.0)
+    assert policy.next_time() == 2.0
+    assert policy.assign("a", 1.9) is None
+    policy.fail("a", take(policy, "a", 2.0), "reset", now=2.0)
+    assert policy.next_time() == 6.0
+    policy.fail("a", take(policy, "a", 6.0), "reset again", now=6.0)
+    assert policy.ended
+    assert policy.failures[0].attempts == 3
+    assert policy.failures[0].reason == "reset again"
+
+
+def test_content_failure_is_final_at_once() -> None:
+    policy = QueuePolicy([1])
+    policy.add_actor("a")
+    policy.give_up("a", take(policy, "a"), "no sample gave a row")
+    assert policy.ended
+    assert policy.failures[0].attempts == 1
+
+
+def test_death_with_one_shard_in_hand_is_that_shards_doing() -> None:
+    policy = QueuePolicy([1], max_attempts=2, retry_wait_s=0.0)
+    for actor in "ab":
+        policy.add_actor(actor)
+        take(policy, actor)
+        policy.actor_gone(actor, Gone.DIED, now=0.0)
+    assert policy.ended
+    assert policy.failures[0].attempts == 2
+
+
+def test_of_two_shards_in_hand_only_the_guilty_one_fails() -> None:
+    policy = QueuePolicy([1, 1, 1], max_attempts=3, retry_wait_s=0.0)
+    poison = 1
+    finished: list[int] = []
+    for number in range(20):
+        actor = f"actor-{number}"
+        policy.add_actor(actor)
+        while not policy.ended and policy.assign(actor, 0.0) is not None:
+            pass
+        held = policy.holding(actor)
+        if poison in held:
+            policy.actor_gone(actor, Gone.DIED, now=0.0)
+            continue
+        for shard in held:
+            policy.finish(actor, shard)
+            finished.append(shard)
+    assert sorted(finished) == [0, 2]
+    assert list(policy.failures) == [poison]
+    assert policy.failures[poison].attempts == 3
+
+
+def test_a_suspect_is_alone_on_its_actor() -> None:
+    policy = QueuePolicy([1, 1, 1, 1], retry_wait_s=0.0)
+    policy.add_actor("a")
+    first, second = take(policy, "a"), take(policy, "a")
+    policy.actor_gone("a", Gone.DIED, now=0.0)
+    assert policy.attempts(first) == policy.attempts(second) == 0
+    policy.add_actor("b")
+    assert take(policy, "b") in (first, second)
+    assert policy.assign("b", 0.0) is None
+
+
+def test_lost_nodes_blame_nobody_until_their_own_cap() -> None:
+    policy = QueuePolicy([1], max_losses=3)
+    for number in range(3):
+        assert not policy.failures
+        actor = f"spot-{number}"
+        policy.add_actor(actor)
+        take(policy, actor)
+        policy.actor_gone(actor, Gone.LOST, now=0.0)
+    assert policy.ended
+    assert policy.failures[0].attempts == 0
+
+
+def test_retired_actor_gives_its_shards_back_for_free() -> None:
+    policy = QueuePolicy([1, 1])
+    policy.add_actor("a")
+    take(policy, "a")
+    take(policy, "a")
+    for _ in range(50):
+        policy.actor_gone("a", Gone.RETIRED, now=0.0)
+        policy.add_actor("a")
+        take(policy, "a")
+        take(policy, "a")
+    assert not policy.failures
+    assert sorted(policy.unfinished()) == [0, 1]
+
+
+def test_simulation_with_deaths_losses_and_errors_ends_every_shard_once() -> None:
+    chance = random.Random(5)
+    sizes = [chance.randint(1, 100) for _ in range(3000)]
+    poison = set(chance.sample(range(len(sizes)), 7))
+    policy = QueuePolicy(sizes, retry_wait_s=0.1)
+    ended: list[int] = []
+    events: list[tuple[float, int, str, int]] = []
+    actors = 0
+    now = 0.0
+
+    def join() -> None:
+        nonlocal actors
+        actors += 1
+        policy.add_actor(f"actor-{actors}")
+
+    for _ in range(40):
+        join()
+    alive = {f"actor-{number}" for number in range(1, 41)}
+    while not policy.ended:
+        for actor in sorted(alive):
+            while (shard := policy.assign(actor, now)) is not None:
+                heapq.heappush(events, (now + sizes[shard] * chance.uniform(0.5, 2), shard, actor, shard))
+        if not events:
+            assert policy.next_time() is not None
+            now = policy.next_time() or now
+            continue
+        now, _, actor, shard = heapq.heappop(events)
+        if actor not in alive or shard not in policy.holding(actor):
+            continue
+        roll = chance.random()
+        if shard in poison or roll < 0.01:
+            why = Gone.DIED if shard in poison or roll < 0.005 else Gone.LOST
+            policy.actor_gone(actor, why, now)
+            alive.remove(actor)
+            join()
+            alive.add(f"actor-{actors}")
+        elif roll < 0.03:
+            policy.fail(actor, shard, "connection reset", now)
+        else:
+            policy.finish(actor, shard)
+            ended.append(shard)
+    assert len(ended) == len(set(ended))
+    assert set(policy.failures) >= poison
+    assert len(policy.failures) <= len(poison) + 2
+    assert sorted([*ended, *policy.failures]) == list(range(len(sizes)))
+    assert policy.finished == len(ended)
