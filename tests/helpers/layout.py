@@ -93,10 +93,10 @@ def imports(tree: ast.Module) -> list[Import]:
             if isinstance(name, str):
                 found.append(Import(name, None, node.lineno, at_import))
         elif isinstance(node, ast.If) and dotted(node.test).split(".")[-1] == "TYPE_CHECKING":
-            for child in node.body:
-                visit(child, False)
-            for child in node.orelse:
-                visit(child, at_import)
+            for typing_only in node.body:
+                visit(typing_only, False)
+            for otherwise in node.orelse:
+                visit(otherwise, at_import)
             return
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             at_import = False
