@@ -1,18 +1,11 @@
-"""The `patchrank` command: finds the job, reads its configuration, turns errors into one line and exit code 2."""
+"""The `patchrank` command: finds the job and hands over the rest of the command line."""
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
-
-import tyro
-import yaml
 
 from patchrank import __version__
-from patchrank.pipeline.errors import PatchrankError, UserError
 
 COMMANDS = {
     "score": "score the patches of images in shards into a Parquet table",
@@ -20,8 +13,6 @@ COMMANDS = {
     "pretrain": "pretrain a small masked autoencoder as a teacher",
     "demo": "score real photographs with the bundled teacher and draw what it found",
 }
-
-_Config = TypeVar("_Config")
 
 
 def main() -> None:
@@ -38,58 +29,6 @@ def main() -> None:
     else:
         print(f"patchrank: unknown command {command!r}; known are {', '.join(COMMANDS)}", file=sys.stderr)
         raise SystemExit(2)
-
-
-def run_job(
-    name: str, config_type: type[_Config], run: Callable[[_Config], int], arguments: Sequence[str] | None
-) -> None:
-    """Read the configuration of one job, run it and exit with its code.
-
-    `arguments` None: those of the process. `--config FILE` gives defaults from YAML, which flags override.
-    """
-    try:
-        code = run(read_config(name, config_type, sys.argv[1:] if arguments is None else arguments))
-    except PatchrankError as error:
-        print(f"patchrank {name}: {error}", file=sys.stderr)
-        code = 2 if isinstance(error, UserError) else 1
-    sys.stdout.flush()
-    raise SystemExit(code)
-
-
-def read_config(name: str, config_type: type[_Config], arguments: Sequence[str]) -> _Config:
-    """The job's configuration from a command line; UserError where a value cannot be."""
-    rest = list(arguments)
-    default: Any = tyro.MISSING_NONPROP
-    if "--config" in rest:
-        at = rest.index("--config")
-        if at + 1 == len(rest):
-            raise UserError("--config needs the name of a YAML file")
-        default = config_from_yaml(rest[at + 1], config_type)
-        del rest[at : at + 2]
-    options = (tyro.conf.FlagCreatePairsOff,)
-    return tyro.cli(config_type, prog=f"patchrank {name}", args=rest, default=default, config=options)
-
-
-def config_from_yaml(path: str, config_type: type[_Config]) -> _Config:
-    """A configuration as it was written beside an output; UserError names fields that do not exist."""
-    from patchrank.pipeline.storage import read_bytes
-
-    try:
-        values = yaml.safe_load(read_bytes(path))
-    except (yaml.YAMLError, FileNotFoundError) as error:
-        raise UserError(f"--config {path}: {str(error).splitlines()[0]}") from error
-    known = {field.name for field in dataclasses.fields(config_type)}  # type: ignore[arg-type]
-    if not isinstance(values, dict) or not values.keys() <= known:
-        wrong = ", ".join(sorted(map(str, values.keys() - known))) if isinstance(values, dict) else "no mapping"
-        raise UserError(f"--config {path}: unknown settings: {wrong}")
-    return config_type(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
-
-
-def config_to_yaml(config: Any) -> bytes:
-    """The configuration as YAML that `--config` reads back."""
-    values = dataclasses.asdict(config)
-    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).encode()
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from patchrank.jobs.cli import config_to_yaml, run_job
+from patchrank.jobs.command_line import config_to_yaml, run_job
 from patchrank.pipeline.config import ScoreConfig
 
 

@@ -59,7 +59,8 @@ def choose_size(
 def count_slots(nodes: Sequence[NodeResources], size: ActorSize) -> int:
     """How many actors of this size the nodes hold when they hold nothing else."""
     return sum(
-        int(min(node.cpus // size.cpus, node.gpus // size.gpus if size.gpus else float("inf"))) for node in nodes
+        int(min(node.cpus // size.cpus, node.gpus // size.gpus if size.gpus else float("inf")))
+        for node in nodes
     )
 
 

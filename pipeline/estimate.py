@@ -47,7 +47,8 @@ class Estimate:
         per_shard = self.seconds * self.actors / max(1, self.shards)
         lines = [
             f"shards    {self.shards:,}, {byte_size(self.shard_bytes)}",
-            f"samples   about {self.samples:,}" + (f" ({config.sample:g} of all)" if config.sample < 1 else ""),
+            f"samples   about {self.samples:,}"
+            + (f" ({config.sample:g} of all)" if config.sample < 1 else ""),
             f"teacher   {teacher.name} ({shape.depth} x {shape.width} + {shape.decoder_depth} x "
             f"{shape.decoder_width}, {shape.image_size} px, predicts {shape.output_space})",
             f"views     about {self.views:,}, {request.visible} of {shape.positions} patches visible, "
@@ -85,9 +86,14 @@ def estimate(request: ScoreRequest) -> Estimate:
         batch_size=None if request.config.batch_size == "auto" else request.config.batch_size,
     )
     teacher_rate = _teacher_rate(scorer, decode.views)
-    rate = min(teacher_rate, decode.views_per_s) if device.type == "cuda" else 1 / (
-        # On a processor decoding and scoring share the cores.
-        1 / teacher_rate + 1 / decode.views_per_s
+    rate = (
+        min(teacher_rate, decode.views_per_s)
+        if device.type == "cuda"
+        else 1
+        / (
+            # On a processor decoding and scoring share the cores.
+            1 / teacher_rate + 1 / decode.views_per_s
+        )
     )
     actors = request.config.max_actors or max(1, torch.cuda.device_count())
     views = counted * rows.views
@@ -136,7 +142,9 @@ def _prepared(samples: Sequence[Sample], request: ScoreRequest, device: torch.de
     threads = (os.cpu_count() or 1) // max(1, torch.cuda.device_count())
     started = time.perf_counter()
     with ThreadPoolExecutor(threads) as pool:
-        items = list(pool.map(lambda sample: prepare(sample, rows, request.teacher.config.patch_size), samples))
+        items = list(
+            pool.map(lambda sample: prepare(sample, rows, request.teacher.config.patch_size), samples)
+        )
     seconds = time.perf_counter() - started
     views = [view for item in items if isinstance(item, list) for view in item]
     return _Prepared(views, len(views) / seconds)

@@ -153,7 +153,9 @@ class Pretraining:
     def _held_out_patches(self, photos: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         size = self.model.config.image_size
         views = [
-            apply_view(p, draw_view(0, "", 0, height=p.shape[1], width=p.shape[2], crop="center", size=size), size)
+            apply_view(
+                p, draw_view(0, "", 0, height=p.shape[1], width=p.shape[2], crop="center", size=size), size
+            )
             for p in photos
         ]
         order = np.random.default_rng(7).random((len(views), self.model.config.positions)).argsort(1)

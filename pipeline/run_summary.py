@@ -41,7 +41,9 @@ class RunSummary:
 
     def lines(self, out: str) -> list[str]:
         """What a user reads at the end."""
-        speed = f"{self.views / self.seconds:.1f} views/s" if self.views and self.seconds else "nothing scored"
+        speed = (
+            f"{self.views / self.seconds:.1f} views/s" if self.views and self.seconds else "nothing scored"
+        )
         before = f" ({self.done_before} by earlier runs)" if self.done_before else ""
         lines = [
             f"{self.state}: {self.done} of {self.shards} shards done{before}, {self.rows:,} rows in {out}",

@@ -126,13 +126,17 @@ class ScoringActor:
         try:
             storage.stat(shard.url)
         except (FileNotFoundError, InfrastructureError, UserError) as error:
-            raise UserError(f"{here} cannot read {shard.name}: {error}; use storage that all nodes see") from error
+            raise UserError(
+                f"{here} cannot read {shard.name}: {error}; use storage that all nodes see"
+            ) from error
         probe = storage.join(order.out, f".probe.{order.run_id}.{os.getpid()}.tmp")
         try:
             storage.commit_bytes(b"", probe, run_id=order.run_id)
             storage.remove(probe)
         except (OSError, InfrastructureError, UserError) as error:
-            raise UserError(f"{here} cannot write to {order.out}: {error}; use storage that all nodes see") from error
+            raise UserError(
+                f"{here} cannot write to {order.out}: {error}; use storage that all nodes see"
+            ) from error
 
     @ray.method(concurrency_group="score")
     def score(self, shard: Shard) -> ShardResult:
