@@ -54,7 +54,7 @@ class Estimate:
             f"views     about {self.views:,}, {request.visible} of {shape.positions} patches visible, "
             f"{self.gflop_per_view:.3g} GFLOP each, {self.gflop_per_view * self.views:,.4g} GFLOP in all",
             f"table     about {byte_size(self.table_bytes)} beside {byte_size(self.shard_bytes)} of shards",
-            f"speed     {self.views_per_s:.1f} views/s per actor in {self.precision}, measured here on {_device_name()}",
+            f"speed     {self.views_per_s:.1f} views/s per actor in {self.precision}, on {_device_name()} here",
             f"time      about {duration(self.seconds)} with {self.actors} actors, {duration(per_shard)} per shard",
         ]
         if config.price_per_hour is not None:

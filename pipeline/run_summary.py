@@ -17,7 +17,8 @@ LISTED = 20
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunSummary:
     """The end of a run. `shards`, `done`, `failed`, `rows`, `samples` and `bad` cover all shards that were asked
-    for, those finished by earlier runs included; the rest covers this run. Times in seconds."""
+    for, those finished by earlier runs included; the rest covers this run. Times in seconds.
+    """
 
     run_id: str
     state: str
