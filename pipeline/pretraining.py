@@ -11,61 +11,51 @@ Every step draws its batch from a generator keyed by (seed, step), so that a res
 from __future__ import annotations
 
 import csv
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from patchrank.pipeline.config import PretrainConfig
 from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.images import ViewBox, apply_view, draw_view
+from patchrank.pipeline.images import ViewBox, apply_view
 from patchrank.pipeline.patches import normalise, patchify, visible_count
-from patchrank.pipeline.teacher.model import MaskedAutoencoder, OutputSpace, TeacherConfig
+from patchrank.pipeline.pretraining_report import centre_patches, fixed_orders, take
+from patchrank.pipeline.teacher.model import MaskedAutoencoder, TeacherConfig
+
+FULL_SHARE = 0.15
+"""Last share of the steps, in which all hidden patches are decoded."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PretrainRecipe:
-    """How a teacher is pretrained. Learning rates are those of the plateau between warm-up and decay."""
+def architecture(config: PretrainConfig) -> TeacherConfig:
+    """The model that is trained."""
+    return TeacherConfig(
+        image_size=config.image_size,
+        patch_size=config.patch_size,
+        width=config.width,
+        depth=config.depth,
+        heads=config.heads,
+        decoder_width=config.decoder_width,
+        decoder_depth=config.decoder_depth,
+        decoder_heads=config.decoder_heads,
+        output_space=config.target,
+    )
 
-    target: Literal["pixels", "normalised"] = "pixels"
-    """Predict ImageNet-normalised pixels, or pixels normalised within each patch."""
-    mask_ratio: float = 0.75
-    steps: int = 10_000
-    batch_size: int = 64
-    lr: float = 5e-3
-    """Muon's learning rate, for the matrices of the transformer blocks."""
-    adam_lr: float = 2e-3
-    """AdamW's learning rate, for embeddings, norms, biases and the prediction."""
-    weight_decay: float = 0.05
-    warmup_steps: int = 100
-    decay_share: float = 0.5
-    """Last share of the steps, in which the learning rates fall linearly to 0."""
-    decoded_share: float = 0.43
-    """Share of the hidden patches that is decoded before the last 15 % of the steps."""
-    min_scale: float = 0.35
-    """Smallest share of a photo's area that a training crop covers."""
-    seed: int = 0
 
-    def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch_size < 1:
-            raise UserError(f"pretrain: {self.steps} steps of {self.batch_size} images is no training")
-        for name in ("mask_ratio", "decay_share", "decoded_share", "min_scale"):
-            if not 0 < getattr(self, name) <= 1:
-                raise UserError(f"pretrain: {name} is {getattr(self, name)}, must be in (0, 1]")
+def rate_factor(config: PretrainConfig, step: int) -> float:
+    """Factor on the learning rates at a step: linear warm-up, plateau, linear fall to 0."""
+    warm = min(1.0, (step + 1) / config.warmup_steps)
+    return warm * min(1.0, (config.steps - step) / (config.decay_share * config.steps))
 
-    def rate(self, step: int) -> float:
-        """Factor on the learning rates at a step: linear warm-up, plateau, linear fall to 0."""
-        warm = min(1.0, (step + 1) / self.warmup_steps)
-        return warm * min(1.0, (self.steps - step) / (self.decay_share * self.steps))
 
-    def decoded(self, step: int, hidden: int) -> int:
-        """How many of the hidden patches are decoded at a step."""
-        return hidden if step >= 0.85 * self.steps else math.ceil(self.decoded_share * hidden)
+def decoded_patches(config: PretrainConfig, step: int, hidden: int) -> int:
+    """How many of the hidden patches are decoded at a step."""
+    return hidden if step >= (1 - FULL_SHARE) * config.steps else math.ceil(config.decoded_share * hidden)
 
 
 def training_box(rng: np.random.Generator, height: int, width: int, min_scale: float) -> ViewBox:
@@ -81,11 +71,6 @@ def training_box(rng: np.random.Generator, height: int, width: int, min_scale: f
         width=box_width,
         hflip=bool(rng.random() < 0.5),
     )
-
-
-def take(patches_NLP: Tensor, positions_NK: Tensor) -> Tensor:
-    """Patches at the given positions, `[N, K, P]`."""
-    return patches_NLP.gather(1, positions_NK[..., None].expand(-1, -1, patches_NLP.shape[-1]))
 
 
 def in_target_space(patches: Tensor, target: str) -> Tensor:
@@ -115,8 +100,7 @@ class Pretraining:
 
     def __init__(
         self,
-        recipe: PretrainRecipe,
-        config: TeacherConfig,
+        config: PretrainConfig,
         photos: Sequence[Tensor],
         held_out: Sequence[Tensor],
         out: Path,
@@ -125,16 +109,16 @@ class Pretraining:
         half: bool,
     ) -> None:
         """`half`: autocast to bfloat16."""
-        space: OutputSpace = recipe.target
-        torch.manual_seed(recipe.seed)
-        self.recipe = recipe
-        self.model = MaskedAutoencoder(dataclasses.replace(config, output_space=space)).to(device)
+        torch.manual_seed(config.seed)
+        self.config = config
+        self.model = MaskedAutoencoder(architecture(config)).to(device)
         self.step = 0
         self._photos, self._device, self._half = photos, device, half
-        self._visible = visible_count(config.positions, recipe.mask_ratio)
+        self._visible = visible_count(self.model.config.positions, config.mask_ratio)
         self._checkpoint, self._curve = out / "checkpoint.pt", out / "curve.csv"
         self._optimisers = self._make_optimisers()
-        self._held_out = self._held_out_patches(held_out)
+        patches = centre_patches(held_out, config.image_size, config.patch_size)
+        self._held_out = patches, fixed_orders(*patches.shape[:2])
 
     def _make_optimisers(self) -> list[torch.optim.Optimizer]:
         named = list(self.model.named_parameters())
@@ -143,31 +127,19 @@ class Pretraining:
         return [
             torch.optim.Muon(
                 matrices,
-                lr=self.recipe.lr,
-                weight_decay=self.recipe.weight_decay,
+                lr=self.config.lr,
+                weight_decay=self.config.weight_decay,
                 adjust_lr_fn="match_rms_adamw",
             ),
-            torch.optim.AdamW(others, lr=self.recipe.adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
+            torch.optim.AdamW(others, lr=self.config.adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
         ]
-
-    def _held_out_patches(self, photos: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        size = self.model.config.image_size
-        views = [
-            apply_view(
-                p, draw_view(0, "", 0, height=p.shape[1], width=p.shape[2], crop="center", size=size), size
-            )
-            for p in photos
-        ]
-        order = np.random.default_rng(7).random((len(views), self.model.config.positions)).argsort(1)
-        patches = patchify(torch.stack(views), self.model.config.patch_size)
-        return patches, torch.from_numpy(order)
 
     def _batch(self, step: int) -> tuple[Tensor, Tensor]:
-        rng = np.random.default_rng([self.recipe.seed, step])
+        rng = np.random.default_rng([self.config.seed, step])
         views = []
-        for index in rng.integers(len(self._photos), size=self.recipe.batch_size):
+        for index in rng.integers(len(self._photos), size=self.config.batch_size):
             photo = self._photos[index]
-            box = training_box(rng, photo.shape[1], photo.shape[2], self.recipe.min_scale)
+            box = training_box(rng, photo.shape[1], photo.shape[2], self.config.min_scale)
             views.append(apply_view(photo, box, self.model.config.image_size))
         order = rng.random((len(views), self.model.config.positions)).argsort(1)
         return patchify(torch.stack(views), self.model.config.patch_size), torch.from_numpy(order)
@@ -185,13 +157,13 @@ class Pretraining:
 
     def train_step(self, patches: Tensor, order: Tensor) -> float:
         """One optimiser step; returns its loss."""
-        factor = self.recipe.rate(self.step)
-        for optimiser, rate in zip(self._optimisers, (self.recipe.lr, self.recipe.adam_lr), strict=True):
+        factor = rate_factor(self.config, self.step)
+        for optimiser, rate in zip(self._optimisers, (self.config.lr, self.config.adam_lr), strict=True):
             for group in optimiser.param_groups:
                 group["lr"] = rate * factor
             optimiser.zero_grad()
         hidden = order.shape[1] - self._visible
-        loss = self._error(patches, order, self.recipe.decoded(self.step, hidden))
+        loss = self._error(patches, order, decoded_patches(self.config, self.step, hidden))
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimiser in self._optimisers:
@@ -204,11 +176,11 @@ class Pretraining:
         total, counted = 0.0, 0
         with ThreadPoolExecutor(1) as ahead:
             following = ahead.submit(self._batch, self.step)
-            while self.step < self.recipe.steps:
+            while self.step < self.config.steps:
                 patches, order = following.result()
                 following = ahead.submit(self._batch, self.step + 1)
                 total, counted = total + self.train_step(patches, order), counted + 1
-                if self.step % every == 0 or self.step == self.recipe.steps:
+                if self.step % every == 0 or self.step == self.config.steps:
                     error = self.held_out_error()
                     self.save()
                     with self._curve.open("a", newline="") as file:
