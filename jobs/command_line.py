@@ -42,7 +42,10 @@ def read_config(name: str, config_type: type[_Config], arguments: Sequence[str])
         default = config_from_yaml(rest[at + 1], config_type)
         del rest[at : at + 2]
     options = (tyro.conf.FlagCreatePairsOff,)
-    return tyro.cli(config_type, prog=f"patchrank {name}", args=rest, default=default, config=options)
+    config: _Config = tyro.cli(
+        config_type, prog=f"patchrank {name}", args=rest, default=default, config=options
+    )
+    return config
 
 
 def config_from_yaml(path: str, config_type: type[_Config]) -> _Config:
@@ -68,4 +71,5 @@ def config_to_yaml(config: Any) -> bytes:
     """The configuration as YAML that `--config` reads back."""
     values = dataclasses.asdict(config)
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).encode()
+    text: str = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    return text.encode()

@@ -2,7 +2,7 @@
 
     import patchrank
     teacher = patchrank.load_teacher("tiny")
-    scores = patchrank.score_images(teacher, [image])
+    scores = patchrank.score_images([image], teacher)
     table = patchrank.read_scores("out")
 
 Importing this package loads neither torch nor ray: each name of the API is imported when it is first used.
@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from patchrank.pipeline.api import load_teacher, score_images
-    from patchrank.pipeline.score_table import read_scores
+    from patchrank.pipeline.table_reader import read_scores
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load_teacher", "read_scores", "score_images"]
 
 _API = {
     "load_teacher": "patchrank.pipeline.api",
-    "read_scores": "patchrank.pipeline.score_table",
+    "read_scores": "patchrank.pipeline.table_reader",
     "score_images": "patchrank.pipeline.api",
 }
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from patchrank.pipeline.progress import byte_size, duration
 from patchrank.pipeline.record_file import Record
@@ -82,9 +81,11 @@ def summarise(
 ) -> RunSummary:
     """Put a summary together. `names`: shard names by id; `before`: records of shards done by earlier runs."""
     committed = {key: result for key, result in results.items() if result.failed is None}
-    missing = [name for key, name in names.items() if key not in before | committed | failures]
-    damaged = [names[key] for key, item in {**before, **committed}.items() if item.damaged]
-    everything = [*before.values(), *results.values()]
+    ended = before.keys() | committed.keys() | failures.keys()
+    missing = [name for key, name in names.items() if key not in ended]
+    whole: dict[str, Record | ShardResult] = {**before, **committed}
+    damaged = [names[key] for key, item in whole.items() if item.damaged]
+    everything: list[Record | ShardResult] = [*before.values(), *results.values()]
     samples = sum(item.samples for item in everything)
     bad = sum(item.quarantined for item in everything)
     faults = Counter[str]()
@@ -103,7 +104,7 @@ def summarise(
         damaged=damaged,
         samples=samples,
         bad=bad,
-        rows=sum(item.rows for item in [*before.values(), *committed.values()]),
+        rows=sum(item.rows for item in whole.values()),
         faults=dict(faults.most_common()),
         images=sum(result.samples - result.quarantined for result in committed.values()),
         views=sum(result.rows for result in committed.values()),
@@ -113,8 +114,3 @@ def summarise(
         devices=sorted(set(devices)),
         exit_code=code,
     )
-
-
-def as_json(summary: RunSummary) -> dict[str, Any]:
-    """The summary as it is stored in `runs/`."""
-    return dataclasses.asdict(summary)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import signal
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import ray
 from patchrank.pipeline import storage
 from patchrank.pipeline.actor_pool import autoscaler_gpus, cluster_nodes
 from patchrank.pipeline.actor_slots import choose_size
-from patchrank.pipeline.config import RowConfig
+from patchrank.pipeline.config import Precision, RowConfig
 from patchrank.pipeline.errors import PatchrankError
 from patchrank.pipeline.output import OutputFolder, Plan, new_run_id
 from patchrank.pipeline.progress import Display
@@ -134,8 +135,8 @@ class _Run:
                 )
                 self._queue.run()
 
-    def _resolve(self, precision: str) -> RowConfig:
-        self._rows = self._adopt(self._request.rows(precision))  # type: ignore[arg-type]
+    def _resolve(self, precision: Precision) -> RowConfig:
+        self._rows = self._adopt(self._request.rows(precision))
         return self._rows
 
     def finish(self, state: str, stopped_code: int | None) -> RunSummary:
@@ -170,7 +171,7 @@ def ray_session() -> Iterator[None]:
     began_here = not ray.is_initialized()
     if began_here:
         try:
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError) as error:
             raise PatchrankError(f"cannot reach or start Ray: {error}") from error
         for name, handler in handlers.items():

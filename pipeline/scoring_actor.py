@@ -16,6 +16,7 @@ from patchrank.pipeline import storage
 from patchrank.pipeline.config import RowConfig
 from patchrank.pipeline.errors import InfrastructureError, PatchrankError, UserError
 from patchrank.pipeline.output import OutputFolder
+from patchrank.pipeline.owner import OWNER_FILE
 from patchrank.pipeline.scoring import Scorer, choose_precision
 from patchrank.pipeline.scratch import remove_dead_scratch
 from patchrank.pipeline.shard_scoring import Progress, ShardResult, ShardScoring, teacher_record
@@ -52,7 +53,6 @@ def _device() -> torch.device:
     return torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
 
 
-@ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"score": 2, "control": 2})
 class ScoringActor:
     """Loads the teacher once, then scores the shards it is given, two at a time (see `ShardScoring`)."""
 
@@ -131,12 +131,17 @@ class ScoringActor:
             ) from error
         probe = storage.join(order.out, f".probe.{order.run_id}.{os.getpid()}.tmp")
         try:
+            owner = storage.read_bytes(storage.join(order.out, OWNER_FILE))
             storage.commit_bytes(b"", probe, run_id=order.run_id)
             storage.remove(probe)
         except (OSError, InfrastructureError, UserError) as error:
             raise UserError(
                 f"{here} cannot write to {order.out}: {error}; use storage that all nodes see"
             ) from error
+        if order.run_id not in owner.decode(errors="replace"):
+            raise UserError(
+                f"{here} sees another {order.out} than the driver; use storage that all nodes see"
+            )
 
     @ray.method(concurrency_group="score")
     def score(self, shard: Shard) -> ShardResult:
@@ -156,6 +161,14 @@ class ScoringActor:
         return self._scoring.progress if self._scoring is not None else None
 
 
+# Untyped in Ray's stubs: concurrency groups. Two shards at once; questions are answered meanwhile.
+_remote: Any = ray.remote
+_RemoteScoringActor = _remote(
+    max_restarts=0, max_task_retries=0, concurrency_groups={"score": 2, "control": 2}
+)(ScoringActor)
+
+
 def new_actor(teacher: Any, *, cpus: float, gpus: float) -> Any:
     """Ask Ray for an actor; `teacher`: an object reference to a TeacherFile."""
-    return ScoringActor.options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy="SPREAD").remote(teacher)
+    options = _RemoteScoringActor.options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy="SPREAD")
+    return options.remote(teacher)

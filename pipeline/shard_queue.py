@@ -21,7 +21,7 @@ from patchrank.pipeline.actor_pool import (
     why_gone,
 )
 from patchrank.pipeline.actor_slots import ActorSize, count_slots, wanted_actors
-from patchrank.pipeline.config import RowConfig
+from patchrank.pipeline.config import Precision, RowConfig
 from patchrank.pipeline.errors import PatchrankError, UserError
 from patchrank.pipeline.output import OutputFolder
 from patchrank.pipeline.progress import Totals
@@ -60,7 +60,7 @@ class ShardQueue:
         out: str,
         run_id: str,
         rows: RowConfig | None,
-        resolve: Callable[[str], RowConfig],
+        resolve: Callable[[Precision], RowConfig],
         show: Callable[[Totals], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from timm.models.vision_transformer import Block
@@ -94,6 +94,19 @@ def sincos_positions(width: int, grid: int) -> Tensor:
     return torch.cat([torch.zeros(1, width, dtype=torch.float64), table]).float()
 
 
+class PatchEmbedding(nn.Module):
+    """Linear projection of patches; its parameters are a convolution's, as in the widespread checkpoints."""
+
+    def __init__(self, patch_size: int, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, patch_size, patch_size)
+
+    def forward(self, patches_NVP: Tensor) -> Tensor:
+        """Project `[N, V, P]` to `[N, V, D]`: with stride p, the convolution is one matrix product."""
+        weight = self.proj.weight.permute(0, 2, 3, 1).flatten(1)
+        return nn.functional.linear(patches_NVP, weight, self.proj.bias)
+
+
 class MaskedAutoencoder(nn.Module):
     """MAE encoder and decoder over explicit lists of patches.
 
@@ -103,11 +116,9 @@ class MaskedAutoencoder(nn.Module):
     def __init__(self, config: TeacherConfig) -> None:
         super().__init__()
         self.config = config
-        norm = partial(nn.LayerNorm, eps=config.norm_eps)
+        norm: Any = partial(nn.LayerNorm, eps=config.norm_eps)
         block = partial(Block, mlp_ratio=config.mlp_ratio, qkv_bias=True, norm_layer=norm)
-        self.patch_embed = nn.ModuleDict(
-            {"proj": nn.Conv2d(3, config.width, config.patch_size, config.patch_size)}
-        )
+        self.patch_embed = PatchEmbedding(config.patch_size, config.width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.register_buffer("pos_embed", sincos_positions(config.width, config.grid)[None])
         self.blocks = nn.ModuleList(block(config.width, config.heads) for _ in range(config.depth))
@@ -132,9 +143,7 @@ class MaskedAutoencoder(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        projection = self.patch_embed["proj"]
-        assert isinstance(projection, nn.Conv2d)
-        nn.init.xavier_uniform_(projection.weight.view(self.config.width, -1))
+        nn.init.xavier_uniform_(self.patch_embed.proj.weight.view(self.config.width, -1))
         nn.init.normal_(self.cls_token, std=0.02)
         nn.init.normal_(self.mask_token, std=0.02)
 
@@ -144,16 +153,14 @@ class MaskedAutoencoder(nn.Module):
         `patches_NVP`: ImageNet-normalised pixels, each patch row-major with channels last.
         `visible_NV`: int64 grid positions of those patches, in any order.
         """
-        projection = self.patch_embed["proj"]
-        # The convolution has stride p, so on single patches it is one matrix product.
-        weight = projection.weight.permute(0, 2, 3, 1).reshape(self.config.width, -1)
-        x_NVD = nn.functional.linear(patches_NVP, weight, projection.bias)
+        x_NVD: Tensor = self.patch_embed(patches_NVP)
         x_NVD = x_NVD + self.pos_embed[0, 1:][visible_NV]
         cls_N1D = (self.cls_token + self.pos_embed[:, :1]).expand(len(x_NVD), -1, -1)
         x = torch.cat([cls_N1D.to(x_NVD.dtype), x_NVD], dim=1)
         for block in self.blocks:
             x = block(x)
-        return self.norm(x)
+        latent: Tensor = self.norm(x)
+        return latent
 
     def decode(self, latent: Tensor, visible_NV: Tensor, hidden_NH: Tensor, read: int) -> Tensor:
         """Predicted patches at the first `read` of the hidden positions, `[N, read, P]`.
@@ -170,4 +177,5 @@ class MaskedAutoencoder(nn.Module):
         x = torch.cat([hidden_NHE, cls_N1E, visible_NVE], dim=1)
         for block in self.decoder_blocks:
             x = block(x)
-        return self.decoder_pred(self.decoder_norm(x[:, :read]))
+        predicted: Tensor = self.decoder_pred(self.decoder_norm(x[:, :read]))
+        return predicted
