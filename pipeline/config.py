@@ -259,3 +259,13 @@ class PretrainConfig:
                 raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}, must be in (0, 1]")
         if not self.shards or not self.held_out:
             raise UserError("pretraining needs shards to train on and --held-out shards to measure on")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StatusConfig:
+    """Say what of an output folder is done, missing or failed; exits 1 while something is."""
+
+    out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    """Output folder of a score run (any fsspec URL)."""
+    json: bool = False
+    """Print JSON instead of lines."""

@@ -106,14 +106,14 @@ class Pretraining:
         out: Path,
         *,
         device: torch.device,
-        half: bool,
     ) -> None:
-        """`half`: autocast to bfloat16."""
+        """`half` may be set to autocast to bfloat16."""
         torch.manual_seed(config.seed)
         self.config = config
         self.model = MaskedAutoencoder(architecture(config)).to(device)
         self.step = 0
-        self._photos, self._device, self._half = photos, device, half
+        self.half = False
+        self._photos, self._device = photos, device
         self._visible = visible_count(self.model.config.positions, config.mask_ratio)
         self._checkpoint, self._curve = out / "checkpoint.pt", out / "curve.csv"
         self._optimisers = self._make_optimisers()
@@ -146,7 +146,7 @@ class Pretraining:
 
     def _error(self, patches: Tensor, order: Tensor, decoded: int) -> Tensor:
         pixels = normalise(patches.to(self._device))
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._half):
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self.half):
             return hidden_error(self.model, pixels, order.to(self._device), self._visible, decoded)
 
     def held_out_error(self) -> float:

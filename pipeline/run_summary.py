@@ -6,6 +6,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
+from patchrank.pipeline.output_status import FolderStatus
 from patchrank.pipeline.progress import byte_size, duration
 from patchrank.pipeline.record_file import Record
 from patchrank.pipeline.shard_scoring import ShardResult
@@ -114,3 +115,18 @@ def summarise(
         devices=sorted(set(devices)),
         exit_code=code,
     )
+
+
+def status_lines(status: FolderStatus) -> list[str]:
+    """What `patchrank status` prints."""
+    lines = [
+        f"shards   {status.done} done, {status.missing} missing, {status.failed} failed, {status.damaged} damaged",
+        f"rows     {status.rows:,} of {status.samples:,} samples, {status.quarantined:,} of them without a row",
+    ]
+    lines += [f"error    {count:>7,}  {reason}" for reason, count in list(status.errors.items())[:LISTED]]
+    lines += _listed("failed  ", [f"{name}: {reason}" for name, reason in status.failures.items()])
+    if status.last_run is not None:
+        lines.append(f"last run {status.last_run['run_id']} {status.last_run.get('state', '')}")
+    if status.owner is not None:
+        lines.append(f"owner    run {status.owner.get('run_id')} on {status.owner.get('host')}")
+    return lines

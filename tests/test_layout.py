@@ -17,67 +17,26 @@ ROOT = Path(__file__).resolve().parent.parent
 # Imports go one way, from later packages to earlier ones. Within a package a file imports only files listed
 # before it. Every file is listed; a new one goes right before the file that uses it.
 PACKAGES = ("pipeline", "ranker", "jobs")
-ORDER = {
-    "pipeline": [
-        "errors.py",
-        "randomness.py",
-        "config.py",
-        "storage_urls.py",
-        "storage_retry.py",
-        "storage_lookup.py",
-        "storage.py",
-        "shards.py",
-        "image_header.py",
-        "images.py",
-        "patches.py",
-        "teacher/model.py",
-        "teacher/checkpoint.py",
-        "pretraining.py",
-        "metrics.py",
-        "capacity.py",
-        "inference.py",
-        "scoring.py",
-        "record_file.py",
-        "score_table.py",
-        "table_reader.py",
-        "machine.py",
-        "owner.py",
-        "done_check.py",
-        "output_settings.py",
-        "output.py",
-        "output_status.py",
-        "pruned.py",
-        "queue_policy.py",
-        "view_feed.py",
-        "scratch.py",
-        "shard_scoring.py",
-        "score_request.py",
-        "progress.py",
-        "estimate.py",
-        "actor_slots.py",
-        "scoring_actor.py",
-        "actor_pool.py",
-        "run_summary.py",
-        "shard_queue.py",
-        "score_run.py",
-        "aggregate.py",
-        "api.py",
-    ],
-    "ranker": [],
-    "jobs": [
-        "command_line.py",
-        "score.py",
-        "train.py",
-        "prune.py",
-        "evaluate.py",
-        "pretrain.py",
-        "report.py",
-        "schedule.py",
-        "status.py",
-        "demo.py",
-        "cli.py",
-    ],
+LISTED = {
+    "pipeline": """
+        errors randomness config
+        storage_urls storage_retry storage_lookup storage_sources storage_streams storage_local storage
+        shard_specs tar_stream shards
+        image_header images patches
+        teacher/model teacher/checkpoint
+        pretraining_report pretraining pretraining_job
+        metrics capacity inference scoring
+        record_file score_table table_reader
+        machine owner done_check output_settings output output_status
+        pruned
+        queue_policy view_feed aggregate api scratch score_request shard_scoring
+        actor_slots scoring_actor actor_pool
+        progress estimate shard_queue run_summary score_run
+    """,
+    "ranker": "",
+    "jobs": "command_line score train prune evaluate pretrain report schedule status demo cli",
 }
+ORDER = {package: [f"{name}.py" for name in names.split()] for package, names in LISTED.items()}
 # The only files that know Ray, and what only they use, on the machine that a run is started from.
 RAY_FILES = {
     "pipeline/scoring_actor.py",
@@ -87,7 +46,7 @@ RAY_FILES = {
     "ranker/ray_train.py",
     "ranker/ray_prune.py",
 }
-DRIVER_FILES = {"pipeline/progress.py", "pipeline/run_summary.py"}
+DRIVER_FILES = {f"pipeline/{name}.py" for name in ("progress", "estimate", "run_summary", "score_run")}
 # Storage, in one file or several, is what names file systems and writes to final places.
 STORAGE_FILES = {f"pipeline/{name}" for name in ORDER["pipeline"] if name.startswith("storage")}
 WRITING_FILES = STORAGE_FILES | {"pipeline/scratch.py"}
@@ -134,7 +93,7 @@ def rank_of(file: str) -> tuple[int, int]:
     if package == "patchrank":
         return (len(PACKAGES), 0)
     if rest not in ORDER[package] and not rest.endswith("__init__.py"):
-        raise AssertionError(f"{file}: add it to ORDER right before the file that uses it")
+        raise AssertionError(f"{file}: add it to LISTED right before the file that uses it")
     return (PACKAGES.index(package), ORDER[package].index(rest) if rest in ORDER[package] else -1)
 
 
@@ -203,7 +162,7 @@ def test_every_file_has_its_place_in_the_order() -> None:
     for package in PACKAGES:
         present = {file.removeprefix(f"{package}/") for file in python_files(package)}
         missing = {file for file in present - set(ORDER[package]) if not file.endswith("__init__.py")}
-        assert missing == set(), "add these to ORDER, right before the file that uses them"
+        assert missing == set(), "add these to LISTED, right before the file that uses them"
         assert len(ORDER[package]) == len(set(ORDER[package]))
 
 
@@ -228,7 +187,7 @@ def test_only_storage_knows_file_systems() -> None:
 
 def test_scoring_runs_on_a_bare_gpu_machine() -> None:
     files = [f for f in python_files("pipeline") if f not in RAY_FILES | DRIVER_FILES]
-    assert broken(lambda file: libraries(tree_of(file), at_import=True) - SCORING_LIBRARIES, files) == {}
+    assert broken(lambda file: loaded_at_import(file) - SCORING_LIBRARIES, files) == {}
 
 
 def test_libraries_are_declared() -> None:

@@ -1,0 +1,25 @@
+"""`patchrank pretrain`: a small masked autoencoder from photos in shards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from patchrank.jobs.command_line import run_job
+from patchrank.pipeline.config import PretrainConfig
+
+
+def run(config: PretrainConfig) -> int:
+    """Train to the last step, write the teacher and measure it; returns the exit code."""
+    from patchrank.pipeline.pretraining_job import pretrain
+
+    pretrain(config, lambda line: print(line, flush=True))
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    run_job("pretrain", PretrainConfig, run, arguments)
+
+
+if __name__ == "__main__":
+    main()
