@@ -163,7 +163,7 @@ def test_imports_in_order_pass(file: str, source: str) -> None:
 
 
 def test_a_file_outside_the_order_is_told() -> None:
-    with pytest.raises(AssertionError, match=r"pipeline/surprise\.py: add it to ORDER"):
+    with pytest.raises(AssertionError, match=r"pipeline/surprise\.py: add it to LISTED"):
         project.rank_of("pipeline/surprise.py")
 
 
