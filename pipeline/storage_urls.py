@@ -1,0 +1,162 @@
+"""What a URL is: its canonical form, what is refused, and how credentials are kept out of texts."""
+
+from __future__ import annotations
+
+import os
+import re
+from functools import lru_cache
+
+import fsspec
+
+from patchrank.pipeline.errors import UserError
+
+# The same store under two schemes must not give one object two names.
+_ALIASES = {"s3a": "s3", "gcs": "gs", "local": "file"}
+_LOCAL = {"file"}
+# Where the part before "@" names a container or a repository's revision, and is no credential.
+_AT_IS_NO_USER = {"az", "abfs", "abfss", "adl", "hf"}
+_HOSTS = {"http", "https", "ftp", "sftp", "ssh", "smb", "webdav", "webhdfs", "hdfs"}
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+# What wraps other stores, renders templates or runs commands: no place for data, and a way around refusals.
+_REFUSED = {
+    "arrow_hdfs",
+    "async_wrapper",
+    "asynclocal",
+    "asyncwrapper",
+    "blockcache",
+    "cached",
+    "dask",
+    "data",
+    "dir",
+    "filecache",
+    "generic",
+    "git",
+    "jlab",
+    "jupyter",
+    "libarchive",
+    "pyscript",
+    "reference",
+    "simplecache",
+    "tar",
+    "zip",
+}
+_COMMAND = re.compile(r"^\s*(pipe|cmd|command|exec|popen|shell|sh|bash)\s*:", re.IGNORECASE)
+_IPV6 = re.compile(r"\[[0-9A-Fa-f:.]*\]")
+_URL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://(.*)$", re.DOTALL)
+_URL_IN_TEXT = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^\s'\"<>]*)")
+_QUERY_IN_TEXT = re.compile(r"\?[^\s'\"<>?=]*=[^\s'\"<>]*")
+
+
+@lru_cache(maxsize=1)
+def _known_protocols() -> frozenset[str]:
+    return frozenset(fsspec.available_protocols())
+
+
+def split_url(spec: str) -> tuple[str, str]:
+    """(scheme in lower case, all that follows `://`); a plain path is `("file", path)`."""
+    match = _URL.match(spec)
+    if match is None:
+        return "file", spec
+    scheme = match[1].lower()
+    return _ALIASES.get(scheme, scheme), match[2]
+
+
+def is_local(url: str) -> bool:
+    """Whether the URL names a path of this machine's file system (a mounted share too)."""
+    return split_url(url)[0] in _LOCAL
+
+
+def local_path(url: str) -> str:
+    """The absolute path of a local URL; links are not followed: a shard keeps the name it was given."""
+    plain = _URL.match(url) is None
+    return os.path.abspath(os.path.expanduser(url) if plain else split_url(url)[1])
+
+
+def has_pattern(url: str) -> bool:
+    """Whether the URL is a pattern for `glob`."""
+    return pattern_start(url) >= 0
+
+
+def pattern_start(url: str) -> int:
+    """Where the first character of a pattern (`*`, `?`, `[`) stands, -1 if there is none.
+
+    On a web server `?` begins the query and is no pattern.
+    """
+    sign = re.compile(r"[*\[]" if split_url(url)[0] in {"http", "https"} else r"[*?\[]")
+    start = 0
+    if not is_local(url):
+        # Not in the host: brackets there hold an IPv6 address.
+        start = url.find("/", url.find("://") + 3)
+    found = sign.search(url, start) if start >= 0 else None
+    return -1 if found is None else found.start()
+
+
+def refuse_unsafe(spec: str) -> None:
+    """Raise UserError for what is no plain URL or path: commands, chained URLs, unknown schemes."""
+    if not spec or "\0" in spec or "\n" in spec:
+        raise UserError(f"not a path or URL: {spec!r}")
+    if _COMMAND.match(spec):
+        raise UserError(
+            f"{redact(spec)} would run a command, which is refused; give the path or URL of the data"
+        )
+    scheme, _ = split_url(spec)
+    if "::" in _IPV6.sub("", spec) and not (scheme in _LOCAL and os.path.lexists(local_path(spec))):
+        raise UserError(
+            f"chained URLs are refused: {redact(spec)}; copy the file and give its own path or URL"
+        )
+    if scheme in _REFUSED:
+        raise UserError(f"{scheme}:// is refused; copy the data to a store and give the URL there")
+    if scheme not in _known_protocols():
+        raise UserError(f"unknown scheme {scheme}:// in {redact(spec)}; for a local file give its path")
+
+
+def absolute_url(spec: str | os.PathLike[str]) -> str:
+    """The URL as it is opened: a local path made absolute, others as given. Refuses as `refuse_unsafe`."""
+    text = os.fspath(spec)
+    refuse_unsafe(text)
+    return local_path(text) if is_local(text) else text
+
+
+def canonical_url(spec: str | os.PathLike[str]) -> str:
+    """The name of an object: absolute, without credentials, query or fragment; a local one is a plain path.
+
+    Scheme and host are in lower case, `s3a` is `s3` and `gcs` is `gs`, a default port is left out. Refuses as
+    `refuse_unsafe`.
+    """
+    url = absolute_url(spec)
+    return url if is_local(url) else _canonical(*split_url(url))
+
+
+def _canonical(scheme: str, rest: str) -> str:
+    host, slash, path = rest.partition("/")
+    if scheme not in _AT_IS_NO_USER:
+        # Before the query is cut off: a password may hold "?" or "#".
+        host = host.rpartition("@")[2]
+    host, slash, path = re.split(r"[?#]", f"{host}{slash}{path}", maxsplit=1)[0].partition("/")
+    if scheme in _HOSTS:
+        host = host.lower()
+    if scheme in _DEFAULT_PORTS:
+        host = host.removesuffix(_DEFAULT_PORTS[scheme])
+    if scheme == "memory":
+        host, slash, path = "", "", f"{host}/{path}".strip("/")
+    return f"{scheme}://{host}{slash}{path}".rstrip("/")
+
+
+def redact(text: str) -> str:
+    """The text with every URL in its canonical form and every query left out: safe to print and to store."""
+    text = _URL_IN_TEXT.sub(lambda match: _canonical(*split_url(match[0])), text)
+    return _QUERY_IN_TEXT.sub("", text)
+
+
+def join(base: str, *names: str) -> str:
+    """The URL of a file below a folder."""
+    return "/".join([base.rstrip("/") if base.strip("/") else "", *names]) if names else base
+
+
+def split_name(url: str) -> tuple[str, str]:
+    """(URL of the folder, last name); the query of a URL stays with the name."""
+    cut = (
+        len(url) if is_local(url) else min([i for i in (url.find("?"), url.find("#")) if i >= 0] + [len(url)])
+    )
+    at = url.rfind("/", 0, cut)
+    return url[:at] or "/", url[at + 1 :]
