@@ -66,6 +66,7 @@ def test_writes_to_other_places_are_found(source: str) -> None:
         "writer.write_table(table)",
         "text.replace('a', 'b')",
         "self.save()",
+        "data = safetensors.torch.save(state)",
     ],
 )
 def test_reads_and_scratch_pass(source: str) -> None:
@@ -81,6 +82,9 @@ def test_scratch_is_a_word_of_a_name_not_a_part_of_one() -> None:
     "source",
     [
         "import pickle",
+        "import pickle as quick\nquick.loads(b'')",
+        "import pickle\ntry:\n    pickle.loads(b'')\nexcept pickle.UnpicklingError: pass",
+        "import pickle\npickle.UnpicklingError\nload = getattr(pickle, 'loads')",
         "def f():\n    from cloudpickle import loads",
         "import_module('dill')",
         "torch.load(path)",
@@ -100,6 +104,8 @@ def test_unsafe_loads_are_found(source: str) -> None:
 def test_safe_loads_pass() -> None:
     source = "torch.load(path, weights_only=True); np.load(path); yaml.safe_load(text); model.eval()"
     assert layout.unsafe_loads(ast.parse(source)) == []
+    caught = "import pickle\ntry:\n    torch.load(x, weights_only=True)\nexcept pickle.UnpicklingError: pass"
+    assert layout.unsafe_loads(ast.parse(caught)) == []
 
 
 @pytest.mark.parametrize(

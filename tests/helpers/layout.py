@@ -29,6 +29,7 @@ WRITERS = {
     "save": 0,  # numpy and pictures
 }
 SECOND_ARGUMENT_SAVES = {"torch.save"}
+RETURNS_BYTES = {"safetensors.torch.save", "safetensors.numpy.save"}
 TARGET_KEYWORDS = {"where", "file", "filename", "fname", "fp", "path", "f"}
 FOLDER_CALLS = re.compile(r"^(os\.(replace|rename|renames|link|symlink|truncate)|shutil\.(copy\w*|move))$")
 PATH_WRITERS = {"write_text", "write_bytes", "touch", "hardlink_to", "symlink_to"}
@@ -150,7 +151,7 @@ def write_target(call: ast.Call) -> ast.expr | str | None:
         return open_target(call)
     if name in PATH_WRITERS and isinstance(call.func, ast.Attribute):
         return call.func.value
-    if name not in WRITERS:
+    if name not in WRITERS or function in RETURNS_BYTES:
         return None
     position = 1 if function in SECOND_ARGUMENT_SAVES else WRITERS[name]
     if position < len(call.args):
@@ -174,7 +175,11 @@ def writes(tree: ast.Module) -> list[str]:
 def unsafe_loads(tree: ast.Module) -> list[str]:
     """What could run code from data: unpickling, eval, torch.load but for weights_only, pickled arrays."""
     used = imports(tree)
-    found = [f"line {i.line}: imports {i.module}" for i in used if i.module.split(".")[0] in PICKLE_MODULES]
+    found = [
+        f"line {i.line}: imports {i.module}"
+        for i in used
+        if i.module.split(".")[0] in PICKLE_MODULES and not only_catches_pickle_errors(tree, i)
+    ]
     torch_loads = {"torch.load"} | {"load" for i in used if (i.module, i.name) == ("torch", "load")}
     for call in calls(tree):
         function = dotted(call.func)
@@ -185,6 +190,19 @@ def unsafe_loads(tree: ast.Module) -> list[str]:
         if keyword(call, "allow_pickle") not in {None, False}:
             found.append(f"line {call.lineno}: allow_pickle")
     return found
+
+
+def only_catches_pickle_errors(tree: ast.Module, used: Import) -> bool:
+    """Whether nothing but the exception is taken from pickle, which torch.load raises too."""
+    if used.module != "pickle" or used.name is not None:
+        return (used.module, used.name) == ("pickle", "UnpicklingError")
+    caught = {
+        id(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and node.attr == "UnpicklingError"
+    }
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == "pickle"]
+    return bool(names) and all(id(node) in caught for node in names)
 
 
 def shell_use(tree: ast.Module) -> list[str]:
