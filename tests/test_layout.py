@@ -23,15 +23,15 @@ LISTED = {
         storage_urls storage_retry storage_lookup storage_sources storage_streams storage_local storage
         shard_specs tar_stream shards
         image_header images patches
-        teacher/model teacher/checkpoint
-        pretraining_report pretraining pretraining_job
+        teacher/model teacher/formats teacher/sources teacher/checkpoint
+        pretraining_report pretraining
         metrics capacity inference scoring
         record_file score_table table_reader
         machine owner done_check output_settings output output_status
         pruned
         queue_policy view_feed aggregate api scratch score_request shard_scoring
         actor_slots scoring_actor actor_pool
-        progress estimate shard_queue run_summary score_run
+        progress pretraining_job estimate shard_queue run_summary score_run
     """,
     "ranker": "",
     "jobs": "command_line score train prune evaluate pretrain report schedule status demo cli",
