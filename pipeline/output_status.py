@@ -118,9 +118,10 @@ def _count_errors(output: OutputFolder, done: Mapping[str, Record]) -> dict[str,
 
 def _errors_of(url: str, record: Record) -> Counter[str]:
     try:
-        table = pq.read_table(pa.BufferReader(storage.read_bytes(url, limit=_RUN_LIMIT)))
-        digest = json.loads((table.schema.metadata or {})[METADATA_KEY])["digest"]
-    except (FileNotFoundError, pa.ArrowException, OSError, KeyError, ValueError):
+        file = pq.ParquetFile(pa.BufferReader(storage.read_bytes(url, limit=_RUN_LIMIT)))
+        digest = json.loads(file.metadata.metadata[METADATA_KEY])["digest"]
+        table = file.read(["stage", "reason"])
+    except (pa.ArrowException, OSError, KeyError, ValueError):
         digest = None
     if digest != record.errors:
         return Counter({_OTHER_ATTEMPT: max(1, record.quarantined)})

@@ -136,7 +136,7 @@ def parse_footer(url: str, tail: pa.Buffer, *, newest_schema: int | None = None)
         parquet = pq.read_metadata(pa.BufferReader(tail))
         schema = parquet.schema.to_arrow_schema()
     except (pa.ArrowException, OSError) as error:
-        raise RecordError(f"{url} is not a complete Parquet file: {error}") from error
+        raise RecordError(f"{url} is not a complete Parquet file: {storage.describe_error(error)}") from error
     raw = (parquet.metadata or {}).get(METADATA_KEY)
     if raw is None:
         raise RecordError(f"{url} was not written by patchrank: its footer has no `patchrank` metadata")

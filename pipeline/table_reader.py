@@ -84,7 +84,7 @@ class ScoreTables:
                     parquet = pq.ParquetFile(source, page_checksum_verification=True)
                     yield from parquet.iter_batches(batch_rows, columns=wanted)
                 except (pa.ArrowException, OSError) as error:
-                    raise UserError(f"{file.url} is damaged: {error}") from error
+                    raise UserError(f"{file.url} is damaged: {storage.describe_error(error)}") from error
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """All rows of the given columns, all columns by default; errors as in `iter_batches`."""
