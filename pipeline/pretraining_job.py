@@ -80,7 +80,7 @@ def pretrain(config: PretrainConfig, say: Callable[[str], None]) -> None:
         say(f"resumed at step {run.step}")
     run.run(every=config.report_every, report=_reporter(run, say))
     predict = teacher_prediction(run.model.eval())
-    save_teacher(run.model, out, half=True, name=out.name)
+    save_teacher(run.model, str(out), half=True, name=out.name)
     if config.target == "pixels":
         errors = reconstruction_errors(
             held_out,

@@ -107,7 +107,7 @@ def summarise(
         bad=bad,
         rows=sum(item.rows for item in whole.values()),
         faults=dict(faults.most_common()),
-        images=sum(result.samples - result.quarantined for result in committed.values()),
+        images=sum(result.images for result in committed.values()),
         views=sum(result.rows for result in committed.values()),
         seconds=seconds,
         waited_share=waited_share,

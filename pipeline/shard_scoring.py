@@ -47,6 +47,7 @@ class ShardResult:
     shard_id: str
     samples: int
     quarantined: int
+    images: int
     rows: int
     faults: dict[str, int]
     damaged: bool
@@ -120,7 +121,9 @@ class ShardScoring:
         faults: list[Fault] = []
         with TableWriter(table, schema) as writer:
             with self._turn:
+                images_before = self.progress.images
                 waited = self._fill(shard, feed, writer, faults)
+                images = self.progress.images - images_before
             record = ShardRecord(
                 name=shard.name,
                 size=feed.size,
@@ -149,6 +152,7 @@ class ShardScoring:
             shard_id=shard.id,
             samples=record.samples,
             quarantined=record.quarantined,
+            images=images,
             rows=writer.rows,
             faults=count_reasons(faults),
             damaged=record.damaged,

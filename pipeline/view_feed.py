@@ -93,6 +93,7 @@ class ViewFeed:
         self._closed = False
         self._error: BaseException | None = None
         self._ended = False
+        self._passed_over = 0
         self.samples = 0
         self.position = 0
         self.size = 0
@@ -143,6 +144,7 @@ class ViewFeed:
         if isinstance(item, Sample):
             self.samples += 1
             if not in_share(item.key, self._rows):
+                self._passed_over += archive_bytes(item)
                 return
         elif item.sample_key is not None:
             self.samples += 1
@@ -151,8 +153,9 @@ class ViewFeed:
             return
         future = self._pool.submit(prepare, item, self._rows, self._patch_size)
         with self._ready:
-            self._queue.append((future, archive_bytes(item)))
+            self._queue.append((future, archive_bytes(item) + self._passed_over))
             self._ready.notify()
+        self._passed_over = 0
 
 
 def prepare(item: Sample | Fault, rows: RowConfig, patch_size: int) -> list[View] | Fault:
