@@ -134,6 +134,13 @@ class ShardQueue:
         wanted = wanted_actors(slots=slots, unfinished=unfinished, max_actors=self._options.max_actors)
         while len(self._pool.actors) < wanted:
             self._pool.spawn()
+        idle = [actor for actor in self._pool.actors.values() if not self._holds(actor)]
+        # At the end there are fewer shards than actors: what the others occupy may be used by somebody else.
+        for actor in idle[: len(self._pool.actors) - wanted]:
+            self._lose(actor, Gone.RETIRED, PatchrankError("no shard is left for it"))
+
+    def _holds(self, actor: PooledActor) -> bool:
+        return actor.configured and bool(self._policy.holding(actor.name))
 
     def _receive(self, answer: Answer) -> None:
         actor = self._pool.actors.get(answer.call.actor)
@@ -199,7 +206,7 @@ class ShardQueue:
         elif isinstance(error, UserError):
             raise error
         else:
-            self._lose(actor, Gone.RETIRED, error)
+            self._lose(actor, Gone.DIED, error)
 
     def _lose(self, actor: PooledActor, why: Gone, error: Exception) -> None:
         reason = init_failure(error)
@@ -212,7 +219,7 @@ class ShardQueue:
             self._record_failures()
             return
         self._resolving = self._resolving and self._rows is not None
-        self._start_failures += why is not Gone.LOST
+        self._start_failures += why is Gone.DIED
         if self._start_failures >= MOST_START_FAILURES:
             raise PatchrankError(f"{self._start_failures} actors in a row did not start; the last: {error}")
 
@@ -223,7 +230,7 @@ class ShardQueue:
             for actor in self._pool.actors.values():
                 if not actor.configured:
                     continue
-                if not self._policy.holding(actor.name):
+                if not self._holds(actor):
                     actor.moved_at = now
                 index = self._policy.assign(actor.name, now)
                 if index is not None:
