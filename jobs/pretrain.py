@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from patchrank.jobs.command_line import run_job
-from patchrank.pipeline.config import PretrainConfig
+from patchrank.pipeline.job_config import PretrainConfig
 
 
 def run(config: PretrainConfig) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from patchrank.jobs.command_line import config_to_yaml, run_job
-from patchrank.pipeline.config import ScoreConfig
+from patchrank.pipeline.job_config import ScoreConfig
 
 
 def run(config: ScoreConfig) -> int:

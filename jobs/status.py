@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 
 from patchrank.jobs.command_line import run_job
-from patchrank.pipeline.config import StatusConfig
+from patchrank.pipeline.job_config import StatusConfig
 
 
 def run(config: StatusConfig) -> int:

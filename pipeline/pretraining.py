@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from patchrank.pipeline.config import PretrainConfig
 from patchrank.pipeline.errors import UserError
 from patchrank.pipeline.images import ViewBox, apply_view
+from patchrank.pipeline.job_config import PretrainConfig
 from patchrank.pipeline.patches import normalise, patchify, visible_count
 from patchrank.pipeline.pretraining_report import centre_patches, fixed_orders, take
 from patchrank.pipeline.teacher.model import MaskedAutoencoder, TeacherConfig
@@ -115,7 +115,7 @@ class Pretraining:
         self.half = False
         self._photos, self._device = photos, device
         self._visible = visible_count(self.model.config.positions, config.mask_ratio)
-        self._checkpoint, self._curve = out / "checkpoint.pt", out / "curve.csv"
+        self._checkpoint, self._local_curve = out / "checkpoint.pt", out / "curve.csv"
         self._optimisers = self._make_optimisers()
         patches = centre_patches(held_out, config.image_size, config.patch_size)
         self._held_out = patches, fixed_orders(*patches.shape[:2])
@@ -183,7 +183,7 @@ class Pretraining:
                 if self.step % every == 0 or self.step == self.config.steps:
                     error = self.held_out_error()
                     self.save()
-                    with self._curve.open("a", newline="") as file:
+                    with self._local_curve.open("a", newline="") as file:
                         csv.writer(file).writerow([self.step, f"{total / counted:.5f}", f"{error:.5f}"])
                     report(self.step, total / counted, error)
                     total, counted = 0.0, 0

@@ -16,10 +16,11 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
 from patchrank.pipeline import storage
-from patchrank.pipeline.config import IMAGE_FIELDS, PretrainConfig
+from patchrank.pipeline.config import IMAGE_FIELDS
 from patchrank.pipeline.errors import ContentError, UserError
 from patchrank.pipeline.images import decode_image
 from patchrank.pipeline.inference import choose_precision
+from patchrank.pipeline.job_config import PretrainConfig
 from patchrank.pipeline.pretraining import Pretraining
 from patchrank.pipeline.pretraining_report import reconstruction_errors, teacher_prediction
 from patchrank.pipeline.progress import duration

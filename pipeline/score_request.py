@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from patchrank.pipeline.config import Precision, RowConfig, ScoreConfig
+from patchrank.pipeline.config import Precision, RowConfig
 from patchrank.pipeline.errors import UserError
 from patchrank.pipeline.images import DECODER
+from patchrank.pipeline.job_config import ScoreConfig
 from patchrank.pipeline.patches import visible_count
 from patchrank.pipeline.score_table import row_fields
 from patchrank.pipeline.shards import Shard, expand_shards

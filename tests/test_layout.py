@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("pipeline", "ranker", "jobs")
 LISTED = {
     "pipeline": """
-        errors randomness config
+        errors randomness config job_config
         storage_urls storage_retry storage_lookup storage_sources storage_streams storage_local storage
         shard_specs tar_stream shards
         image_header images patches
@@ -46,12 +46,15 @@ RAY_FILES = {
     "ranker/ray_train.py",
     "ranker/ray_prune.py",
 }
-DRIVER_FILES = {f"pipeline/{name}.py" for name in ("progress", "estimate", "run_summary", "score_run")}
+DRIVER_FILES = {
+    f"pipeline/{name}.py"
+    for name in "job_config progress pretraining pretraining_job score_request estimate run_summary score_run".split()
+}
 # Storage, in one file or several, is what names file systems and writes to final places.
 STORAGE_FILES = {f"pipeline/{name}" for name in ORDER["pipeline"] if name.startswith("storage")}
 WRITING_FILES = STORAGE_FILES | {"pipeline/scratch.py"}
 # Importing these or any job loads nothing heavy, so that --help answers at once.
-LIGHT_FILES = ["patchrank/__init__.py", "pipeline/config.py"]
+LIGHT_FILES = ["patchrank/__init__.py", "pipeline/config.py", "pipeline/job_config.py"]
 HEAVY_LIBRARIES = {"torch", "torchvision", "timm", "ray", "webdataset"}
 # The names computed here are those of our own modules.
 COMPUTED_IMPORT_FILES = {"patchrank/__init__.py", "jobs/cli.py"}

@@ -1,0 +1,207 @@
+"""Configuration of the jobs: one frozen dataclass each, which checks itself and is the command line.
+
+Imports neither torch nor ray, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Literal
+
+import tyro
+
+from patchrank.pipeline.config import (
+    IMAGE_FIELDS,
+    Crop,
+    Masks,
+    Metric,
+    Precision,
+    Removal,
+    RowConfig,
+    Store,
+)
+from patchrank.pipeline.errors import UserError
+
+
+def parse_views(text: str) -> tuple[int, int]:
+    """First view and number of views of `--views`: "4" is views 0 to 3, "4:8" views 4 to 7."""
+    first, colon, stop = text.partition(":")
+    try:
+        begin, end = (int(first), int(stop)) if colon else (0, int(first))
+    except ValueError:
+        raise UserError(f"--views is {text!r}, must be a count such as 4 or a range such as 4:8") from None
+    return begin, end - begin
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """Score the patches of the images in WebDataset shards into a Parquet table."""
+
+    shards: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SHARDS")]
+    """Shards: paths, globs, brace ranges {000000..000999}, directories or @list.txt, on any fsspec URL."""
+    out: str
+    """Output folder (any fsspec URL). Run again on it to resume."""
+    teacher: str = "mae-base"
+    """tiny (bundled), mae-base, mae-large, mae-huge, or path or URL of a .pth, a .safetensors or a folder."""
+    output_space: Literal["auto", "pixels", "normalised"] = "auto"
+    """What the teacher predicts, where its file does not tell."""
+    views: str = "4"
+    """Views per image: a count, or a range such as 4:8 to add to an earlier table."""
+    mask_ratio: float = 0.9
+    """Share of the patches that is hidden in a view."""
+    removal: Removal = "decoder"
+    """Leave a patch out before the decoder (cheap, as published) or before the encoder (exact)."""
+    metric: Metric = "l1"
+    """How the change of the reconstruction is measured."""
+    crop: Crop = "random"
+    """Random resized crops, or one centre crop whose views cover all patches."""
+    masks: Masks = "uniform"
+    """Visible patches drawn uniformly, or spread apart."""
+    store: Store = "patches"
+    """Pixels kept in the table: the visible patches, the whole view as JPEG, or none."""
+    seed: int = 0
+    """Seed of masks, crops, flips and the share of samples."""
+    root: str | None = None
+    """Name shards by their path below this URL, so that the corpus may move."""
+    sample: float = 1.0
+    """Share of the samples to score."""
+    limit_shards: int | None = None
+    """Score only the first N shards."""
+    image_field: str = IMAGE_FIELDS
+    """Fields that may hold a sample's image; the first one present is taken."""
+    gpus_per_actor: float = 1.0
+    """GPUs of an actor; 0 scores on CPUs although there are GPUs."""
+    cpus_per_actor: int | None = None
+    """CPUs of an actor: decoders beside a GPU, or the teacher itself. Default: its share of a node."""
+    max_actors: int | None = None
+    """At most this many actors; by default as many as the cluster has room for."""
+    batch_size: int | Literal["auto"] = "auto"
+    """Views scored at once; auto measures what fits and is fastest."""
+    precision: Literal["auto"] | Precision = "auto"
+    """Arithmetic of the teacher; auto is decided once per output by a short probe."""
+    max_bad: float = 0.05
+    """Exit 1 when a larger share of the samples gave no row."""
+    salvage: bool = False
+    """Do not count damaged archives as failures: what they gave is enough."""
+    redo_errors: bool = False
+    """Score shards again that have samples without a row."""
+    stall_timeout: float = 900.0
+    """Seconds without progress after which an actor is replaced."""
+    start_timeout: float = 600.0
+    """Seconds without any ready actor after which the run says so and ends."""
+    price_per_hour: float | None = None
+    """Price of one actor's hour; the dry run turns it into a sum."""
+    dry_run: bool = False
+    """Print what would be done and what it would cost; writes nothing."""
+
+    def __post_init__(self) -> None:
+        parse_views(self.views)
+        for name in ("max_actors", "limit_shards", "batch_size", "cpus_per_actor"):
+            value = getattr(self, name)
+            if isinstance(value, int) and value < 1:
+                raise UserError(f"--{name.replace('_', '-')} is {value}, must be at least 1")
+        if not self.shards:
+            raise UserError("no shards given: name a path, a glob, a brace range, a directory or @list.txt")
+        if not 0 <= self.max_bad <= 1:
+            raise UserError(f"--max-bad is {self.max_bad}, must be a share from 0 to 1")
+        if self.gpus_per_actor < 0 or (self.gpus_per_actor > 1 and self.gpus_per_actor % 1):
+            raise UserError(f"--gpus-per-actor is {self.gpus_per_actor}: give a share up to 1 or a count")
+        if min(self.stall_timeout, self.start_timeout) <= 0:
+            raise UserError("--stall-timeout and --start-timeout must be above 0 seconds")
+
+    def rows(self, *, size: int, precision: Precision, decoder: str) -> RowConfig:
+        """The settings that can change a row, given what the teacher, the probe and the decoder decide."""
+        first_view, views = parse_views(self.views)
+        return RowConfig(
+            mask_ratio=self.mask_ratio,
+            first_view=first_view,
+            views=views,
+            crop=self.crop,
+            masks=self.masks,
+            estimator="exact",
+            removal=self.removal,
+            metric=self.metric,
+            seed=self.seed,
+            size=size,
+            precision=precision,
+            store=self.store,
+            sample=self.sample,
+            image_field=self.image_field,
+            decoder=decoder,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Pretrain a small masked autoencoder as a teacher, in one process, with all photos in memory."""
+
+    shards: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SHARDS")]
+    """Shards of training photos: paths, globs, brace ranges, directories or @list.txt, on any fsspec URL."""
+    out: str
+    """Local folder for the checkpoint, the learning curve and the finished teacher."""
+    held_out: tuple[str, ...]
+    """Shards of photos that are measured and never trained on."""
+    resume: bool = False
+    """Go on from the checkpoint in OUT; --steps may differ from before while the learning rate is still level."""
+    image_size: int = 224
+    """Side of the training crops in pixels."""
+    patch_size: int = 16
+    """Side of a patch in pixels."""
+    width: int = 192
+    """Channels of the encoder."""
+    depth: int = 8
+    """Blocks of the encoder."""
+    heads: int = 3
+    """Attention heads of the encoder."""
+    decoder_width: int = 128
+    """Channels of the decoder."""
+    decoder_depth: int = 4
+    """Blocks of the decoder."""
+    decoder_heads: int = 4
+    """Attention heads of the decoder."""
+    target: Literal["pixels", "normalised"] = "pixels"
+    """Predict ImageNet-normalised pixels, or pixels normalised within each patch."""
+    mask_ratio: float = 0.75
+    """Share of the patches that is hidden."""
+    steps: int = 10_000
+    """Optimiser steps in all."""
+    batch_size: int = 64
+    """Images per step."""
+    lr: float = 4e-3
+    """Muon's learning rate, for the matrices of the transformer blocks."""
+    adam_lr: float = 2e-3
+    """AdamW's learning rate, for embeddings, norms, biases and the prediction."""
+    weight_decay: float = 0.05
+    """Decoupled weight decay of the matrices."""
+    warmup_steps: int = 100
+    """Steps in which the learning rates rise."""
+    decay_share: float = 0.5
+    """Last share of the steps, in which the learning rates fall linearly to 0."""
+    decoded_share: float = 0.43
+    """Share of the hidden patches that is decoded until the last 15 % of the steps."""
+    min_scale: float = 0.35
+    """Smallest share of a photo's area that a training crop covers."""
+    seed: int = 0
+    """Seed of weights, batches, crops and masks."""
+    report_every: int = 100
+    """Steps between measurements, which also write the checkpoint."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "warmup_steps", "report_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}, must be at least 1")
+        for name in ("mask_ratio", "decay_share", "decoded_share", "min_scale"):
+            if not 0 < getattr(self, name) <= 1:
+                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}, must be in (0, 1]")
+        if not self.shards or not self.held_out:
+            raise UserError("pretraining needs shards to train on and --held-out shards to measure on")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StatusConfig:
+    """Say what of an output folder is done, missing or failed; exits 1 while something is."""
+
+    out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    """Output folder of a score run (any fsspec URL)."""
+    json: bool = False
+    """Print JSON instead of lines."""
