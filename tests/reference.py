@@ -41,10 +41,8 @@ class Reference:
         result = []
         for r in everyone:
             others = [v for v in everyone if v != r]
-            if removal == "encoder":
-                changed = self.predict(image, others, [])
-            else:
-                changed = self.predict(image, everyone, [r])
+            without = (others, []) if removal == "encoder" else (everyone, [r])
+            changed = self.predict(image, *without)
             hidden = [i for i in range(len(anchor)) if i not in everyone]
             result.append(self.change(metric, image, anchor, changed, hidden))
         return result
