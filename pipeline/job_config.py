@@ -181,6 +181,8 @@ class PretrainConfig:
     """Share of the hidden patches that is decoded until the last 15 % of the steps."""
     min_scale: float = 0.35
     """Smallest share of a photo's area that a training crop covers."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of matrix products; auto is decided by a short probe."""
     seed: int = 0
     """Seed of weights, batches, crops and masks."""
     report_every: int = 100

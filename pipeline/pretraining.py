@@ -134,7 +134,8 @@ class Pretraining:
             torch.optim.AdamW(others, lr=self.config.adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
         ]
 
-    def _batch(self, step: int) -> tuple[Tensor, Tensor]:
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Patches (uint8 `[N, L, P]`) and order of the grid (`[N, L]`) of a step: the same whenever it is asked for."""
         rng = np.random.default_rng([self.config.seed, step])
         views = []
         for index in rng.integers(len(self._photos), size=self.config.batch_size):
@@ -175,10 +176,10 @@ class Pretraining:
         """Train to the recipe's last step; every `every` steps measure, `report(step, loss, error)` and save."""
         total, counted = 0.0, 0
         with ThreadPoolExecutor(1) as ahead:
-            following = ahead.submit(self._batch, self.step)
+            following = ahead.submit(self.batch, self.step)
             while self.step < self.config.steps:
                 patches, order = following.result()
-                following = ahead.submit(self._batch, self.step + 1)
+                following = ahead.submit(self.batch, self.step + 1)
                 total, counted = total + self.train_step(patches, order), counted + 1
                 if self.step % every == 0 or self.step == self.config.steps:
                     error = self.held_out_error()

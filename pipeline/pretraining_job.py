@@ -73,10 +73,13 @@ def pretrain(config: PretrainConfig, say: Callable[[str], None]) -> None:
     shorter_side = round(config.image_size * KEPT_MARGIN)
     photos = load_photos(config.shards, shorter_side)
     held_out = load_photos(config.held_out, shorter_side)
-    say(f"{len(photos)} photos to train on, {len(held_out)} to measure on, {device}")
     run = Pretraining(config, photos, held_out, out, device=device)
-    run.half = choose_precision(run.model.eval(), device) != "fp32"
+    precision = config.precision
+    if precision == "auto":
+        precision = "fp32" if choose_precision(run.model.eval(), device) == "fp32" else "bf16"
+    run.half = precision == "bf16"
     run.model.train()
+    say(f"{len(photos)} photos to train on, {len(held_out)} to measure on, {device}, {precision}")
     if config.resume and run.resume():
         say(f"resumed at step {run.step}")
     run.run(every=config.report_every, report=_reporter(run, say))
