@@ -54,7 +54,7 @@ test: install lint
 bench: install
 	@for file in $(sort $(wildcard benchmarks/[a-z]*.py)); do \
 	    echo "== bench: $$file"; \
-	    $(BIN)/python $$file $(ARGS) || exit 1; \
+	    $(BIN)/python -m benchmarks.$$(basename $$file .py) $(ARGS) || exit 1; \
 	done
 
 lint: install links
