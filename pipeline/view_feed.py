@@ -162,7 +162,10 @@ def prepare(item: Sample | Fault, rows: RowConfig, patch_size: int) -> list[View
     """The views of a sample, or why it gives none; a fault stays as it is."""
     if isinstance(item, Fault):
         return item
-    picked = pick_image(item, rows.image_field)
+    try:
+        picked = pick_image(item, rows.image_field)
+    except ContentError as error:
+        return Fault(item.key, None, "sample", str(error))
     if picked is None:
         fields = ", ".join(item.fields) or "none"
         return Fault(item.key, None, "sample", f"no image field; fields: {fields}"[:500])
