@@ -1,0 +1,151 @@
+"""Score jobs in tests: a small teacher on disk, a run with or without Ray, and what it left in its output."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+
+from patchrank.jobs.command_line import config_to_yaml
+from patchrank.pipeline.job_config import ScoreConfig
+from patchrank.pipeline.output import OutputFolder, new_run_id
+from patchrank.pipeline.progress import Totals
+from patchrank.pipeline.record_file import read_footer
+from patchrank.pipeline.run_summary import RunSummary
+from patchrank.pipeline.score_request import make_request
+from patchrank.pipeline.score_table import row_identity
+from patchrank.pipeline.scoring import Scorer
+from patchrank.pipeline.shard_scoring import ShardResult, ShardScoring, teacher_record
+from patchrank.pipeline.shards import Shard
+from patchrank.pipeline.table_reader import read_scores
+from patchrank.pipeline.teacher.checkpoint import TeacherFile, build_teacher, save_teacher
+from patchrank.pipeline.teacher.model import OutputSpace
+from tests.helpers.teachers import SMALL, random_teacher
+
+THREADS = 1
+"""CPUs of an actor, and threads of a run without Ray: scores are bit-equal at one thread count."""
+
+Row = dict[str, Any]
+Rows = dict[tuple[str, str, int], Row]
+
+
+def save_small_teacher(folder: Path, *, seed: int = 0, output_space: OutputSpace = "pixels") -> str:
+    """A teacher of random weights (48 px, a grid of 6 x 6, 3 patches visible of 36 at 0.9); returns its path."""
+    path = str(folder / f"small-{output_space}-{seed}.safetensors")
+    save_teacher(
+        random_teacher(dataclasses.replace(SMALL, output_space=output_space), seed), path, name="small"
+    )
+    return path
+
+
+def score_config(shards: Sequence[Path | str], out: Path | str, teacher: str, **changes: Any) -> ScoreConfig:
+    """A small run in fp32 on one actor without GPU; `changes` are fields of ScoreConfig."""
+    settings: dict[str, Any] = {
+        "views": "2",
+        "batch_size": 4,
+        "precision": "fp32",
+        "gpus_per_actor": 0.0,
+        "cpus_per_actor": THREADS,
+        "max_actors": 1,
+    }
+    given = tuple(str(shard) for shard in shards)
+    return ScoreConfig(shards=given, out=str(out), teacher=teacher, **{**settings, **changes})
+
+
+class Watched:
+    """A display that keeps the totals it is shown."""
+
+    def __init__(self) -> None:
+        self.seen: list[Totals] = []
+
+    def __enter__(self) -> Watched:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing to put back."""
+
+    def update(self, totals: Totals) -> None:
+        self.seen.append(totals)
+
+
+def run_score(config: ScoreConfig, display: Watched | None = None) -> RunSummary:
+    """The job on the Ray of this process."""
+    from patchrank.pipeline.score_run import score
+
+    return score(make_request(config), display or Watched(), settings=config_to_yaml(config))
+
+
+@contextlib.contextmanager
+def local_scoring(
+    config: ScoreConfig, *, run_id: str | None = None
+) -> Iterator[tuple[ShardScoring, list[Shard]]]:
+    """What an actor does, in this process, and the shards that are left to do in the output."""
+    request = make_request(config)
+    rows = request.known_rows(None)
+    assert rows is not None, "give a precision"
+    assert isinstance(config.batch_size, int)
+    output = OutputFolder(config.out, run_id=run_id or new_run_id())
+    output.adopt_config(request.fields(rows), other={})
+    todo = output.plan(request.shards, row_identity(rows, request.teacher.digest)).todo
+    threads = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    try:
+        scorer = Scorer(
+            build_teacher(request.teacher),
+            mask_ratio=rows.mask_ratio,
+            removal=rows.removal,
+            metric=rows.metric,
+            batch_size=config.batch_size,
+        )
+        provenance = {"run_id": output.run_id}
+        record = teacher_record(request.teacher)
+        yield ShardScoring(scorer, record, rows, output, provenance=provenance, threads=2), todo
+    finally:
+        torch.set_num_threads(threads)
+
+
+def score_here(config: ScoreConfig) -> dict[str, ShardResult]:
+    """Score what is left without Ray, one shard after the other; results by shard name."""
+    with local_scoring(config) as (scoring, shards):
+        return {shard.name: scoring.score(shard) for shard in shards}
+
+
+def rows_of(out: Path | str) -> Rows:
+    """Rows of an output, or of one table, by (shard, sample_key, view); no two have one identity."""
+    listed = read_scores(str(out)).to_pylist()
+    rows = {(row["shard"], row["sample_key"], row["view"]): row for row in listed}
+    assert len(rows) == len(listed)
+    return rows
+
+
+def errors_of(out: Path | str) -> list[Row]:
+    """Rows of all errors files, in the order of their shards' ids."""
+    files = sorted((Path(out) / "errors").glob("*.parquet"))
+    return [row for file in files for row in pq.read_table(file).to_pylist()]
+
+
+def footers_of(out: Path | str) -> dict[str, dict[str, Any]]:
+    """What the tables of an output say of themselves, by shard name."""
+    footers = [read_footer(str(file)) for file in sorted((Path(out) / "scores").glob("*.parquet"))]
+    return {footer.metadata["shard"]["name"]: footer.metadata for footer in footers}
+
+
+def with_scores_rounded(rows: Rows) -> tuple[Rows, dict[tuple[str, str, int], list[float]]]:
+    """Rows without their scores, and the scores: what must be equal bit for bit, and what nearly."""
+    bare = {key: {name: value for name, value in row.items() if name != "score"} for key, row in rows.items()}
+    return bare, {key: row["score"] for key, row in rows.items()}
+
+
+def load_small(path: str) -> TeacherFile:
+    """The file that `save_small_teacher` wrote."""
+    from patchrank.pipeline.teacher.checkpoint import read_teacher
+
+    return read_teacher(path)

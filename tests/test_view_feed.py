@@ -1,0 +1,231 @@
+"""From a shard to views: in shard order, ahead of the consumer but not far, faults told, errors raised."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import tarfile
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from patchrank.pipeline.errors import InfrastructureError
+from patchrank.pipeline.images import decode_image, decode_view
+from patchrank.pipeline.patches import patchify
+from patchrank.pipeline.shards import Fault, Sample, Shard, expand_shards
+from patchrank.pipeline.view_feed import View, ViewFeed, archive_bytes, draw_views, in_share, prepare
+from tests.helpers.photos import photo, photo_samples, write_shard
+from tests.helpers.tables import CONFIG
+
+# A grid of 6 x 6 patches, of which int(36 * 0.15) = 5 are visible: eight views show all, the last one filled up.
+ROWS = dataclasses.replace(CONFIG, size=48, mask_ratio=0.85, views=2, image_field="jpg;png")
+PATCH = 8
+GROUPS = 8
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(2) as threads:
+        yield threads
+
+
+def shard_at(path: Path) -> Shard:
+    return expand_shards([str(path)])[0]
+
+
+def feed_of(path: Path, pool: ThreadPoolExecutor, *, ahead: int = 4, rows: Any = ROWS) -> ViewFeed:
+    return ViewFeed(shard_at(path), rows, PATCH, pool, ahead)
+
+
+def keys_of(items: list[list[View] | Fault]) -> list[str | None]:
+    return [item.sample_key if isinstance(item, Fault) else item[0].sample_key for item in items]
+
+
+def test_views_come_in_shard_order_with_what_was_read(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
+    # Large pictures first: the small ones behind them are decoded sooner.
+    sizes = [700, 600, 500, 60, 50, 40]
+    samples = [(f"s{i}", {"jpg": photo(i, side, side), "cls": b"1"}) for i, side in enumerate(sizes)]
+    path = write_shard(tmp_path / "a.tar", samples)
+    feed = feed_of(path, pool)
+    positions, items = [], []
+    for item in feed:
+        items.append(item)
+        positions.append(feed.position)
+    feed.close()
+    assert keys_of(items) == [key for key, _ in samples]
+    with tarfile.open(path) as archive:
+        members = archive.getmembers()
+    # Where the header of the next sample starts, by the standard library.
+    assert positions[:-1] == [member.offset for member in members[2::2]]
+    assert (feed.samples, feed.size) == (len(sizes), path.stat().st_size)
+    assert feed.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert not feed.damaged
+
+
+def test_no_more_than_ahead_in_memory(tmp_path: Path) -> None:
+    ahead, count = 3, 12
+    submitted: list[str] = []
+    full = threading.Event()
+
+    class Counting(ThreadPoolExecutor):
+        def submit(self, call: Callable[..., Any], /, *args: Any, **options: Any) -> Future[Any]:
+            submitted.append(args[0].key)
+            if len(submitted) == ahead:
+                full.set()
+            return super().submit(call, *args, **options)
+
+    path = write_shard(tmp_path / "a.tar", photo_samples(count, height=50, width=50))
+    with Counting(1) as pool:
+        feed = feed_of(path, pool, ahead=ahead)
+        assert full.wait(60), "it reads ahead of a consumer that has not begun"
+        for taken, _ in enumerate(feed):
+            assert len(submitted) <= taken + ahead
+        feed.close()
+    assert len(submitted) == count
+
+
+def test_a_feed_that_is_left_early_stops(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
+    path = write_shard(tmp_path / "a.tar", photo_samples(30, height=50, width=50))
+    before = set(threading.enumerate())
+    feed = feed_of(path, pool, ahead=2)
+    next(iter(feed))
+    feed.close()
+    feed.close()
+    assert not [t for t in set(threading.enumerate()) - before if t.name.startswith("read ")]
+    assert feed.sha256 == ""
+
+
+def test_a_fault_of_storage_is_raised_after_what_was_read(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
+    path = write_shard(tmp_path / "a.tar", photo_samples(3, height=50, width=50))
+    shard = shard_at(path)
+    path.unlink()
+    feed = ViewFeed(shard, ROWS, PATCH, pool, 4)
+    with pytest.raises(InfrastructureError, match="not there any more"):
+        list(feed)
+    feed.close()
+
+
+def test_faults_stay_in_place(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
+    good = photo(1, 50, 60)
+    samples = [
+        ("good", {"jpg": good}),
+        ("cut", {"jpg": good[:200]}),
+        ("bare", {"cls": b"7", "txt": b"no image"}),
+        ("good", {"jpg": good}),
+        ("last", {"PNG": good}),
+    ]
+    items = list(feed_of(write_shard(tmp_path / "a.tar", samples), pool))
+    assert keys_of(items) == ["good", "cut", "bare", "good", "last"]
+    faults = [item for item in items if isinstance(item, Fault)]
+    assert [(fault.member, fault.stage) for fault in faults] == [
+        ("cut.jpg", "decode"),
+        (None, "sample"),
+        ("good.jpg", "sample"),
+    ]
+    assert "cls, txt" in faults[1].reason
+    assert "duplicate key" in faults[2].reason
+
+
+def test_an_image_member_that_is_no_file_is_a_fault(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
+    data = photo(1, 50, 60)
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as archive:
+        link = tarfile.TarInfo("linked.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+        good = tarfile.TarInfo("good.jpg")
+        good.size = len(data)
+        archive.addfile(good, io.BytesIO(data))
+    fault, views = list(feed_of(path, pool))
+    assert isinstance(fault, Fault)
+    assert (fault.sample_key, fault.stage) == ("linked", "sample")
+    assert "linked.jpg" in fault.reason
+    assert isinstance(views, list)
+
+
+def test_a_sample_without_the_share_is_passed_over_but_counted(
+    tmp_path: Path, pool: ThreadPoolExecutor
+) -> None:
+    path = write_shard(tmp_path / "a.tar", photo_samples(20, height=50, width=50))
+    rows = dataclasses.replace(ROWS, sample=0.3)
+    feed = feed_of(path, pool, rows=rows)
+    items = list(feed)
+    expected = [key for key, _ in photo_samples(20, height=4, width=4) if in_share(key, rows)]
+    assert keys_of(items) == expected
+    assert 0 < len(expected) < 20
+    assert feed.samples == 20
+
+
+def test_the_share_is_fixed_and_grows_by_adding() -> None:
+    keys = [f"folder/key-{number}" for number in range(5000)]
+    taken = {
+        share: {key for key in keys if in_share(key, dataclasses.replace(ROWS, sample=share))}
+        for share in (0.02, 0.3, 1.0)
+    }
+    assert taken[0.02] < taken[0.3] < taken[1.0] == set(keys)
+    # Binomial: three standard deviations are 30 of 100 and 97 of 1500.
+    assert abs(len(taken[0.02]) - 100) < 30
+    assert abs(len(taken[0.3]) - 1500) < 97
+    other = {key for key in keys if in_share(key, dataclasses.replace(ROWS, sample=0.3, seed=1))}
+    assert other != taken[0.3]
+    # Nothing else in the settings moves the share: tables of other views or masks cover the same samples.
+    moved = dataclasses.replace(ROWS, sample=0.3, first_view=4, masks="spread", crop="center", store="view")
+    assert {key for key in keys if in_share(key, moved)} == taken[0.3]
+
+
+@pytest.mark.parametrize("masks", ["uniform", "spread"])
+def test_views_of_one_crop_cover_every_patch(masks: Any) -> None:
+    rows = dataclasses.replace(ROWS, crop="center", masks=masks, views=2 * GROUPS)
+    views = draw_views("key", decode_image(photo(3, 90, 70)), rows, PATCH)
+    first, second = views[:GROUPS], views[GROUPS:]
+    for partition in (first, second):
+        assert {int(place) for view in partition for place in view.visible} == set(range(36))
+        # 36 patches fill seven groups of five and one place of the eighth: four are shown twice.
+        assert sum(len(view.visible) for view in partition) == 40
+    assert any((one.visible != other.visible).any() for one, other in zip(first, second, strict=True))
+    assert len({view.box for view in views}) == 1
+    assert all(view.pixels is views[0].pixels for view in views), "one crop is held in memory once"
+
+
+def test_views_of_random_crops_differ() -> None:
+    image = decode_image(photo(3, 90, 70))
+    views = draw_views("key", image, dataclasses.replace(ROWS, views=8), PATCH)
+    assert len({view.box for view in views}) == 8
+    assert len({view.visible.tobytes() for view in views}) > 1
+    assert [view.view for view in views] == list(range(8))
+    later = draw_views("key", image, dataclasses.replace(ROWS, first_view=4, views=4), PATCH)
+    for one, other in zip(later, views[4:], strict=True):
+        assert (one.view, one.box) == (other.view, other.box)
+        assert (one.visible == other.visible).all()
+        assert torch.equal(one.pixels, other.pixels)
+
+
+def test_the_teacher_sees_what_is_stored() -> None:
+    rows = dataclasses.replace(ROWS, store="view")
+    for view in draw_views("key", decode_image(photo(3, 90, 70)), rows, PATCH):
+        assert view.jpeg is not None
+        assert torch.equal(view.pixels, patchify(decode_view(view.jpeg)[None], PATCH)[0])
+
+
+def test_a_sample_is_prepared_from_its_first_image_field() -> None:
+    wide, high = photo(1, 40, 80), photo(2, 80, 40)
+    sample = Sample("k", {"png": wide, "jpg": high}, {"png": "k.png", "jpg": "k.jpg"})
+    for fields, size in (("jpg;png", (80, 40)), ("png;jpg", (40, 80)), ("webp;png", (40, 80))):
+        views = prepare(sample, dataclasses.replace(ROWS, image_field=fields), PATCH)
+        assert isinstance(views, list)
+        assert views[0].image_size == size
+    fault = prepare(sample, dataclasses.replace(ROWS, image_field="tif"), PATCH)
+    assert isinstance(fault, Fault)
+    assert "png, jpg" in fault.reason
+
+
+def test_archive_bytes_of_members() -> None:
+    sample = Sample("k", {"jpg": b"x" * 513, "cls": b""}, {"jpg": "k.jpg", "cls": "k.cls"})
+    assert archive_bytes(sample) == 512 + 1024 + 512
+    assert archive_bytes(Fault("k", None, "sample", "no image")) == 0
