@@ -45,6 +45,7 @@ class Estimate:
         config, teacher = request.config, request.teacher
         shape = teacher.config
         per_shard = self.seconds * self.actors / max(1, self.shards)
+        actors = "actor" if self.actors == 1 else "actors"
         lines = [
             f"shards    {self.shards:,}, {byte_size(self.shard_bytes)}",
             f"samples   about {self.samples:,}"
@@ -55,7 +56,7 @@ class Estimate:
             f"{self.gflop_per_view:.3g} GFLOP each, {self.gflop_per_view * self.views:,.4g} GFLOP in all",
             f"table     about {byte_size(self.table_bytes)} beside {byte_size(self.shard_bytes)} of shards",
             f"speed     {self.views_per_s:.1f} views/s per actor in {self.precision}, on {_device_name()} here",
-            f"time      about {duration(self.seconds)} with {self.actors} actors, {duration(per_shard)} per shard",
+            f"time      about {duration(self.seconds)} with {self.actors} {actors}, {duration(per_shard)} per shard",
         ]
         if config.price_per_hour is not None:
             hours = self.seconds * self.actors / 3600
