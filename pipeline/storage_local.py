@@ -76,5 +76,9 @@ def _sync_folder(url: str) -> None:
     descriptor = os.open(split_name(local_path(url))[0], os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems sync no folders; what matters is in place.
+        if error.errno not in {errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EOPNOTSUPP}:
+            raise
     finally:
         os.close(descriptor)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import glob as python_glob
+import fnmatch
 import os
+import re
 import stat as python_stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,8 @@ CONNECT_TIMEOUT_S = 30.0
 READ_TIMEOUT_S = 60.0
 
 _HTTP = {"http", "https"}
+# fsspec would take all of "key:secret@bucket" for the bucket.
+_NO_USERS = {"s3", "gs"}
 # From so many objects of one folder on, listing it (a request per thousand) is cheaper than asking for each.
 _LIST_FROM = 64
 _LOOKUP_THREADS = 32
@@ -55,14 +58,18 @@ class ObjectInfo:
 def filesystem(url: str) -> tuple[Any, str]:
     """The fsspec file system of a URL that is not local, and the path in it; UserError if it is not usable."""
     refuse_unsafe(url)
-    scheme, _ = split_url(url)
+    scheme, rest = split_url(url)
+    if scheme in _NO_USERS and "@" in rest.partition("/")[0]:
+        raise UserError(
+            f"{canonical_url(url)}: {scheme}:// takes no credentials in the URL; set the environment's"
+        )
     try:
         kind = fsspec.get_filesystem_class(scheme)
         options = kind._get_kwargs_from_urls(url)
         if scheme in _HTTP:
             options["client_kwargs"] = _http_client(kind.protocol)
         store = fsspec.filesystem(scheme, use_listings_cache=False, **options)
-    except ImportError as error:
+    except (ImportError, ValueError) as error:
         raise UserError(f"cannot use {scheme}:// here: {error}") from None
     return store, kind._strip_protocol(url)
 
@@ -138,31 +145,40 @@ def list_folder(url: str, *, suffix: str = "", folders: bool = False) -> list[Ob
 
     A folder that does not exist is empty: object stores know no folders. Raises InfrastructureError.
     """
+    found = _list(url, lambda name: name.endswith(suffix))
+    return [info for info in found if folders or not info.is_folder]
+
+
+def _list(url: str, wanted: Callable[[str], bool]) -> list[ObjectInfo]:
+    """What lies directly below a folder and has a name that is wanted, sorted by URL."""
     what = f"listing {canonical_url(url)}"
     if is_local(url):
-        found = with_retry(lambda: _list_local(url, suffix), what=what)
+        found = with_retry(lambda: _list_local(url, wanted), what=what)
     else:
         store, path = filesystem(url)
 
         def read_listing() -> list[ObjectInfo]:
             store.invalidate_cache()
-            return _from_listing(url, path, store.ls(path, detail=True), suffix)
+            listed = store.ls(join(path, "") if is_http(url) else path, detail=True)
+            return _from_listing(url, path, listed, wanted)
 
         try:
             found = with_retry(read_listing, what=what)
         except FileNotFoundError:
             return []
-        if is_http(url):
-            found = _with_sizes(found)
-    return sorted((info for info in found if folders or not info.is_folder), key=lambda info: info.url)
+    if is_http(url):
+        # A web page tells no sizes; what vanished meanwhile is left out.
+        looked_up = stat_many([info.url for info in found if not info.is_folder])
+        found = [info for info in found if info.is_folder] + [info for info in looked_up if info is not None]
+    return sorted(found, key=lambda info: info.url)
 
 
-def _list_local(url: str, suffix: str) -> list[ObjectInfo]:
+def _list_local(url: str, wanted: Callable[[str], bool]) -> list[ObjectInfo]:
     found = []
     try:
         with os.scandir(local_path(url)) as entries:
             for entry in entries:
-                if not entry.name.endswith(suffix):
+                if not wanted(entry.name):
                     continue
                 try:
                     found.append(_local_info(join(url, entry.name), entry.stat()))
@@ -176,7 +192,9 @@ def _list_local(url: str, suffix: str) -> list[ObjectInfo]:
     return found
 
 
-def _from_listing(url: str, path: str, entries: Iterable[Mapping[str, Any]], suffix: str) -> list[ObjectInfo]:
+def _from_listing(
+    url: str, path: str, entries: Iterable[Mapping[str, Any]], wanted: Callable[[str], bool]
+) -> list[ObjectInfo]:
     found = []
     for told in entries:
         full = str(told["name"]).rstrip("/")
@@ -186,7 +204,7 @@ def _from_listing(url: str, path: str, entries: Iterable[Mapping[str, Any]], suf
             listed = full == join(url, name) and "?" not in name and "#" not in name
         else:
             listed = full.strip("/") != path.strip("/")
-        if listed and name.endswith(suffix):
+        if listed and wanted(name):
             found.append(_remote_info(join(url, name), told))
     return found
 
@@ -194,33 +212,36 @@ def _from_listing(url: str, path: str, entries: Iterable[Mapping[str, Any]], suf
 def glob(pattern: str) -> list[ObjectInfo]:
     """Files and folders that match a pattern of `*`, `?`, `[...]` and `**`, sorted by URL.
 
-    Hidden local files match only a pattern that names the dot, as in a shell; on a web server `?` begins the
-    query. Raises InfrastructureError.
+    As in a shell, a name that begins with a dot is matched only by a pattern that does; `**` enters no linked
+    folder. On a web server `?` begins the query. Raises InfrastructureError where any folder cannot be listed
+    (the globs of Python and of fsspec leave such a folder out without a word).
     """
-    what = f"listing {canonical_url(pattern)}"
     if is_local(pattern):
-        paths = sorted(python_glob.glob(local_path(pattern), recursive=True))
-        return [info for info in stat_many(paths) if info is not None]
-    base = pattern[: pattern.rfind("/", 0, pattern_start(pattern))]
-    store, path = filesystem(pattern)
-    base_path = filesystem(base)[1]
-
-    def match() -> list[ObjectInfo]:
-        store.invalidate_cache()
-        # Written as the pattern is, because a URL's first part may say which account or user it is of.
-        return [
-            _remote_info(base + name.removeprefix(base_path), told)
-            for name, told in store.glob(path, detail=True).items()
-        ]
-
-    found = with_retry(match, what=what)
-    return sorted(_with_sizes(found) if is_http(pattern) else found, key=lambda info: info.url)
+        pattern = local_path(pattern)
+    cut = pattern.rfind("/", 0, pattern_start(pattern))
+    parts = pattern[cut + 1 :].split("/")
+    found = [ObjectInfo(pattern[:cut] or "/", None, "", is_folder=True)]
+    for number, part in enumerate(parts):
+        if part == "**":
+            found = [below for folder in found for below in _folders_below(folder)]
+            if number < len(parts) - 1:
+                continue
+        matches = _matcher(part)
+        found = [info for folder in found if folder.is_folder for info in _list(folder.url, matches)]
+    return sorted(found, key=lambda info: info.url)
 
 
-def _with_sizes(found: Sequence[ObjectInfo]) -> list[ObjectInfo]:
-    """The same with sizes and tags, which a web page does not list; what vanished meanwhile is left out."""
-    looked_up = stat_many([info.url for info in found if not info.is_folder])
-    return [info for info in found if info.is_folder] + [info for info in looked_up if info is not None]
+def _matcher(part: str) -> Callable[[str], bool]:
+    matches = re.compile(fnmatch.translate(part)).match
+    return lambda name: (not name.startswith(".") or part.startswith(".")) and matches(name) is not None
+
+
+def _folders_below(folder: ObjectInfo) -> list[ObjectInfo]:
+    found = [folder]
+    for info in _list(folder.url, _matcher("*")):
+        if info.is_folder and not (is_local(info.url) and os.path.islink(local_path(info.url))):
+            found += _folders_below(info)
+    return found
 
 
 def stat_many(urls: Sequence[str]) -> list[ObjectInfo | None]:

@@ -133,7 +133,8 @@ def describe_error(error: BaseException) -> str:
     if isinstance(error, FileNotFoundError) and error.__cause__ is not None:
         error = error.__cause__
     kind = "" if isinstance(error, PatchrankError | ShortReadError) else type(error).__name__
-    text = " ".join(redact(str(error)).split())[:_LONGEST_REASON]
+    # Some servers answer with whole pages.
+    text = " ".join(redact(str(error)[:4000]).split())[:_LONGEST_REASON]
     return f"{kind}: {text}" if kind and text else kind or text
 
 

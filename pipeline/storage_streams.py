@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from patchrank.pipeline.errors import InfrastructureError, UserError
 from patchrank.pipeline.storage_lookup import ObjectInfo, stat
+from patchrank.pipeline.storage_retry import ATTEMPTS
 from patchrank.pipeline.storage_sources import chunks_of, fetch_range
 from patchrank.pipeline.storage_urls import canonical_url
 
@@ -144,12 +145,23 @@ def open_stream(url: str, *, start: int = 0) -> ByteStream:
 
 def read_bytes(url: str, *, limit: int = 64 * 2**20) -> bytes:
     """A whole small object. Raises FileNotFoundError, UserError above `limit` bytes, InfrastructureError."""
-    with open_stream(url) as stream:
-        if stream.size > limit:
-            raise UserError(
-                f"{canonical_url(url)} has {stream.size} bytes, more than the {limit} allowed here"
-            )
-        return stream.read(stream.size)
+    attempts = ATTEMPTS
+    while True:
+        attempts -= 1
+        with open_stream(url) as stream:
+            if stream.size > limit:
+                raise UserError(
+                    f"{canonical_url(url)} has {stream.size} bytes, more than {limit} allowed here"
+                )
+            try:
+                data = stream.read(stream.size)
+                # Small records are replaced while others read them; half of each would be neither.
+                stream.check_unchanged()
+            except InfrastructureError:
+                if not attempts:
+                    raise
+            else:
+                return data
 
 
 def read_range(url: str, start: int, stop: int) -> bytes:

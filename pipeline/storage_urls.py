@@ -43,13 +43,16 @@ _REFUSED = {
 _COMMAND = re.compile(r"^\s*(pipe|cmd|command|exec|popen|shell|sh|bash)\s*:", re.IGNORECASE)
 _IPV6 = re.compile(r"\[[0-9A-Fa-f:.]*\]")
 _URL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://(.*)$", re.DOTALL)
-_URL_IN_TEXT = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^\s'\"<>]*)")
+# A URL in a URL, chained or in a query, is one of its own: each may have a password.
+_URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?:(?![A-Za-z][A-Za-z0-9+.-]*://)[^\s'\"<>])*")
+_USER_IN_TEXT = re.compile(r"[^\s/'\"<>@:]+:[^\s/'\"<>@]*@")
 _QUERY_IN_TEXT = re.compile(r"\?[^\s'\"<>?=]*=[^\s'\"<>]*")
 
 
 @lru_cache(maxsize=1)
 def _known_protocols() -> frozenset[str]:
-    return frozenset(fsspec.available_protocols())
+    # adlfs makes this one known only where it is installed; without it the user is told to install it.
+    return frozenset(fsspec.available_protocols()) | {"abfss"}
 
 
 def split_url(spec: str) -> tuple[str, str]:
@@ -145,7 +148,7 @@ def _canonical(scheme: str, rest: str) -> str:
 def redact(text: str) -> str:
     """The text with every URL in its canonical form and every query left out: safe to print and to store."""
     text = _URL_IN_TEXT.sub(lambda match: _canonical(*split_url(match[0])), text)
-    return _QUERY_IN_TEXT.sub("", text)
+    return _QUERY_IN_TEXT.sub("", _USER_IN_TEXT.sub("", text))
 
 
 def join(base: str, *names: str) -> str:

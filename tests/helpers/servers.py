@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import pytest
+
 
 @dataclass(frozen=True)
 class Trouble:
@@ -94,7 +96,9 @@ class _Handler(BaseHTTPRequestHandler):
             body, status = body[start:stop], 206
         self._send(status, body, headers, trouble)
 
-    def _send(self, status: int, body: bytes, headers: dict[str, str], trouble: Trouble | None = None) -> None:
+    def _send(
+        self, status: int, body: bytes, headers: dict[str, str], trouble: Trouble | None = None
+    ) -> None:
         files = self.server.files
         self.send_response(status)
         for name, value in headers.items():
@@ -208,6 +212,19 @@ def serve_s3() -> Iterator[S3Store]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@contextlib.contextmanager
+def s3_for_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Store]:
+    """`serve_s3`, and `s3://` URLs of this process and its children go there."""
+    import s3fs
+
+    with serve_s3() as store:
+        for name, value in store.environment().items():
+            monkeypatch.setenv(name, value)
+        yield store
+        # The next store listens elsewhere.
+        s3fs.S3FileSystem.clear_instance_cache()
 
 
 def _make_bucket(store: S3Store) -> None:

@@ -1,0 +1,227 @@
+"""Writing and naming: whole objects or nothing, one creator among many, nothing secret in any text."""
+
+from __future__ import annotations
+
+import os
+import stat as python_stat
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from patchrank.pipeline import storage, storage_retry
+from patchrank.pipeline.errors import InfrastructureError, UserError
+from tests.helpers.servers import S3Store, Trouble, s3_for_this_process, serve_files
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage_retry, "FIRST_DELAY_S", 0.001)
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Store]:
+    with s3_for_this_process(monkeypatch) as store:
+        yield store
+
+
+@pytest.fixture(params=["local", "memory", "s3"])
+def base(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A folder on every kind of store that is written to."""
+    if request.param == "local":
+        yield str(tmp_path)
+    elif request.param == "s3":
+        yield request.getfixturevalue("s3").url("base")
+    else:
+        yield "memory://base"
+        fsspec.filesystem("memory").rm("/base", recursive=True)
+
+
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [
+        ("/a/../b//c.tar", "/b/c.tar"),
+        ("file:///a b/é#?.tar", "/a b/é#?.tar"),
+        ("s3://bucket/a/b.tar", "s3://bucket/a/b.tar"),
+        ("S3A://Bucket/a.tar", "s3://Bucket/a.tar"),
+        ("gcs://b/a.tar/", "gs://b/a.tar"),
+        ("s3://key:secret@bucket/a.tar?versionId=1", "s3://bucket/a.tar"),
+        ("https://user:sec?r#et@Host:443/A%20b.tar?X-Sig=secret&b=1#frag", "https://host/A%20b.tar"),
+        ("http://[::1]:80/a.tar", "http://[::1]/a.tar"),
+        ("http://h:8080/a.tar", "http://h:8080/a.tar"),
+        (
+            "abfss://container@account.dfs.core.windows.net/a.tar",
+            "abfss://container@account.dfs.core.windows.net/a.tar",
+        ),
+        ("hf://datasets/o/r@main/a.tar", "hf://datasets/o/r@main/a.tar"),
+        ("memory:///a/b", "memory://a/b"),
+    ],
+)
+def test_canonical_names(spec: str, name: str) -> None:
+    assert storage.canonical_url(spec) == name
+    assert storage.canonical_url(name) == name
+
+
+def test_relative_paths_are_absolute_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert storage.canonical_url("a.tar") == storage.absolute_url(Path("a.tar")) == str(tmp_path / "a.tar")
+    assert storage.absolute_url("s3://u:p@b/a?v=1") == "s3://u:p@b/a?v=1"
+    assert storage.join("/a/", "b", "c") == "/a/b/c"
+    assert storage.join("/", "b") == "/b"
+    assert storage.split_name("http://h/a/b.tar?x=/y") == ("http://h/a", "b.tar?x=/y")
+
+
+def test_texts_lose_credentials() -> None:
+    text = "403, url=URL('https://me:secret@h/a.tar?X-Amz-Signature=secret'): see s3://me:secret@b/k,"
+    text += " 'me:secret@b', zip://x::http://me:secret@h, ?sig=secret"
+    told = storage.redact(text)
+    assert "secret" not in told
+    assert "https://h/a.tar" in told
+
+
+def secret_failures(port: int) -> list[Callable[[], object]]:
+    good = f"http://user:secret@127.0.0.1:{port}/a.tar?sig=secret#secret"
+    refused = "http://user:secret@127.0.0.1:9/a.tar?sig=secret"
+    return [
+        lambda: storage.stat(good.replace("a.tar", "none")),
+        lambda: storage.stat(refused),
+        lambda: storage.read_bytes(good),
+        lambda: storage.read_range(good, 5, 8),
+        lambda: storage.list_folder(refused),
+        lambda: storage.glob(refused.replace("a.tar", "*.tar")),
+        lambda: storage.commit_bytes(b"", good, run_id="r"),
+        lambda: storage.commit_bytes(b"", "s3://user:secret@bucket/a?secret=secret", run_id="r"),
+        lambda: storage.remove(good),
+        lambda: storage.refuse_unsafe("pipe:curl " + good),
+    ]
+
+
+def test_credentials_are_in_no_error(s3: S3Store) -> None:
+    with serve_files() as server:
+        server.files["/a.tar"] = b"0123456789"
+        server.forever["/a.tar"] = Trouble("cut", 2)
+        server.ranges = False
+        for failure in secret_failures(server.port):
+            with pytest.raises((FileNotFoundError, InfrastructureError, UserError)) as told:
+                failure()
+            shown = "".join(traceback.format_exception(told.value, limit=0)) + repr(told.value)
+            assert "secret" not in shown
+            assert "\n" not in str(told.value)
+
+
+def test_commit_replaces_and_is_seen_at_once(base: str, tmp_path: Path) -> None:
+    url = storage.join(base, "new folder", "a.json")
+    folder = storage.split_name(url)[0]
+    assert storage.list_folder(folder) == []
+    assert not storage.exists(url)
+    for content in (b"first", b"second, longer", b""):
+        storage.commit_bytes(content, url, run_id="run1")
+        assert storage.read_bytes(url) == content
+        assert [info.size for info in storage.list_folder(folder)] == [len(content)]
+    scratch = tmp_path / "scratch"
+    scratch.write_bytes(b"x" * 3_000_000)
+    storage.commit_file(scratch, url, run_id="run1")
+    storage.commit_file(scratch, storage.join(folder, "b.parquet"), run_id="run1")
+    assert storage.read_range(url, 2_999_998, 3_000_000) == b"xx"
+    names = [storage.split_name(info.url)[1] for info in storage.list_folder(folder)]
+    assert names == ["a.json", "b.parquet"]
+    assert [info.url for info in storage.glob(storage.join(base, "new folder", "*.par*"))] == [
+        storage.join(folder, "b.parquet")
+    ]
+    assert storage.stat(folder).is_folder
+    storage.remove(url)
+    storage.remove(url)
+    assert not storage.exists(url)
+
+
+def test_commit_leaves_nothing_but_the_file(tmp_path: Path) -> None:
+    os.umask(old := os.umask(0o022))
+    storage.commit_bytes(b"1", str(tmp_path / "a"), run_id="run1")
+    assert os.listdir(tmp_path) == ["a"]
+    assert python_stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o666 & ~old
+
+
+def test_commit_that_fails_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = str(tmp_path / "a")
+    storage.commit_bytes(b"old", url, run_id="run1")
+
+    def fail(error: OSError) -> None:
+        def replace(source: str, target: str) -> None:
+            raise error
+
+        monkeypatch.setattr(os, "replace", replace)
+
+    fail(OSError(28, "No space left on device"))
+    with pytest.raises(InfrastructureError, match="No space left"):
+        storage.commit_bytes(b"new", url, run_id="run1")
+    fail(PermissionError(13, "Permission denied"))
+    with pytest.raises(UserError, match=r"cannot write .*Permission denied"):
+        storage.commit_bytes(b"new", url, run_id="run1")
+    monkeypatch.undo()
+    assert storage.read_bytes(url) == b"old"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/a", "sftp://127.0.0.1/a", "zip://a", "pipe:cat"])
+def test_places_that_are_not_written_to(url: str) -> None:
+    for write in (
+        lambda: storage.commit_bytes(b"", url, run_id="r"),
+        lambda: storage.create_exclusive(url, b""),
+        lambda: storage.make_folder(url),
+        lambda: storage.remove(url),
+    ):
+        with pytest.raises(UserError):
+            write()
+
+
+def test_a_file_where_a_folder_should_be(tmp_path: Path, s3: S3Store) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match="file"):
+            storage.make_folder(str(folder))
+    with pytest.raises(UserError, match="cannot"):
+        storage.commit_bytes(b"", str(tmp_path / "file" / "a"), run_id="r")
+    with pytest.raises(InfrastructureError, match="bucket is not there"):
+        storage.commit_bytes(b"", "s3://no-such-bucket/a", run_id="r")
+    storage.make_folder(str(tmp_path / "x" / "y"))
+    storage.make_folder(str(tmp_path / "x" / "y"))
+    assert storage.remove_temporaries(s3.url("x"), keep_run_id=None) == 0
+    assert storage.remove_temporaries(str(tmp_path / "none"), keep_run_id=None) == 0
+
+
+def test_patterns(base: str, tmp_path: Path) -> None:
+    names = ["a.tar", "b.tar", ".c.tar", "d/a.tar", "d/e/f.tar", "d.x/a.tar", "[g].txt"]
+    for name in names:
+        storage.commit_bytes(b"", storage.join(base, name), run_id="r")
+
+    def matched(pattern: str) -> list[str]:
+        return [info.url.removeprefix(base + "/") for info in storage.glob(storage.join(base, pattern))]
+
+    assert matched("*.tar") == ["a.tar", "b.tar"]
+    assert matched("[!a]*.tar") == ["b.tar"]
+    assert matched("?.tar") == ["a.tar", "b.tar"]
+    assert matched(".*.tar") == [".c.tar"]
+    assert matched("[[]g].txt") == ["[g].txt"]
+    assert matched("d*") == ["d", "d.x"]
+    assert matched("*/a.tar") == ["d.x/a.tar", "d/a.tar"]
+    assert matched("**/?.tar") == ["a.tar", "b.tar", "d.x/a.tar", "d/a.tar", "d/e/f.tar"]
+    assert matched("d/**") == ["d/a.tar", "d/e", "d/e/f.tar"]
+    assert matched("none/*") == matched("a.tar/*") == []
+    if base == str(tmp_path):
+        (tmp_path / "d" / "loop").symlink_to(tmp_path)
+        assert matched("d/**/*.tar") == ["d/a.tar", "d/e/f.tar"]
+
+
+def test_a_folder_that_cannot_be_listed_is_not_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").mkdir()
+
+    def refuse(path: str) -> None:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(InfrastructureError, match="Permission denied"):
+        storage.glob(str(tmp_path / "*" / "*.tar"))
