@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,8 +24,9 @@ from patchrank.pipeline.scoring import Scorer
 from patchrank.pipeline.shard_scoring import ShardResult, ShardScoring, teacher_record
 from patchrank.pipeline.shards import Shard
 from patchrank.pipeline.table_reader import read_scores
-from patchrank.pipeline.teacher.checkpoint import TeacherFile, build_teacher, save_teacher
+from patchrank.pipeline.teacher.checkpoint import build_teacher, save_teacher
 from patchrank.pipeline.teacher.model import OutputSpace
+from tests.helpers.servers import Trouble
 from tests.helpers.teachers import SMALL, random_teacher
 
 THREADS = 1
@@ -44,7 +45,7 @@ def save_small_teacher(folder: Path, *, seed: int = 0, output_space: OutputSpace
     return path
 
 
-def score_config(shards: Sequence[Path | str], out: Path | str, teacher: str, **changes: Any) -> ScoreConfig:
+def score_config(shards: Iterable[Path | str], out: Path | str, teacher: str, **changes: Any) -> ScoreConfig:
     """A small run in fp32 on one actor without GPU; `changes` are fields of ScoreConfig."""
     settings: dict[str, Any] = {
         "views": "2",
@@ -138,14 +139,11 @@ def footers_of(out: Path | str) -> dict[str, dict[str, Any]]:
     return {footer.metadata["shard"]["name"]: footer.metadata for footer in footers}
 
 
-def with_scores_rounded(rows: Rows) -> tuple[Rows, dict[tuple[str, str, int], list[float]]]:
-    """Rows without their scores, and the scores: what must be equal bit for bit, and what nearly."""
-    bare = {key: {name: value for name, value in row.items() if name != "score"} for key, row in rows.items()}
-    return bare, {key: row["score"] for key, row in rows.items()}
+def without_scores(rows: Rows) -> Rows:
+    """What is equal bit for bit whatever the batch size."""
+    return {key: {name: value for name, value in row.items() if name != "score"} for key, row in rows.items()}
 
 
-def load_small(path: str) -> TeacherFile:
-    """The file that `save_small_teacher` wrote."""
-    from patchrank.pipeline.teacher.checkpoint import read_teacher
-
-    return read_teacher(path)
+def breaks_off(size: int) -> list[Trouble]:
+    """What a server does to one reading of a file of `size` bytes: half of it, then no more."""
+    return [Trouble("cut", after=size // 2), Trouble("status", status=403)]
