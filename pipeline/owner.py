@@ -128,9 +128,13 @@ class Owner:
             # A beat may hang in a slow store; the run ends all the same.
             self._thread.join(_JOIN_S)
             self._thread = None
-        found = _read(self.url)
-        if found is not None and _parse(found).get("run_id") == self.run_id:
-            storage.remove(self.url)
+        try:
+            found = _read(self.url)
+            if found is not None and _parse(found).get("run_id") == self.run_id:
+                storage.remove(self.url)
+        except PatchrankError as error:
+            # Left behind, the file is found stale by the next run; how this one ended must not be lost over it.
+            _log.warning("%s stays behind: %s", self.url, error)
 
     def _keep_beating(self) -> None:
         while not self._stop.wait(HEARTBEAT_S):

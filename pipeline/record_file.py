@@ -30,6 +30,7 @@ _MAGIC = b"PAR1"
 
 # Footers come from a store that answers in tens of milliseconds: many at a time.
 FOOTER_THREADS = 32
+_QUEUED = 1024
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -172,9 +173,13 @@ def map_threads(call: Callable[[_Item], _Result], items: Iterable[_Item]) -> lis
     pending: Sequence[_Item] = list(items)
     if not pending:
         return []
+    results: list[_Result] = []
     with ThreadPoolExecutor(min(FOOTER_THREADS, len(pending)), thread_name_prefix="footers") as pool:
         try:
-            return list(pool.map(call, pending))
+            # A call that waits in the queue takes as much memory as its result.
+            for start in range(0, len(pending), _QUEUED):
+                results += pool.map(call, pending[start : start + _QUEUED])
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    return results
