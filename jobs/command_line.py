@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -27,7 +28,11 @@ def run_job(
     except PatchrankError as error:
         print(f"patchrank {name}: {error}", file=sys.stderr)
         code = 2 if isinstance(error, UserError) else 1
+    except KeyboardInterrupt:
+        code = 130
     sys.stdout.flush()
+    if code >= 128:
+        os._exit(code)  # stopped by a signal: Ray and threads that read would keep the process for seconds
     raise SystemExit(code)
 
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import time
 from typing import Any
 
 import ray
 from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayTaskError
 
 from patchrank.pipeline.actor_slots import ActorSize, NodeResources
+from patchrank.pipeline.machine import process_space, process_start
 from patchrank.pipeline.queue_policy import Gone
 from patchrank.pipeline.scoring_actor import ActorInfo, new_actor
 from patchrank.pipeline.shard_scoring import Progress
+
+END_S = 1.0
+"""Seconds that a killed actor's process is given to end."""
 
 
 @dataclasses.dataclass
@@ -75,6 +80,7 @@ class ActorPool:
     def wait(self, timeout_s: float) -> list[Answer]:
         """Answers that arrive before the time is over; returns early with the first ones."""
         if not self._calls:
+            time.sleep(timeout_s)
             return []
         pending = list(self._calls)
         ready, _ = ray.wait(pending, num_returns=1, timeout=timeout_s)
@@ -99,9 +105,16 @@ class ActorPool:
         ray.kill(actor.handle, no_restart=True)
 
     def remove_all(self) -> None:
-        """Kill every actor."""
-        for actor in list(self.actors.values()):
+        """Kill every actor; those of this machine have ended, and write nothing more, when it returns."""
+        actors = list(self.actors.values())
+        for actor in actors:
             self.remove(actor)
+        here = [
+            actor.info.pid for actor in actors if actor.info and actor.info.process_space == process_space()
+        ]
+        deadline = time.monotonic() + END_S
+        while any(process_start(pid) is not None for pid in here) and time.monotonic() < deadline:
+            time.sleep(0.01)
 
 
 def why_gone(error: Exception, actor: PooledActor) -> Gone | None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -18,36 +20,61 @@ from patchrank.pipeline.actor_slots import choose_size
 from patchrank.pipeline.config import Precision, RowConfig
 from patchrank.pipeline.errors import PatchrankError
 from patchrank.pipeline.output import OutputFolder, Plan, new_run_id
-from patchrank.pipeline.progress import Display
+from patchrank.pipeline.progress import Display, Totals
 from patchrank.pipeline.run_summary import RunSummary, summarise
 from patchrank.pipeline.score_request import ScoreRequest
 from patchrank.pipeline.score_table import row_identity
+from patchrank.pipeline.scratch import remove_dead_scratch
 from patchrank.pipeline.shard_queue import QueueOptions, ShardQueue
 
+STOP_S = 1.5
 
-class Stopped(BaseException):
-    """A signal asked the run to stop; not an Exception, so that no handler of errors takes it for one."""
 
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
+@dataclasses.dataclass
+class StopRequest:
+    """The first signal that asked the run to stop; None while none did."""
+
+    signal: signal.Signals | None = None
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt where the one of the handler was lost: in a finaliser it passes unseen."""
+        if self.signal is not None:
+            raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
-def stop_on_signals() -> Iterator[None]:
-    """Raise Stopped in the main thread at the first SIGINT or SIGTERM; later ones are ignored while it stops."""
+def stop_on_signals() -> Iterator[StopRequest]:
+    """At the first SIGINT or SIGTERM raise KeyboardInterrupt in the main thread; ignore later ones.
+
+    It is the one exception of a signal handler that Ray's calls pass on. A process that still runs `STOP_S`
+    seconds later, because a store or Ray does not answer, is ended: commits are whole at any moment.
+    """
+    request = StopRequest()
+    limits: list[threading.Timer] = []
 
     def stop(number: int, _frame: object) -> None:
         for name in (signal.SIGINT, signal.SIGTERM):
             signal.signal(name, signal.SIG_IGN)
-        raise Stopped(number)
+        request.signal = signal.Signals(number)
+        limit = threading.Timer(STOP_S, _end_process, (128 + number,))
+        limit.daemon = True
+        limit.start()
+        limits.append(limit)
+        raise KeyboardInterrupt
 
     before = {name: signal.signal(name, stop) for name in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield request
     finally:
+        for limit in limits:
+            limit.cancel()
         for name, handler in before.items():
             signal.signal(name, handler)
+
+
+def _end_process(code: int) -> None:
+    os.write(2, b"patchrank score: stopped at once; the next run tidies up\n")
+    os._exit(code)
 
 
 def score(request: ScoreRequest, display: Display, *, settings: bytes) -> RunSummary:
@@ -59,11 +86,16 @@ def score(request: ScoreRequest, display: Display, *, settings: bytes) -> RunSum
     output = OutputFolder(request.config.out, run_id=new_run_id())
     run = _Run(request, output, settings)
     run.check_stored_settings()
-    with stop_on_signals():
+    with stop_on_signals() as stop:
         try:
-            return run.execute(display)
-        except Stopped as stopped:
-            return run.finish(f"stopped by {signal.Signals(stopped.number).name}", 128 + stopped.number)
+            return run.execute(display, stop)
+        except KeyboardInterrupt:
+            number = stop.signal or signal.SIGINT
+            return run.finish(f"stopped by {number.name}", 128 + number)
+        except PatchrankError as error:
+            with contextlib.suppress(PatchrankError):
+                run.finish(f"ended: {error}", 1)
+            raise
         finally:
             output.release()
 
@@ -87,7 +119,7 @@ class _Run:
         self._output.adopt_config(self._request.fields(rows), other=dataclasses.asdict(self._request.config))
         return rows
 
-    def execute(self, display: Display) -> RunSummary:
+    def execute(self, display: Display, stop: StopRequest) -> RunSummary:
         self._output.acquire()
         self._owned = True
         config = self._request.config
@@ -100,11 +132,16 @@ class _Run:
         )
         self._write_run({"state": "running"})
         if self._plan.todo:
-            self._work(display)
+            self._work(display, stop)
         return self.finish("complete", None)
 
-    def _work(self, display: Display) -> None:
+    def _work(self, display: Display, stop: StopRequest) -> None:
         config = self._request.config
+
+        def show(totals: Totals) -> None:
+            stop.check()
+            display.update(totals)
+
         with ray_session():
             size = choose_size(
                 cluster_nodes(),
@@ -131,7 +168,7 @@ class _Run:
                     run_id=self._output.run_id,
                     rows=self._rows,
                     resolve=self._resolve,
-                    show=display.update,
+                    show=show,
                 )
                 self._queue.run()
 
@@ -157,6 +194,7 @@ class _Run:
         )
         if self._owned and not self._output.owner_lost:
             self._output.remove_temporaries()
+            remove_dead_scratch()
             self._write_run(dataclasses.asdict(summary))
         return summary
 
@@ -166,19 +204,33 @@ class _Run:
 
 @contextlib.contextmanager
 def ray_session() -> Iterator[None]:
-    """Join the cluster of this machine or of RAY_ADDRESS, or start a local Ray; left again at the end."""
+    """Join the cluster of this machine or of RAY_ADDRESS, or start a local Ray; left again at the end.
+
+    Not after KeyboardInterrupt: the process is about to end, a local Ray ends with it, and taking leave properly
+    takes Ray more than a second.
+    """
     handlers = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
     began_here = not ray.is_initialized()
     if began_here:
+        terminated = False
         try:
             ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError) as error:
             raise PatchrankError(f"cannot reach or start Ray: {error}") from error
-        for name, handler in handlers.items():
-            # Ray puts handlers of its own in place of ours.
-            signal.signal(name, handler)
+        except SystemExit:
+            terminated = True
+        finally:
+            # Ray puts handlers of its own in place of ours; the one for SIGTERM ends the process.
+            for name, handler in handlers.items():
+                signal.signal(name, handler)
+        if terminated:
+            signal.raise_signal(signal.SIGTERM)
+    stopped = False
     try:
         yield
+    except KeyboardInterrupt:
+        stopped = True
+        raise
     finally:
-        if began_here:
+        if began_here and not stopped:
             ray.shutdown()

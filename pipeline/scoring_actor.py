@@ -15,6 +15,7 @@ from patchrank import __version__
 from patchrank.pipeline import storage
 from patchrank.pipeline.config import RowConfig
 from patchrank.pipeline.errors import InfrastructureError, PatchrankError, UserError
+from patchrank.pipeline.machine import process_space
 from patchrank.pipeline.output import OutputFolder
 from patchrank.pipeline.owner import OWNER_FILE
 from patchrank.pipeline.scoring import Scorer, choose_precision
@@ -28,10 +29,12 @@ VERSIONS_OF = ("torch", "torchvision", "timm", "pillow", "pyarrow", "ray", "nump
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ActorInfo:
-    """Where an actor runs."""
+    """Where an actor runs. `pid` means something within `process_space` only (see `machine`)."""
 
     node_id: str
     host: str
+    process_space: str
+    pid: int
     device: str
     device_ids: tuple[str, ...]
     threads: int
@@ -69,6 +72,8 @@ class ScoringActor:
         return ActorInfo(
             node_id=context.get_node_id(),
             host=platform.node(),
+            process_space=process_space(),
+            pid=os.getpid(),
             device=f"{device.type} {name}",
             device_ids=tuple(context.get_accelerator_ids().get("GPU", ())),
             threads=torch.get_num_threads(),

@@ -135,6 +135,8 @@ class ShardQueue:
         while len(self._pool.actors) < wanted:
             self._pool.spawn()
         idle = [actor for actor in self._pool.actors.values() if not self._holds(actor)]
+        # Those that are ready already are kept longest.
+        idle.sort(key=lambda actor: actor.configured)
         # At the end there are fewer shards than actors: what the others occupy may be used by somebody else.
         for actor in idle[: len(self._pool.actors) - wanted]:
             self._lose(actor, Gone.RETIRED, PatchrankError("no shard is left for it"))
@@ -152,7 +154,8 @@ class ShardQueue:
             actor.info = answer.value
             self._configure_or_resolve(actor)
         elif answer.call.kind == "choose_precision":
-            self._rows = self._resolve(answer.value)
+            # A second answer comes where another actor was lost before this one's; the first counts.
+            self._rows = self._rows or self._resolve(answer.value)
             for waiting in self._pool.actors.values():
                 self._configure_or_resolve(waiting)
         elif answer.call.kind == "configure":
