@@ -107,7 +107,7 @@ def _http_chunks(url: str, start: int, size: int) -> Generator[bytes, None, None
                 while start < size:
                     chunk: bytes = answer.read(CHUNK)
                     if not chunk:
-                        raise ShortReadError(f"the server broke off after {start} of {size} bytes")
+                        raise ShortReadError("the server gave fewer bytes than it had reported")
                     start += len(chunk)
                     pauses = delays(ATTEMPTS)
                     yield chunk
@@ -117,7 +117,8 @@ def _http_chunks(url: str, start: int, size: int) -> Generator[bytes, None, None
             resumptions += 1
             pause = next(pauses, None) if is_transient(error) and resumptions <= _MAX_RESUMPTIONS else None
             if pause is None:
-                raise InfrastructureError(f"reading {canonical_url(url)}: {describe_error(error)}") from None
+                told = f"{canonical_url(url)} broke off after {start} of {size} bytes"
+                raise InfrastructureError(f"{told}: {describe_error(error)}") from None
             time.sleep(pause)
 
 
@@ -150,7 +151,7 @@ def _http_answer(url: str, start: int, size: int | None, *, stop: int | None = N
         while skip:
             chunk = answer.read(min(CHUNK, skip))
             if not chunk:
-                raise ShortReadError(f"the server broke off before byte {start}")
+                raise ShortReadError(f"the server gave less than the {start} bytes before it")
             skip -= len(chunk)
     except BaseException:
         answer.close()

@@ -132,7 +132,7 @@ def test_a_store_that_breaks_off_is_no_damage() -> None:
         # A cut exactly between two members looks like a missing end marker to whoever does not count.
         server.ranges = False
         server.forever["/a.tar"] = Trouble("cut", 2 * SAMPLE_BYTES)
-        with pytest.raises(InfrastructureError, match="6144 of"):
+        with pytest.raises(InfrastructureError, match=r"broke off after \d+ of \d+ bytes"):
             read_all(shard)
 
 
