@@ -41,7 +41,7 @@ class ScoreRequest:
 
     def fields(self, rows: RowConfig) -> dict[str, Any]:
         """What `config.json` holds and later runs are compared with."""
-        return row_fields(rows, self.teacher.digest)
+        return row_fields(rows, self.teacher.digest, self.teacher.config.output_space)
 
 
 def make_request(config: ScoreConfig) -> ScoreRequest:

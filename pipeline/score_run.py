@@ -21,9 +21,9 @@ from patchrank.pipeline.config import Precision, RowConfig
 from patchrank.pipeline.errors import PatchrankError
 from patchrank.pipeline.output import OutputFolder, Plan, new_run_id
 from patchrank.pipeline.progress import Display, Totals
+from patchrank.pipeline.record_file import digest_of
 from patchrank.pipeline.run_summary import RunSummary, summarise
 from patchrank.pipeline.score_request import ScoreRequest
-from patchrank.pipeline.score_table import row_identity
 from patchrank.pipeline.scratch import remove_dead_scratch
 from patchrank.pipeline.shard_queue import QueueOptions, ShardQueue
 
@@ -125,7 +125,7 @@ class _Run:
         config = self._request.config
         if self._rows is not None:
             self._adopt(self._rows)
-            identity = row_identity(self._rows, self._request.teacher.digest)
+            identity = digest_of(self._request.fields(self._rows))
             self._plan = self._output.plan(self._request.shards, identity, redo_errors=config.redo_errors)
         storage.commit_bytes(
             self._settings, storage.join(config.out, "score.yaml"), run_id=self._output.run_id

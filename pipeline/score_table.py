@@ -100,17 +100,19 @@ class Row:
     pixels: bytes | None
 
 
-def row_fields(config: RowConfig, teacher_digest: str) -> dict[str, Any]:
+def row_fields(config: RowConfig, teacher_digest: str, output_space: str = "unknown") -> dict[str, Any]:
     """Everything that can change a row, by name: what the row identity hashes and `config.json` compares.
 
-    A setting added later stays out of this dict while it has the value that older rows were made with.
+    The teacher's output space is one of them where the metric compares images. A setting added later stays out of this
+    dict while it has the value that older rows were made with.
     """
-    return {**dataclasses.asdict(config), "teacher": teacher_digest, "rows_version": ROWS_VERSION}
+    fields = {**dataclasses.asdict(config), "teacher": teacher_digest, "rows_version": ROWS_VERSION}
+    return {**fields, "output_space": output_space} if config.metric in ("ssim", "psnr") else fields
 
 
-def row_identity(config: RowConfig, teacher_digest: str) -> str:
+def row_identity(config: RowConfig, teacher_digest: str, output_space: str = "unknown") -> str:
     """SHA-256, in hex, of everything that can change a row."""
-    return digest_of(row_fields(config, teacher_digest))
+    return digest_of(row_fields(config, teacher_digest, output_space))
 
 
 def table_schema(*, visible: int, patch_bytes: int, store: Store) -> pa.Schema:
@@ -152,7 +154,7 @@ def table_metadata(
     return {
         "schema_version": SCHEMA_VERSION,
         "rows_version": ROWS_VERSION,
-        "identity": row_identity(config, teacher.digest),
+        "identity": row_identity(config, teacher.digest, teacher.output_space),
         "shard": dataclasses.asdict(shard),
         "teacher": dataclasses.asdict(teacher),
         "config": dataclasses.asdict(config),

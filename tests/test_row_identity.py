@@ -84,3 +84,11 @@ def test_settings_that_make_no_rows_are_refused(wrong: dict[str, object]) -> Non
     field = next(iter(wrong)).removeprefix("first_").replace("_", " ")
     with pytest.raises(UserError, match=f"^{field}"):
         dataclasses.replace(CONFIG, **wrong)
+
+
+def test_output_space_counts_only_where_images_are_compared() -> None:
+    def identity(metric: str, space: str) -> str:
+        return row_identity(dataclasses.replace(CONFIG, metric=metric), TEACHER.digest, space)
+
+    assert identity("l1", "pixels") == identity("l1", "normalised")
+    assert identity("psnr", "pixels") != identity("psnr", "normalised")
