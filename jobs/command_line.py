@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import tyro
-import yaml
 
+from patchrank.pipeline.config_file import config_from_yaml
 from patchrank.pipeline.errors import PatchrankError, UserError
 
 _Config = TypeVar("_Config")
@@ -51,30 +50,3 @@ def read_config(name: str, config_type: type[_Config], arguments: Sequence[str])
         config_type, prog=f"patchrank {name}", args=rest, default=default, config=options
     )
     return config
-
-
-def config_from_yaml(path: str, config_type: type[_Config]) -> _Config:
-    """A configuration as it was written beside an output; UserError names fields that do not exist."""
-    from patchrank.pipeline.storage import read_bytes
-
-    try:
-        values = yaml.safe_load(read_bytes(path))
-    except (yaml.YAMLError, FileNotFoundError) as error:
-        raise UserError(f"--config {path}: {str(error).splitlines()[0]}") from error
-    known = {field.name for field in dataclasses.fields(config_type)}  # type: ignore[arg-type]
-    if not isinstance(values, dict) or not values.keys() <= known:
-        wrong = (
-            ", ".join(sorted(map(str, values.keys() - known))) if isinstance(values, dict) else "no mapping"
-        )
-        raise UserError(f"--config {path}: unknown settings: {wrong}")
-    return config_type(
-        **{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    )
-
-
-def config_to_yaml(config: Any) -> bytes:
-    """The configuration as YAML that `--config` reads back."""
-    values = dataclasses.asdict(config)
-    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-    text: str = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
-    return text.encode()

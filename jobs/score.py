@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from patchrank.jobs.command_line import config_to_yaml, run_job
+from patchrank.jobs.command_line import run_job
+from patchrank.pipeline.config_file import config_to_yaml
 from patchrank.pipeline.job_config import ScoreConfig
 
 

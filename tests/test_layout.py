@@ -21,7 +21,7 @@ LISTED = {
     "pipeline": """
         errors randomness config job_config
         storage_urls storage_retry storage_lookup storage_sources storage_streams storage_local storage
-        shard_specs tar_stream shards
+        config_file shard_specs tar_stream shards
         image_header images patches
         teacher/model teacher/formats teacher/sources teacher/checkpoint
         pretraining_report pretraining
@@ -32,6 +32,7 @@ LISTED = {
         queue_policy view_feed aggregate api scratch score_request shard_scoring
         actor_slots scoring_actor actor_pool
         progress pretraining_job estimate shard_queue run_summary score_run
+        shard_writer demo_photos picture_sheet contact_sheet sheet_rows demo_sheet
     """,
     "ranker": "",
     "jobs": "command_line score train prune evaluate pretrain report schedule status demo cli",
@@ -48,7 +49,7 @@ RAY_FILES = {
 }
 DRIVER_FILES = {
     f"pipeline/{name}.py"
-    for name in "job_config progress pretraining pretraining_job score_request estimate run_summary score_run".split()
+    for name in "job_config config_file progress pretraining pretraining_job score_request estimate run_summary score_run".split()
 }
 # Storage, in one file or several, is what names file systems and writes to final places.
 STORAGE_FILES = {f"pipeline/{name}" for name in ORDER["pipeline"] if name.startswith("storage")}
