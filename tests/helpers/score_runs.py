@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
-from patchrank.jobs.command_line import config_to_yaml
+from patchrank.pipeline.config_file import config_to_yaml
 from patchrank.pipeline.job_config import ScoreConfig
 from patchrank.pipeline.output import OutputFolder, new_run_id
 from patchrank.pipeline.progress import Totals
