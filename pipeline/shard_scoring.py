@@ -130,7 +130,7 @@ class ShardScoring:
                 tag=shard.tag,
                 sha256=feed.sha256,
                 samples=feed.samples,
-                quarantined=len({fault.sample_key for fault in faults if fault.sample_key is not None}),
+                quarantined=count_samples(faults),
                 damaged=feed.damaged,
             )
             writer.close(
@@ -148,6 +148,8 @@ class ShardScoring:
             write_errors(errors, faults, shard.name)
         if failed is None:
             self._output.commit(shard, table, errors if faults else None)
+        elif faults:
+            self._output.commit_errors(shard, errors)
         return ShardResult(
             shard_id=shard.id,
             samples=record.samples,
@@ -231,6 +233,12 @@ def _row(shard: Shard, view: View, score_V: NDArray[np.float32], store: Store) -
         patches=seen.numpy().tobytes() if seen is not None else None,
         pixels=view.jpeg if store == "view" else None,
     )
+
+
+def count_samples(faults: Sequence[Fault]) -> int:
+    """Samples that the faults are of: each has one, but for those of single views and of the archive itself."""
+    whole = sum(fault.sample_key is not None and fault.stage != "score" for fault in faults)
+    return whole + len({fault.sample_key for fault in faults if fault.stage == "score"})
 
 
 def count_reasons(faults: Sequence[Fault]) -> dict[str, int]:
