@@ -104,21 +104,20 @@ def test_unreadable_pax_headers_are_damage(body: bytes) -> None:
 
 
 def test_hostile_headers_take_little_time_and_memory() -> None:
-    member_ = member("a.jpg", b"1")
-    chain = member("x", b"name" * 100, b"L") * 2000 + member_ + END
-    digits = member("p", b"1" * 2**20, b"x") + member_ + END
-    records = member("p", b"6 a=b\n" * (2**20 // 6), b"x") + member_ + END
-    for data, damaged in ((chain, False), (digits, True), (records, False)):
-        tracemalloc.start()
-        started = time.process_time()
-        if damaged:
-            with pytest.raises(DamagedArchiveError):
-                read(data)
-        else:
-            assert len(read(data)) == 1
-        assert time.process_time() - started < 5
-        assert tracemalloc.get_traced_memory()[1] < 8 * 2**20
-        tracemalloc.stop()
+    small = member("a.jpg", b"1") + END
+    chain = member("x", b"name" * 100, b"L") * 2000 + small
+    tracemalloc.start()
+    assert len(read(chain)) == 1
+    assert tracemalloc.get_traced_memory()[1] < 4 * 2**20
+    tracemalloc.stop()
+    # What a pattern that backtracks, or a copy per record, would need minutes for.
+    digits = member("p", b"1" * 2**20, b"x") + small
+    records = member("p", b"6 a=b\n" * (2**20 // 6), b"x") + small
+    started = time.process_time()
+    with pytest.raises(DamagedArchiveError):
+        read(digits)
+    assert len(read(records)) == 1
+    assert time.process_time() - started < 10
 
 
 def test_members_that_are_not_read_are_stepped_over() -> None:
