@@ -76,11 +76,15 @@ def summarise(
     seconds: float,
     waited_share: float,
     devices: Iterable[str],
+    views: int,
     max_bad: float,
     salvage: bool,
     stopped_code: int | None = None,
 ) -> RunSummary:
-    """Put a summary together. `names`: shard names by id; `before`: records of shards done by earlier runs."""
+    """Put a summary together.
+
+    `names`: shard names by id; `before`: records of shards done by earlier runs; `views`: views of an image.
+    """
     committed = {key: result for key, result in results.items() if result.failed is None}
     ended = before.keys() | committed.keys() | failures.keys()
     missing = [name for key, name in names.items() if key not in ended]
@@ -92,7 +96,10 @@ def summarise(
     faults = Counter[str]()
     for result in results.values():
         faults.update(result.faults)
-    incomplete = missing or failures or (damaged and not salvage) or bad > max_bad * max(1, samples)
+    rows = sum(item.rows for item in whole.values())
+    # Not of `samples`: of those, `--sample` may have left most aside.
+    too_bad = bad > max_bad * (bad + rows / views)
+    incomplete = missing or failures or (damaged and not salvage) or too_bad
     code = stopped_code if stopped_code is not None else int(bool(incomplete))
     return RunSummary(
         run_id=run_id,
@@ -105,7 +112,7 @@ def summarise(
         damaged=damaged,
         samples=samples,
         bad=bad,
-        rows=sum(item.rows for item in whole.values()),
+        rows=rows,
         faults=dict(faults.most_common()),
         images=sum(result.images for result in committed.values()),
         views=sum(result.rows for result in committed.values()),

@@ -19,6 +19,7 @@ from patchrank.pipeline.actor_pool import autoscaler_gpus, cluster_nodes
 from patchrank.pipeline.actor_slots import choose_size
 from patchrank.pipeline.config import Precision, RowConfig
 from patchrank.pipeline.errors import PatchrankError
+from patchrank.pipeline.job_config import parse_views
 from patchrank.pipeline.output import OutputFolder, Plan, new_run_id
 from patchrank.pipeline.progress import Display, Totals
 from patchrank.pipeline.record_file import digest_of
@@ -188,6 +189,7 @@ class _Run:
             seconds=time.monotonic() - self._started,
             waited_share=queue.totals().waited_share if queue else 0.0,
             devices=[actor.device for actor in queue.actors_seen] if queue else [],
+            views=parse_views(config.views)[1],
             max_bad=config.max_bad,
             salvage=config.salvage,
             stopped_code=stopped_code,

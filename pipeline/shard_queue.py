@@ -114,6 +114,7 @@ class ShardQueue:
         for actor in self._pool.actors.values():
             counts.update(dataclasses.asdict(actor.progress))
         configured = sum(actor.configured for actor in self._pool.actors.values())
+        whole = counts["waited_s"] + counts["teacher_s"]
         return Totals(
             shards=len(self._shards),
             done=self._policy.finished,
@@ -123,7 +124,7 @@ class ShardQueue:
             images=int(counts["images"]),
             views=int(counts["views"]),
             faults=int(counts["faults"]),
-            waited_share=counts["waited_s"] / counts["teacher_s"] if counts["teacher_s"] else 0.0,
+            waited_share=counts["waited_s"] / whole if whole else 0.0,
             bytes_total=self._bytes_total,
             bytes_done=min(self._bytes_total, int(counts["bytes_read"])),
         )

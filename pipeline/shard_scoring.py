@@ -166,18 +166,16 @@ class ShardScoring:
 
     def _fill(self, shard: Shard, feed: ViewFeed, writer: TableWriter, faults: list[Fault]) -> float:
         """Score all views of the feed into the writer; returns the seconds without a batch to score."""
-        waited, begun = 0.0, time.monotonic()
-        waiting = begun
+        before, waiting = self.progress.waited_s, time.monotonic()
         for batch in self._batches(feed, faults):
             ready = time.monotonic()
-            waited += ready - waiting
             self.progress.waited_s += ready - waiting
             writer.add(self._score_batch(shard, batch, faults))
             self.progress.views += len(batch)
             waiting = time.monotonic()
             self.progress.teacher_s += waiting - ready
-        waited += time.monotonic() - waiting
-        return waited
+        self.progress.waited_s += time.monotonic() - waiting
+        return self.progress.waited_s - before
 
     def _batches(self, feed: ViewFeed, faults: list[Fault]) -> Iterator[list[View]]:
         """Views in shard order, in lists of the batch size; only the last one may be shorter."""

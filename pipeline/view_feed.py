@@ -141,13 +141,12 @@ class ViewFeed:
                 self._ready.notify()
 
     def _put(self, item: Sample | Fault) -> None:
-        if isinstance(item, Sample):
+        key = item.key if isinstance(item, Sample) else item.sample_key
+        if key is not None:
             self.samples += 1
-            if not in_share(item.key, self._rows):
+            if not in_share(key, self._rows):
                 self._passed_over += archive_bytes(item)
                 return
-        elif item.sample_key is not None:
-            self.samples += 1
         self._room.acquire()
         if self._closed:
             return
