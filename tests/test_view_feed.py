@@ -152,14 +152,17 @@ def test_an_image_member_that_is_no_file_is_a_fault(tmp_path: Path, pool: Thread
 def test_a_sample_without_the_share_is_passed_over_but_counted(
     tmp_path: Path, pool: ThreadPoolExecutor
 ) -> None:
-    path = write_shard(tmp_path / "a.tar", photo_samples(20, height=50, width=50))
+    samples = photo_samples(20, height=50, width=50)
+    # A bad sample counts where its key is of the share, and is passed over like a good one where it is not.
+    path = write_shard(tmp_path / "a.tar", samples + samples)
     rows = dataclasses.replace(ROWS, sample=0.3)
     feed = feed_of(path, pool, rows=rows)
     items = list(feed)
-    expected = [key for key, _ in photo_samples(20, height=4, width=4) if in_share(key, rows)]
-    assert keys_of(items) == expected
+    expected = [key for key, _ in samples if in_share(key, rows)]
+    assert keys_of(items) == expected + expected
+    assert [isinstance(item, Fault) for item in items] == [False] * len(expected) + [True] * len(expected)
     assert 0 < len(expected) < 20
-    assert feed.samples == 20
+    assert feed.samples == 40
 
 
 def test_the_share_is_fixed_and_grows_by_adding() -> None:
