@@ -43,7 +43,8 @@ def load_photos(specs: Sequence[str], shorter_side: int) -> list[Tensor]:
         if scale >= 1:
             return photo
         sides = [max(shorter_side, math.floor(side * scale)) for side in photo.shape[1:]]
-        return resize(photo, sides, InterpolationMode.BICUBIC, antialias=True)
+        shrunk: Tensor = resize(photo, sides, InterpolationMode.BICUBIC, antialias=True)
+        return shrunk
 
     photos: list[Tensor] = []
     with ThreadPoolExecutor() as pool:

@@ -47,10 +47,10 @@ RAY_FILES = {
     "ranker/ray_train.py",
     "ranker/ray_prune.py",
 }
-DRIVER_FILES = {
-    f"pipeline/{name}.py"
-    for name in "job_config config_file progress pretraining pretraining_job score_request estimate run_summary score_run".split()
-}
+DRIVER = """
+    job_config config_file progress pretraining pretraining_job score_request estimate run_summary score_run
+"""
+DRIVER_FILES = {f"pipeline/{name}.py" for name in DRIVER.split()}
 # Storage, in one file or several, is what names file systems and writes to final places.
 STORAGE_FILES = {f"pipeline/{name}" for name in ORDER["pipeline"] if name.startswith("storage")}
 WRITING_FILES = STORAGE_FILES | {"pipeline/scratch.py"}

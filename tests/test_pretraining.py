@@ -47,7 +47,7 @@ def small(shards: tuple[str, str], out: Path, **changes: object) -> PretrainConf
         warmup_steps=2,
         report_every=2,
     )
-    return dataclasses.replace(config, **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(config, **changes)
 
 
 def test_learning_rate_rises_stays_and_falls_to_zero(tmp_path: Path) -> None:
