@@ -38,7 +38,8 @@ def run(config: DemoConfig) -> int:
     if summary.exit_code == 0:
         picture = storage.join(config.out, "contact-sheet.png")
         storage.commit_bytes(demo_sheet.draw(packed, labels, request.teacher), picture, run_id=run_id)
-        print("\n".join(demo_sheet.closing_lines(picture=picture, shards=shards, labels=labels)))
+        lines = demo_sheet.closing_lines(out=config.out, picture=picture, shards=shards, labels=labels)
+        print("\n".join(lines))
     return summary.exit_code
 
 

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
 from patchrank.pipeline.contact_sheet import contact_sheet
 from patchrank.pipeline.demo_photos import PackedPhotos, spread
 from patchrank.pipeline.errors import UserError
@@ -40,17 +46,25 @@ def draw(packed: PackedPhotos, labels: str, teacher: TeacherFile) -> bytes:
     return picture_file(draw_sheet(sheet))
 
 
-def closing_lines(*, picture: str, shards: str, labels: str) -> list[str]:
-    """Where everything is, and what to try next."""
+def closing_lines(*, out: str, picture: str, shards: str, labels: str) -> list[str]:
+    """Where everything is, and what to try next; `out` is the demo's whole output."""
+    command, other = _command(), shlex.quote(out.rstrip("/") + "-2")
     return [
         "",
         f"picture  {picture}",
         f"shards   {shards}",
         f"table    {labels}",
         "",
-        "next     look at the picture: do the scores follow the objects?",
-        f"         patchrank status {labels}",
-        f"         python -c \"import patchrank; print(patchrank.read_scores('{labels}'))\"",
-        "         patchrank demo --images DIR --out OTHER-OUT     the same with photos of your own",
-        f"         patchrank score {shards} --out OTHER-OUT --teacher tiny --dry-run",
+        "Look at the picture: do the scores follow the objects? Then try:",
+        f"  {command} status {shlex.quote(labels)}",
+        f"  {command} demo --images DIR --out {other}    (the same with photos of your own)",
+        f"  {command} score --help    (the job itself, for shards of your own)",
+        f"  import patchrank; patchrank.read_scores({labels!r})    (in Python: the table)",
     ]
+
+
+def _command() -> str:
+    """How this patchrank is called from here: by its name where the shell finds that, else by its path."""
+    if shutil.which("patchrank"):
+        return "patchrank"
+    return shlex.quote(os.path.relpath(Path(sys.executable).parent / "patchrank"))

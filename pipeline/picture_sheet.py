@@ -5,6 +5,7 @@ Pictures keep their pixels exactly; only text and margins are added. Pillow alon
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import functools
 import io
@@ -24,6 +25,7 @@ HIDDEN_GRAY = 128
 
 _PAPER, _INK, _PALE_INK = (255, 255, 255), (28, 30, 36), (104, 110, 122)
 _MARGIN, _GAP, _LINE, _SCALE_BAR = 24, 10, 20, 14
+_SMALLEST_LETTERS = 10
 
 # The map "inferno" (Smith and van der Walt, dedicated to the public domain by CC0) at 17 even steps, between
 # which it is nearly straight.
@@ -120,13 +122,14 @@ def _write(
 ) -> None:
     """One line of text, in smaller letters or cut short where it would take more than `room` pixels."""
     text, font = plain(text), _font(size)
-    while size > 10 and font.getlength(text) > room:
+    while size > _SMALLEST_LETTERS and font.getlength(text) > room:
         size -= 1
         font = _font(size)
     if font.getlength(text) > room:
-        while text and font.getlength(text + "...") > room:
-            text = text[:-1]
-        text += "..."
+        lengths = range(len(text))
+        text = (
+            text[: bisect.bisect(lengths, room, key=lambda n: font.getlength(f"{text[:n]}...")) - 1] + "..."
+        )
     draw.text(place, text, font=font, fill=ink, anchor=anchor)
 
 
