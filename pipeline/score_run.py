@@ -201,7 +201,11 @@ class _Run:
         return summary
 
     def _write_run(self, content: dict[str, Any]) -> None:
-        self._output.write_run(content, shards=self._request.shards, changed=self._plan.changed)
+        asked = dataclasses.asdict(self._request.config)
+        del asked["shards"]  # listed by name
+        self._output.write_run(
+            {**content, "asked": asked}, shards=self._request.shards, changed=self._plan.changed
+        )
 
 
 @contextlib.contextmanager
