@@ -16,10 +16,9 @@ from patchrank.pipeline.config_file import config_to_yaml
 from patchrank.pipeline.job_config import ScoreConfig
 from patchrank.pipeline.output import OutputFolder, new_run_id
 from patchrank.pipeline.progress import Totals
-from patchrank.pipeline.record_file import read_footer
+from patchrank.pipeline.record_file import digest_of, read_footer
 from patchrank.pipeline.run_summary import RunSummary
 from patchrank.pipeline.score_request import make_request
-from patchrank.pipeline.score_table import row_identity
 from patchrank.pipeline.scoring import Scorer
 from patchrank.pipeline.shard_scoring import ShardResult, ShardScoring, teacher_record
 from patchrank.pipeline.shards import Shard
@@ -95,7 +94,7 @@ def local_scoring(
     assert isinstance(config.batch_size, int)
     output = OutputFolder(config.out, run_id=run_id or new_run_id())
     output.adopt_config(request.fields(rows), other={})
-    todo = output.plan(request.shards, row_identity(rows, request.teacher.digest)).todo
+    todo = output.plan(request.shards, digest_of(request.fields(rows))).todo
     threads = torch.get_num_threads()
     torch.set_num_threads(THREADS)
     try:
