@@ -32,9 +32,8 @@ SCIKIT_IMAGE_PHOTOS = (
     "ihc.png",
     "hubble_deep_field.jpg",
 )
-"""The colour photographs that the scikit-image wheel holds, all free of copyright restrictions but for the
-motorcycle (Middlebury stereo data, CC0 by scikit-image); `motorcycle_right` shows the same scene again, the other
-pictures are gray, drawn or made up."""
+"""The colour photographs that the scikit-image wheel holds. `motorcycle_right.png` is left out because it shows the
+same scene again; the wheel's other pictures are gray, drawn or made up."""
 
 SUFFIXES = tuple(f".{field}" for field in f"{IMAGE_FIELDS};jpe;jfif;dib;avif;jp2;ppm;pgm;pbm".split(";"))
 """Endings of the files that are tried, in lower case."""
