@@ -68,10 +68,11 @@ def test_half_precision_is_for_the_blocks_only() -> None:
     ready = prepare(MaskedAutoencoder(CONFIG), "bf16", CPU)
     for name, value in ready.state_dict().items():
         inner = "blocks." in name and (".attn." in name or ".mlp." in name)
+        # A removal's effect is smallest in the decoder's first block.
+        inner = inner and "decoder_blocks.0." not in name
         assert value.dtype == (torch.bfloat16 if inner else torch.float32), name
     norms = [module for name, module in ready.named_modules() if name.endswith(("norm1", "norm2"))]
-    assert len(norms) == 8
-    assert all(isinstance(norm, NarrowingNorm) for norm in norms)
+    assert [isinstance(norm, NarrowingNorm) for norm in norms] == [True] * 4 + [False] * 2 + [True] * 2
     assert run(ready).dtype == torch.float32
 
 
