@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -15,6 +17,7 @@ from patchrank.pipeline.inference import (
     prepare,
 )
 from patchrank.pipeline.teacher.model import MaskedAutoencoder, TeacherConfig
+from tests.helpers.scoring import one_thread
 
 CPU = torch.device("cpu")
 CONFIG = TeacherConfig(
@@ -27,6 +30,13 @@ CONFIG = TeacherConfig(
     decoder_depth=2,
     decoder_heads=3,
 )
+
+
+@pytest.fixture(autouse=True)
+def single_thread() -> Iterator[None]:
+    """See `one_thread`."""
+    with one_thread():
+        yield
 
 
 def run(model: MaskedAutoencoder) -> torch.Tensor:

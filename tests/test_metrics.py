@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,14 @@ from patchrank.pipeline.metrics import (
 from patchrank.pipeline.patches import normalise, patchify
 from patchrank.pipeline.teacher.model import TeacherConfig
 from tests.helpers.photos import photo_pixels
+from tests.helpers.scoring import one_thread
+
+
+@pytest.fixture(autouse=True)
+def single_thread() -> Iterator[None]:
+    """See `one_thread`."""
+    with one_thread():
+        yield
 
 
 def photos(count: int, size: int) -> Tensor:
