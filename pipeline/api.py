@@ -137,7 +137,7 @@ def as_pixels(image: Any) -> Tensor:
     if isinstance(image, Tensor):
         pixels = image
     else:
-        array = np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
+        array = np.array(image.convert("RGB") if hasattr(image, "convert") else image)
         if array.ndim == 2:
             array = np.repeat(array[..., None], 3, axis=2)
         pixels = torch.from_numpy(np.ascontiguousarray(array)).movedim(-1, 0)
