@@ -70,10 +70,11 @@ def prepare(model: MaskedAutoencoder, precision: Precision, device: torch.device
 
     Half precision holds for the attention and the perceptron of every block, which are nearly all of the
     work. Norms, residual sums, embeddings, the prediction and with it the differences of predictions stay in
-    float32: scores are small differences of large numbers, and their order would suffer. So does the
-    decoder's first block on processors: there a removal's effect is smallest beside what it is added to, and
-    bf16 in that block alone makes half of the error (on the tiny teacher, Kendall's tau against fp32 is 0.990
-    so and 0.985 without). A GPU would lose too much time by it, and has fp16 with an eighth of bf16's error.
+    float32: scores are small differences of large numbers, and their order would suffer. On processors the
+    decoder's first block stays in float32 too: there a removal's effect is smallest beside what it is added
+    to, and bf16 in that block alone makes half of the error (on the tiny teacher, Kendall's tau against fp32
+    is 0.990 so and 0.985 without). A GPU would lose too much time by it, and has fp16 with an eighth of
+    bf16's error.
 
     Raises UserError for a precision that the device cannot do.
     """

@@ -50,7 +50,7 @@ def make_teacher(config: TeacherConfig = SMALL, kind: type[MaskedAutoencoder] = 
         if parameter.ndim == 1:
             parameter.add_(noise, alpha=0.2)
         else:
-            parameter.copy_(noise * (1.5 / parameter[0].numel() ** 0.5 if parameter.ndim != 3 else 0.5))
+            parameter.copy_(noise * (1.2 / parameter[0].numel() ** 0.5 if parameter.ndim != 3 else 0.5))
     return model
 
 
