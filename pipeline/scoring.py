@@ -91,7 +91,7 @@ class Scorer:
         """`batch_size`: views; None measures a few sizes for some seconds and takes the fastest that fits.
 
         The model itself stays as it is. Raises UserError for a mask ratio, metric or precision that this
-        teacher or device cannot do, InfrastructureError when not even one removal fits into memory.
+        teacher or device cannot do.
         """
         self._config = model.config
         self._removal, self._metric, self._precision = removal, metric, precision
