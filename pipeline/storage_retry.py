@@ -101,6 +101,8 @@ def is_missing(error: BaseException) -> bool:
 
     The HTTP files of fsspec report every failed look-up as FileNotFoundError; what it was is the cause.
     """
+    if isinstance(error, NotADirectoryError):
+        return True  # below a file there is nothing
     if not isinstance(error, FileNotFoundError):
         return False
     cause = error.__cause__
