@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from patchrank.pipeline.output_status import FolderStatus
 from patchrank.pipeline.progress import byte_size, duration
 from patchrank.pipeline.record_file import Record
-from patchrank.pipeline.shard_scoring import ShardResult
+
+if TYPE_CHECKING:  # it brings torch, which `patchrank status` can do without
+    from patchrank.pipeline.shard_scoring import ShardResult
 
 LISTED = 20
 
