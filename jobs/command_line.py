@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import tyro
 
-from patchrank.pipeline.config_file import config_from_yaml
+from patchrank.pipeline.config_file import settings_from_yaml
 from patchrank.pipeline.errors import PatchrankError, UserError
 
 _Config = TypeVar("_Config")
@@ -38,15 +39,25 @@ def run_job(
 def read_config(name: str, config_type: type[_Config], arguments: Sequence[str]) -> _Config:
     """The job's configuration from a command line; UserError where a value cannot be."""
     rest = list(arguments)
+    at = next((i for i, text in enumerate(rest) if text.partition("=")[0] == "--config"), None)
     default: Any = tyro.MISSING_NONPROP
-    if "--config" in rest:
-        at = rest.index("--config")
-        if at + 1 == len(rest):
+    if at is not None:
+        path = rest[at].partition("=")[2] or "".join(rest[at + 1 : at + 2])
+        if not path:
             raise UserError("--config needs the name of a YAML file")
-        default = config_from_yaml(rest[at + 1], config_type)
-        del rest[at : at + 2]
+        default = _defaults(config_type, settings_from_yaml(path, config_type))
+        del rest[at : at + 1 if "=" in rest[at] else at + 2]
     options = (tyro.conf.FlagCreatePairsOff,)
     config: _Config = tyro.cli(
         config_type, prog=f"patchrank {name}", args=rest, default=default, config=options
     )
+    return config
+
+
+def _defaults(config_type: type[_Config], settings: Mapping[str, Any]) -> _Config:
+    """What flags are laid over. Not checked, and what neither file nor class tells is missing: flags may give it."""
+    config = object.__new__(config_type)
+    for field in dataclasses.fields(config_type):  # type: ignore[arg-type]
+        told = tyro.MISSING_NONPROP if field.default is dataclasses.MISSING else field.default
+        object.__setattr__(config, field.name, settings.get(field.name, told))
     return config

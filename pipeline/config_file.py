@@ -3,29 +3,60 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, TypeVar
+import types
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from patchrank.pipeline.errors import UserError
+from patchrank.pipeline.errors import InfrastructureError, UserError
 from patchrank.pipeline.storage import read_bytes
 
-_Config = TypeVar("_Config")
 
+def settings_from_yaml(path: str, config_type: type[Any]) -> dict[str, Any]:
+    """Settings of a configuration by name, those that the file holds.
 
-def config_from_yaml(path: str, config_type: type[_Config]) -> _Config:
-    """A configuration as it was written beside an output; UserError names fields that do not exist."""
+    Raises UserError where it cannot be read, names a setting that does not exist, or gives one a value of
+    another type; whether values make sense is for the configuration to say.
+    """
     try:
         values = yaml.safe_load(read_bytes(path))
-    except (yaml.YAMLError, FileNotFoundError) as error:
-        raise UserError(f"--config {path}: {str(error).splitlines()[0]}") from error
-    known = {field.name for field in dataclasses.fields(config_type)}  # type: ignore[arg-type]
-    if not isinstance(values, dict) or not values.keys() <= known:
-        wrong = sorted(map(str, values.keys() - known)) if isinstance(values, dict) else ["no mapping"]
-        raise UserError(f"--config {path}: unknown settings: {', '.join(wrong)}")
-    return config_type(
-        **{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    )
+    except (yaml.YAMLError, FileNotFoundError, InfrastructureError) as error:
+        raise UserError(f"--config {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"--config {path}: holds no settings by name")
+    kinds = get_type_hints(config_type)
+    unknown = sorted(str(name) for name in values if name not in kinds)
+    if unknown:
+        raise UserError(f"--config {path}: unknown settings: {', '.join(unknown)}")
+    settings = {}
+    for name, value in values.items():
+        try:
+            settings[name] = _fitted(value, kinds[name])
+        except TypeError:
+            raise UserError(f"--config {path}: {name} cannot be {value!r}") from None
+    return settings
+
+
+def _fitted(value: Any, kind: Any) -> Any:
+    """The value as a setting of that type, from what YAML makes of it; TypeError where it is none."""
+    origin, options = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        for option in options:
+            try:
+                return _fitted(value, option)
+            except TypeError:
+                continue
+    elif origin is tuple:
+        # One shard may stand alone.
+        return tuple(_fitted(item, options[0]) for item in (value if isinstance(value, list) else [value]))
+    elif origin is Literal:
+        if isinstance(value, str) and value in options:
+            return value
+    elif kind in (float, str) and isinstance(value, int) and not isinstance(value, bool):
+        return kind(value)
+    elif isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+        return value
+    raise TypeError
 
 
 def config_to_yaml(config: Any) -> bytes:

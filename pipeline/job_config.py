@@ -95,7 +95,8 @@ class ScoreConfig:
     """Print what would be done and what it would cost; writes nothing."""
 
     def __post_init__(self) -> None:
-        parse_views(self.views)
+        # What no row can have is refused before anything is looked up; size and decoder come later.
+        self.rows(size=1, precision="fp32", decoder="any")
         for name in ("max_actors", "limit_shards", "batch_size", "cpus_per_actor"):
             value = getattr(self, name)
             if isinstance(value, int) and value < 1:
