@@ -6,13 +6,17 @@ import dataclasses
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import ray
 
+from patchrank.jobs.command_line import read_config
 from patchrank.pipeline import shard_queue
-from patchrank.pipeline.config_file import config_from_yaml
+from patchrank.pipeline.config import Precision
 from patchrank.pipeline.errors import UserError
 from patchrank.pipeline.job_config import ScoreConfig
 from patchrank.pipeline.queue_policy import QueuePolicy
@@ -32,6 +36,8 @@ from tests.helpers.score_runs import (
 from tests.helpers.servers import serve_files
 
 pytestmark = pytest.mark.ray
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 class Run(NamedTuple):
@@ -104,7 +110,7 @@ def test_what_a_complete_run_leaves_and_says(first: Run) -> None:
     assert record == told
     # Neither an owner nor anything half written, and no folder that nothing needs.
     assert sorted(path.name for path in out.iterdir()) == ["config.json", "runs", "score.yaml", "scores"]
-    assert config_from_yaml(str(out / "score.yaml"), ScoreConfig) == first.config
+    assert read_config("score", ScoreConfig, ["--config", str(out / "score.yaml")]) == first.config
     stored = json.loads((out / "config.json").read_text())
     assert stored["rows"]["precision"] == "fp32"
     assert stored["identity"] == footers_of(out)["three.tar"]["identity"]
@@ -222,3 +228,30 @@ def test_resume_through_another_endpoint_that_breaks_off(first: Run, corpus: Pat
     assert len(left) == 2
     assert (summary.exit_code, summary.done, summary.done_before) == (0, 3, 1)
     assert rows_of(tmp_path / "out") == rows_of(first.config.out)
+
+
+def test_the_command_by_its_defaults(ray_cluster: None, corpus: Path, teacher: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ["score", str(corpus / "three.tar"), "--out", str(out), "--teacher", teacher]
+    done = subprocess.run(
+        [sys.executable, "-m", "patchrank.jobs.cli", *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": ray.get_runtime_context().gcs_address},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    *plain, closing, _ = done.stdout.splitlines()
+    assert closing == f"complete: 1 of 1 shards done, 4 rows in {out}"
+    assert all(line.startswith("shards ") for line in plain)
+    (footer,) = footers_of(out).values()
+    assert footer["provenance"]["batch_size"] >= 1
+    assert len(footer["provenance"]["device_ids"]) == 1
+    # What the first actor's probe found is fixed: a later run takes it over, and may not ask for another.
+    precision = json.loads((out / "config.json").read_text())["rows"]["precision"]
+    config = ScoreConfig(shards=(str(corpus / "three.tar"),), out=str(out), teacher=teacher)
+    assert run_score(config).done_before == 1
+    other: Precision = "bf16" if precision == "fp32" else "fp32"
+    with pytest.raises(UserError, match=f"precision: {precision} -> {other}"):
+        run_score(dataclasses.replace(config, precision=other))
