@@ -92,6 +92,8 @@ def score_images(
     `views` None: as many as show every patch of the grid once. `keys` seed the masks, as sample keys do in a
     table; by default they are "0", "1", ... Raises UserError for settings that this teacher cannot do.
     """
+    if hasattr(images, "convert") or getattr(images, "ndim", 4) < 4:
+        raise UserError("score_images takes several images: put a single one into a list")
     teacher = teacher or load_teacher()
     shape = teacher.file.config
     visible = max(1, visible_count(shape.positions, mask_ratio))
