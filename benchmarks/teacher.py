@@ -20,23 +20,12 @@ from torch import Tensor
 
 from benchmarks._common import measure, ratio, show, write_json
 from benchmarks._published import published_scores
+from benchmarks._teachers import SIZES, random_teacher
 from patchrank.pipeline.capacity import choose_batch_size
 from patchrank.pipeline.patches import visible_count
 from patchrank.pipeline.scoring import Scorer, choose_precision, gflop_per_view
 from patchrank.pipeline.teacher.model import MaskedAutoencoder, TeacherConfig
 
-SIZES = {
-    "tiny": TeacherConfig(
-        width=192,
-        depth=8,
-        heads=3,
-        decoder_width=128,
-        decoder_depth=4,
-        decoder_heads=4,
-        output_space="pixels",
-    ),
-    "mae-base": TeacherConfig(output_space="pixels"),
-}
 PUBLISHED, FP32, AUTO = "published way, fp32", "patchrank, fp32", "patchrank, auto"
 
 
@@ -83,8 +72,7 @@ def published_batch_size(model: MaskedAutoencoder, visible: int) -> int:
 def run_size(size: str, options: Options) -> dict[str, Any]:
     """Measure one teacher; returns what the JSON holds of it."""
     config = SIZES[size]
-    torch.manual_seed(0)
-    model = MaskedAutoencoder(config).eval().requires_grad_(False)
+    model = random_teacher(size)
     visible = visible_count(config.positions, 0.9)
     precision = choose_precision(model, torch.device("cpu"))
     scorers = {FP32: Scorer(model), AUTO: Scorer(model, precision=precision)}

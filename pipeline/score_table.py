@@ -24,6 +24,7 @@ from patchrank.pipeline.record_file import (
     digest_of,
     verify_file,
 )
+from patchrank.pipeline.row_buffer import RowBuffer
 from patchrank.pipeline.shards import Fault
 
 SCHEMA_VERSION = 1
@@ -175,7 +176,7 @@ class TableWriter:
         self.rows = 0
         self._local_path, self._schema, self._group_bytes = local_path, schema, group_bytes
         self._visible = schema.field("visible").type.list_size
-        self._batches: list[pa.RecordBatch] = []
+        self._buffer = RowBuffer(schema)
         self._buffered_bytes = 0
         # `score` and `patches` hardly ever repeat: a dictionary of them would only be built and dropped
         # again.
@@ -206,15 +207,13 @@ class TableWriter:
 
     def add(self, rows: Sequence[Row]) -> None:
         """Add rows in their final order; `rows` itself may be freed afterwards."""
-        start = 0
-        for index, row in enumerate(rows):
+        for row in rows:
             size = self._size_of(row)
-            if self._buffered_bytes and self._buffered_bytes + size > self._group_bytes:
-                self._collect(rows[start:index])
+            if len(self._buffer) and self._buffered_bytes + size > self._group_bytes:
                 self._flush()
-                start = index
+            self._buffer.add(row)
             self._buffered_bytes += size
-        self._collect(rows[start:])
+            self.rows += 1
 
     def close(self, metadata: dict[str, Any]) -> None:
         """Write the rest and the footer with `metadata` (see `table_metadata`), and verify the file."""
@@ -235,28 +234,11 @@ class TableWriter:
             + len(row.pixels or b"")
         )
 
-    def _collect(self, rows: Sequence[Row]) -> None:
-        if rows:
-            columns = [self._column(field, rows) for field in self._schema]
-            self._batches.append(pa.record_batch(columns, schema=self._schema))
-            self.rows += len(rows)
-
-    def _column(self, field: pa.Field, rows: Sequence[Row]) -> pa.Array:
-        values = [getattr(row, field.name) for row in rows]
-        if field.name in ("visible", "score"):
-            kind = field.type.value_type
-            stacked = np.stack(values).astype(kind.to_pandas_dtype(), casting="same_kind", copy=False)
-            if stacked.shape != (len(rows), self._visible):
-                raise ValueError(f"{field.name} has shape {stacked.shape}, not {(len(rows), self._visible)}")
-            return pa.FixedSizeListArray.from_arrays(pa.array(stacked.reshape(-1), kind), type=field.type)
-        return pa.array(values, field.type)
-
     def _flush(self) -> None:
-        if self._batches:
-            table = pa.Table.from_batches(self._batches, self._schema).unify_dictionaries()
-            self._batches = []
+        if len(self._buffer):
+            self._writer.write_table(self._buffer.table(), row_group_size=len(self._buffer))
+            self._buffer.clear()
             self._buffered_bytes = 0
-            self._writer.write_table(table, row_group_size=len(table))
 
 
 def predicted_bytes(

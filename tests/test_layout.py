@@ -26,12 +26,12 @@ LISTED = {
         teacher/model teacher/formats teacher/sources teacher/checkpoint
         pretraining_report pretraining
         metrics capacity inference scoring
-        record_file score_table table_reader
+        record_file row_buffer score_table table_reader
         machine owner done_check output_settings output output_status
         pruned
         queue_policy view_feed aggregate api scratch score_request shard_scoring
         actor_slots scoring_actor actor_pool
-        progress pretraining_job estimate shard_queue run_summary score_run
+        progress pretraining_job estimate shard_queue run_summary stop_signals score_run
         shard_writer demo_photos picture_sheet contact_sheet sheet_rows demo_sheet
     """,
     "ranker": "",

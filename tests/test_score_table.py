@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -158,11 +159,14 @@ def test_row_groups_are_at_most_64_mb() -> None:
 def test_memory_does_not_grow_with_the_shard(tmp_path: Path) -> None:
     def peak(images: int) -> int:
         schema = table_schema(visible=VISIBLE, patch_bytes=PATCH_BYTES, store="patches")
-        before, highest = pa.total_allocated_bytes(), 0
         with TableWriter(tmp_path / "a.parquet", schema, group_bytes=1_000_000) as writer:
+            tracemalloc.start()
+            before, highest = pa.total_allocated_bytes(), 0
             for image in range(images):
                 writer.add(list(make_rows(1, first_image=image)))
-                highest = max(highest, pa.total_allocated_bytes() - before)
+                arrow = pa.total_allocated_bytes() - before
+                highest = max(highest, arrow + tracemalloc.get_traced_memory()[0])
+            tracemalloc.stop()
             assert writer.rows == 4 * images
         return highest
 
@@ -195,7 +199,7 @@ def test_a_table_without_rows_is_a_table(tmp_path: Path) -> None:
 def test_rows_of_another_length_are_refused(tmp_path: Path) -> None:
     schema = table_schema(visible=VISIBLE + 1, patch_bytes=PATCH_BYTES, store="none")
     rows = list(make_rows(1, dataclasses.replace(CONFIG, store="none")))
-    with TableWriter(tmp_path / "a.parquet", schema) as writer, pytest.raises(ValueError, match=r"\(4, 19\)"):
+    with TableWriter(tmp_path / "a.parquet", schema) as writer, pytest.raises(ValueError, match=r"\(19,\)"):
         writer.add(rows)
 
 

@@ -1,0 +1,89 @@
+"""Work in a fresh process, whose peak of memory is that work's alone: `python -m ... NAME JSON`."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+STATUS = Path("/proc/self/status")
+
+
+def peak_memory() -> int:
+    """Most bytes of memory that this process has held at a time.
+
+    Linux tells it per program run; `getrusage`, for others, includes what the parent held when it forked.
+    """
+    if STATUS.exists():
+        fields = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
+        return int(fields["VmHWM"].split()[0]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def run_fresh(name: str, arguments: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> Any:
+    """What the function of this module returns in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks._fresh_process", name, json.dumps(dict(arguments))]
+    done = subprocess.run(
+        command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, **(environment or {})}
+    )
+    return json.loads(done.stdout)
+
+
+def score_shards(shards: list[str], out: str, teacher: str, batch_size: int, threads: int) -> dict[str, Any]:
+    """Score shards one after the other as an actor does; bytes at the peak, before and after the first shard."""
+    import torch
+
+    from patchrank.pipeline.job_config import ScoreConfig
+    from patchrank.pipeline.output import OutputFolder
+    from patchrank.pipeline.score_request import make_request
+    from patchrank.pipeline.scoring import Scorer
+    from patchrank.pipeline.shard_scoring import ShardScoring, teacher_record
+    from patchrank.pipeline.teacher.checkpoint import build_teacher
+
+    torch.set_num_threads(threads)
+    config = ScoreConfig(shards=tuple(shards), out=out, teacher=teacher, views="1", precision="fp32")
+    request = make_request(config)
+    rows = request.rows("fp32")
+    scoring = ShardScoring(
+        Scorer(build_teacher(request.teacher), mask_ratio=rows.mask_ratio, batch_size=batch_size),
+        teacher_record(request.teacher),
+        rows,
+        OutputFolder(out, run_id="benchmark"),
+        provenance={"run_id": "benchmark"},
+        threads=threads,
+    )
+    before, started = peak_memory(), time.perf_counter()
+    peaks, views = [], 0
+    for shard in request.shards:
+        result = scoring.score(shard)
+        assert result.failed is None, result.failed
+        views += result.rows
+        peaks.append(peak_memory())
+    return {"before": before, "peaks": peaks, "views": views, "seconds": time.perf_counter() - started}
+
+
+def expand(specs: list[str]) -> dict[str, Any]:
+    """Find shards; seconds, and bytes at the peak and before."""
+    from patchrank.pipeline.shards import expand_shards
+
+    before, started = peak_memory(), time.perf_counter()
+    shards = expand_shards(specs)
+    seconds = time.perf_counter() - started
+    return {"before": before, "peak": peak_memory(), "shards": len(shards), "seconds": seconds}
+
+
+def main() -> None:
+    """Run what the command line asks for and print its result."""
+    functions: dict[str, Callable[..., Any]] = {"score_shards": score_shards, "expand": expand}
+    print(json.dumps(functions[sys.argv[1]](**json.loads(sys.argv[2]))))
+
+
+if __name__ == "__main__":
+    main()
