@@ -22,6 +22,8 @@ def run(config: ScoreConfig) -> int:
     from patchrank.pipeline.progress import make_display
     from patchrank.pipeline.score_run import score
 
+    for note in request.notes:
+        print(note, flush=True)
     summary = score(request, make_display(), settings=config_to_yaml(config))
     print("\n".join(summary.lines(config.out)))
     return summary.exit_code

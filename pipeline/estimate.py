@@ -61,9 +61,7 @@ class Estimate:
         if config.price_per_hour is not None:
             hours = self.seconds * self.actors / 3600
             lines.append(f"price     about {hours * config.price_per_hour:.2f} for {hours:.2f} actor hours")
-        if config.store == "none":
-            lines.append("note      no pixels are stored: training will need the shards")
-        return lines
+        return [*lines, *request.notes]
 
 
 def estimate(request: ScoreRequest) -> Estimate:

@@ -43,6 +43,13 @@ class ScoreRequest:
         """What `config.json` holds and later runs are compared with."""
         return row_fields(rows, self.teacher.digest, self.teacher.config.output_space)
 
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know before the work is done."""
+        if self.config.store == "none":
+            return ["note      no pixels are stored: training will need the shards"]
+        return []
+
 
 def make_request(config: ScoreConfig) -> ScoreRequest:
     """Find shards and teacher; UserError where the combination cannot work."""
