@@ -14,7 +14,14 @@ from patchrank.jobs import score, status
 from patchrank.pipeline.shards import shard_id
 from tests.helpers.archives import archive
 from tests.helpers.photos import photo, photo_samples, write_shard
-from tests.helpers.score_runs import errors_of, footers_of, rows_of, save_small_teacher
+from tests.helpers.score_runs import (
+    errors_of,
+    footers_of,
+    rows_of,
+    save_small_teacher,
+    score_config,
+    score_here,
+)
 
 pytestmark = pytest.mark.ray
 
@@ -109,6 +116,16 @@ def test_what_is_done_decides_the_exit_code_of_later_runs(
     assert again(bad_run, "good mixed cut", "--max-bad", "1", "--salvage") == 0
 
 
+def test_a_table_without_pixels_is_said(
+    bad_run: BadRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shard, out = bad_run.shards["good"], str(tmp_path)
+    score_here(score_config([shard], out, bad_run.teacher, store="none"))
+    flags = ["--out", out, "--teacher", bad_run.teacher, *FLAGS]
+    assert exit_code(score, shard, *flags, "--store", "none") == 0
+    assert "training will need the shards" in capsys.readouterr().out
+
+
 def test_status_agrees_with_what_is_there(bad_run: BadRun, capsys: pytest.CaptureFixture[str]) -> None:
     assert again(bad_run, "good mixed cut") == 1
     capsys.readouterr()
@@ -128,7 +145,7 @@ def test_status_agrees_with_what_is_there(bad_run: BadRun, capsys: pytest.Captur
     assert "24 of 15 samples, 3 of them without a row" in text
 
 
-def test_redo_errors_scores_shards_with_errors_again(bad_run: BadRun, tmp_path: Path) -> None:
+def test_redo_errors_scores_shards_with_errors_again(bad_run: BadRun) -> None:
     before = {name: footer["provenance"]["run_id"] for name, footer in footers_of(bad_run.out).items()}
     rows = rows_of(bad_run.out)
     assert again(bad_run, "good mixed cut", "--redo-errors") == 1

@@ -184,6 +184,39 @@ def test_a_share_of_the_samples(corpus: Path, teacher: str, plain: Rows, tmp_pat
     assert len(results) == 3
 
 
+def test_a_share_that_takes_none_is_done(corpus: Path, teacher: str, tmp_path: Path) -> None:
+    config = score_config(shards_of(corpus), tmp_path, teacher, sample=1e-9)
+    results = score_here(config)
+    assert [(result.samples, result.rows, result.failed) for result in results.values()] == [
+        (5, 0, None),
+        (3, 0, None),
+        (5, 0, None),
+    ]
+    assert rows_of(tmp_path) == {}
+    assert score_here(config) == {}
+
+
+def test_views_of_one_crop_hold_all_of_it(corpus: Path, teacher: str, tmp_path: Path) -> None:
+    config = score_config([corpus / "three.tar"], tmp_path / "patches", teacher, crop="center", views="12")
+    score_here(config)
+    for key in {key[1] for key in rows_of(tmp_path / "patches")}:
+        views = [row for (_, name, _), row in rows_of(tmp_path / "patches").items() if name == key]
+        patches = {
+            place: row["patches"][number * 192 : (number + 1) * 192]
+            for row in views
+            for number, place in enumerate(row["visible"])
+        }
+        assert len(patches) == 36
+        assert len({row["crop_top"] for row in views}) == 1
+    # One picture is stored once, however many views there are of it.
+    stored = dataclasses.replace(config, out=str(tmp_path / "view"), store="view")
+    (many,) = score_here(stored).values()
+    (one,) = score_here(dataclasses.replace(stored, out=str(tmp_path / "one"), views="1")).values()
+    (first, *others) = rows_of(tmp_path / "view").values()
+    assert sum(row["pixels"] == first["pixels"] for row in others) == 11
+    assert many.table_bytes < one.table_bytes + 12 * len(first["pixels"])
+
+
 def test_what_a_table_says_of_itself(corpus: Path, teacher: str, tmp_path: Path) -> None:
     path = corpus / "three.tar"
     config = score_config([path], tmp_path, teacher, removal="encoder", masks="spread", seed=7)
