@@ -97,6 +97,8 @@ class ShardQueue:
                 if self._output.owner_lost:
                     raise PatchrankError(f"another run took over {self._out}; this one stops")
         finally:
+            for actor in self._pool.actors.values():
+                self._past.update(dataclasses.asdict(actor.progress))
             self._pool.remove_all()
 
     @property
@@ -191,6 +193,8 @@ class ShardQueue:
     def _receive_result(self, answer: Answer, actor: PooledActor) -> None:
         shard, result = self._shards[answer.call.shard], answer.value
         actor.moved_at = self._clock()
+        if result.progress.moved > actor.progress.moved:
+            actor.progress = result.progress
         self.results[shard.id] = result
         if result.failed is None:
             self._policy.finish(actor.name, answer.call.shard)

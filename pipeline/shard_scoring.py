@@ -42,7 +42,10 @@ MOST_REASONS = 20
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShardResult:
-    """What became of a shard. `failed` is the reason it gave no table, None when it committed."""
+    """What became of a shard.
+
+    `failed` is the reason it gave no table, None when it committed; `progress`: totals of its actor at that moment.
+    """
 
     shard_id: str
     samples: int
@@ -55,6 +58,7 @@ class ShardResult:
     seconds: float
     waited_s: float
     table_bytes: int
+    progress: Progress
 
 
 @dataclasses.dataclass
@@ -162,6 +166,7 @@ class ShardScoring:
             seconds=0.0,
             waited_s=waited,
             table_bytes=table.stat().st_size,
+            progress=dataclasses.replace(self.progress),
         )
 
     def _fill(self, shard: Shard, feed: ViewFeed, writer: TableWriter, faults: list[Fault]) -> float:
