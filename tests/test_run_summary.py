@@ -11,7 +11,7 @@ import pytest
 from patchrank.pipeline.output_status import FolderStatus
 from patchrank.pipeline.record_file import Record
 from patchrank.pipeline.run_summary import LISTED, RunSummary, status_lines, summarise
-from patchrank.pipeline.shard_scoring import ShardResult
+from patchrank.pipeline.shard_scoring import Progress, ShardResult
 
 VIEWS = 4
 
@@ -29,6 +29,7 @@ def result(shard_id: str, images: int = 10, bad: int = 0, **changes: Any) -> Sha
         seconds=2.0,
         waited_s=0.5,
         table_bytes=1000,
+        progress=Progress(),
     )
     return dataclasses.replace(whole, **changes)
 
