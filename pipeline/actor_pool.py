@@ -16,7 +16,7 @@ from patchrank.pipeline.queue_policy import Gone
 from patchrank.pipeline.scoring_actor import ActorInfo, new_actor
 from patchrank.pipeline.shard_scoring import Progress
 
-END_S = 1.0
+END_S = 0.5
 """Seconds that a killed actor's process is given to end."""
 
 

@@ -20,12 +20,12 @@ def process_start(pid: int) -> str | None:
     except (PermissionError, OverflowError):
         pass
     try:
-        # The name in parentheses may hold spaces. State is field 3, start time field 22.
+        # The name in parentheses may hold spaces. State is field 3, threads are field 20, start time field 22.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return ""
-    # A zombie has ended; its parent has only not asked yet.
-    return None if fields[0] in "ZX" else fields[19]
+    # A zombie has ended, its parent has only not asked yet; one with threads is still closing its files.
+    return None if fields[0] in "ZX" and int(fields[17]) <= 1 else fields[19]
 
 
 @functools.cache

@@ -174,12 +174,12 @@ def map_threads(call: Callable[[_Item], _Result], items: Iterable[_Item]) -> lis
     if not pending:
         return []
     results: list[_Result] = []
-    with ThreadPoolExecutor(min(FOOTER_THREADS, len(pending)), thread_name_prefix="footers") as pool:
-        try:
-            # A call that waits in the queue takes as much memory as its result.
-            for start in range(0, len(pending), _QUEUED):
-                results += pool.map(call, pending[start : start + _QUEUED])
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    pool = ThreadPoolExecutor(min(FOOTER_THREADS, len(pending)), thread_name_prefix="footers")
+    try:
+        # A call that waits in the queue takes as much memory as its result.
+        for start in range(0, len(pending), _QUEUED):
+            results += pool.map(call, pending[start : start + _QUEUED])
+    finally:
+        # Without waiting: where a signal stops the run, a thread may be reading a shard for minutes.
+        pool.shutdown(wait=False, cancel_futures=True)
     return results

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -27,55 +25,7 @@ from patchrank.pipeline.run_summary import RunSummary, summarise
 from patchrank.pipeline.score_request import ScoreRequest
 from patchrank.pipeline.scratch import remove_dead_scratch
 from patchrank.pipeline.shard_queue import QueueOptions, ShardQueue
-
-STOP_S = 1.5
-
-
-@dataclasses.dataclass
-class StopRequest:
-    """The first signal that asked the run to stop; None while none did."""
-
-    signal: signal.Signals | None = None
-
-    def check(self) -> None:
-        """Raise KeyboardInterrupt where the one of the handler was lost: in a finaliser it passes unseen."""
-        if self.signal is not None:
-            raise KeyboardInterrupt
-
-
-@contextlib.contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
-    """At the first SIGINT or SIGTERM raise KeyboardInterrupt in the main thread; ignore later ones.
-
-    It is the one exception of a signal handler that Ray's calls pass on. A process that still runs `STOP_S`
-    seconds later, because a store or Ray does not answer, is ended: commits are whole at any moment.
-    """
-    request = StopRequest()
-    limits: list[threading.Timer] = []
-
-    def stop(number: int, _frame: object) -> None:
-        for name in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(name, signal.SIG_IGN)
-        request.signal = signal.Signals(number)
-        limit = threading.Timer(STOP_S, _end_process, (128 + number,))
-        limit.daemon = True
-        limit.start()
-        limits.append(limit)
-        raise KeyboardInterrupt
-
-    before = {name: signal.signal(name, stop) for name in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield request
-    finally:
-        for limit in limits:
-            limit.cancel()
-        for name, handler in before.items():
-            signal.signal(name, handler)
-
-
-def _end_process(code: int) -> None:
-    os.write(2, b"patchrank score: stopped at once; the next run tidies up\n")
-    os._exit(code)
+from patchrank.pipeline.stop_signals import SIGNALS, StopRequest, stop_on_signals
 
 
 def score(request: ScoreRequest, display: Display, *, settings: bytes) -> RunSummary:
@@ -87,12 +37,19 @@ def score(request: ScoreRequest, display: Display, *, settings: bytes) -> RunSum
     output = OutputFolder(request.config.out, run_id=new_run_id())
     run = _Run(request, output, settings)
     run.check_stored_settings()
-    with stop_on_signals() as stop:
+
+    def stopped(number: signal.Signals) -> RunSummary:
+        return run.finish(f"stopped by {number.name}", 128 + number)
+
+    def tidy_up(number: signal.Signals) -> None:
+        stopped(number)
+        output.release()
+
+    with stop_on_signals(tidy_up) as stop:
         try:
             return run.execute(display, stop)
         except KeyboardInterrupt:
-            number = stop.signal or signal.SIGINT
-            return run.finish(f"stopped by {number.name}", 128 + number)
+            return stopped(stop.accept())
         except PatchrankError as error:
             with contextlib.suppress(PatchrankError):
                 run.finish(f"ended: {error}", 1)
@@ -143,7 +100,7 @@ class _Run:
             stop.check()
             display.update(totals)
 
-        with ray_session():
+        with ray_session(stop):
             size = choose_size(
                 cluster_nodes(),
                 gpus_per_actor=config.gpus_per_actor,
@@ -209,28 +166,27 @@ class _Run:
 
 
 @contextlib.contextmanager
-def ray_session() -> Iterator[None]:
+def ray_session(stop: StopRequest) -> Iterator[None]:
     """Join the cluster of this machine or of RAY_ADDRESS, or start a local Ray; left again at the end.
 
     Not after KeyboardInterrupt: the process is about to end, a local Ray ends with it, and taking leave properly
     takes Ray more than a second.
     """
-    handlers = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     began_here = not ray.is_initialized()
     if began_here:
-        terminated = False
         try:
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+            with stop.insist():
+                ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError) as error:
             raise PatchrankError(f"cannot reach or start Ray: {error}") from error
         except SystemExit:
-            terminated = True
+            # What Ray's own handler makes of SIGTERM.
+            stop.note(signal.SIGTERM)
         finally:
-            # Ray puts handlers of its own in place of ours; the one for SIGTERM ends the process.
-            for name, handler in handlers.items():
-                signal.signal(name, handler)
-        if terminated:
-            signal.raise_signal(signal.SIGTERM)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        stop.check()
     stopped = False
     try:
         yield

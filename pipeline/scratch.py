@@ -7,10 +7,13 @@ import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 _PREFIX = "patchrank-scratch-"
+HALF_MADE_S = 60.0
+"""Seconds after which a folder without its lock belongs to nobody."""
 
 
 @contextlib.contextmanager
@@ -35,8 +38,15 @@ def remove_dead_scratch() -> int:
     for folder in Path(tempfile.gettempdir()).glob(_PREFIX + "*"):
         try:
             lock = os.open(folder / "lock", os.O_RDWR)
+        except FileNotFoundError:
+            # Being made or removed right now, or left so by a process that was killed over it.
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - folder.stat().st_mtime > HALF_MADE_S:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    removed += 1
+            continue
         except OSError:
-            continue  # being made or removed right now, or another user's
+            continue  # another user's
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
