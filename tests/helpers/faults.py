@@ -1,0 +1,141 @@
+"""Faults inside score runs: what goes wrong in an actor or in the driver, and the marks that tell a test of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from patchrank.pipeline import scoring_actor, view_feed
+from patchrank.pipeline.queue_policy import Gone, QueuePolicy
+from patchrank.pipeline.scoring_actor import ScoringActor
+from patchrank.pipeline.teacher.checkpoint import TeacherFile
+
+HOLD_S = 600
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Faults:
+    """What goes wrong, and where. Marks are files in `folder`: `<what>.<key>`, with a line for every time.
+
+    `kill`, `kill_once`, `block_once`, `hold` name samples by their keys: preparing one kills its actor every
+    time or the first time, never ends the first time, or waits until the file `go` appears. `crash_before` is
+    a pattern of a path: just before a finished file gets a name that fits, the driver and the process that
+    writes it are killed. `refuse`: why every actor fails while it is made.
+    """
+
+    folder: str
+    kill: tuple[str, ...] = ()
+    kill_once: tuple[str, ...] = ()
+    block_once: tuple[str, ...] = ()
+    hold: tuple[str, ...] = ()
+    crash_before: str = ""
+    refuse: str = ""
+    driver: int = 0
+    environment: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def marks(self, what: str) -> int:
+        """How often it has happened."""
+        path = Path(self.folder) / what
+        return len(path.read_text().splitlines()) if path.exists() else 0
+
+    def go(self) -> None:
+        """Let go of what is held."""
+        (Path(self.folder) / "go").touch()
+
+    def put_in_actors(self, monkeypatch: Any = None) -> None:
+        """From now on, actors that this process asks for have the faults."""
+        target, name = scoring_actor, "_RemoteScoringActor"
+        stand_in = _ActorsWithFaults(self, scoring_actor._RemoteScoringActor._default_options)
+        if monkeypatch is None:
+            setattr(target, name, stand_in)
+        else:
+            monkeypatch.setattr(target, name, stand_in)
+
+    def put_in_process(self) -> None:
+        """From now on, this process has the faults, and marks `gone.<why>` for every actor it loses."""
+        os.environ.update(self.environment)
+        tempfile.tempdir = None
+        view_feed.prepare = self._around_prepare(view_feed.prepare)
+        # How storage gives a file its name: replacing on commits, linking on exclusive creation.
+        for name in ("replace", "link"):
+            setattr(os, name, self._around_naming(getattr(os, name)))
+        actor_gone = QueuePolicy.actor_gone
+
+        def marked(policy: QueuePolicy, actor: str, why: Gone, *arguments: Any) -> None:
+            self._mark(f"gone.{why.name}")
+            actor_gone(policy, actor, why, *arguments)
+
+        setattr(QueuePolicy, "actor_gone", marked)  # noqa: B010
+
+    def _mark(self, what: str) -> int:
+        with (Path(self.folder) / what).open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        return self.marks(what)
+
+    def _around_prepare(self, prepare: Callable[..., Any]) -> Callable[..., Any]:
+        def faulty(item: Any, *arguments: Any) -> Any:
+            key = getattr(item, "key", None)
+            if key in self.kill or (key in self.kill_once and not self.marks(f"kill_once.{key}")):
+                self._mark(f"kill.{key}" if key in self.kill else f"kill_once.{key}")
+                os.kill(os.getpid(), signal.SIGKILL)
+            if key in self.block_once and self._mark(f"block_once.{key}") == 1:
+                threading.Event().wait()
+            if key in self.hold:
+                self._mark(f"hold.{key}")
+                deadline = time.monotonic() + HOLD_S
+                while not (Path(self.folder) / "go").exists() and time.monotonic() < deadline:
+                    time.sleep(0.02)
+            return prepare(item, *arguments)
+
+        return faulty
+
+    def _around_naming(self, change: Callable[..., Any]) -> Callable[..., Any]:
+        def faulty(source: Any, target: Any, **options: Any) -> Any:
+            if self.crash_before and fnmatch.fnmatch(os.fspath(target), self.crash_before):
+                for process in (self.driver, os.getpid()):
+                    os.kill(process, signal.SIGKILL)
+            return change(source, target, **options)
+
+        return faulty
+
+
+class FaultyActor(ScoringActor):
+    """The real actor in a process with faults."""
+
+    def __init__(self, teacher: TeacherFile, faults: Faults) -> None:
+        faults._mark("made")
+        if faults.refuse:
+            raise OSError(faults.refuse)
+        faults.put_in_process()
+        super().__init__(teacher)
+
+
+@dataclasses.dataclass(frozen=True)
+class _ActorsWithFaults:
+    """Stands in for Ray's class of the real actor, with the same options."""
+
+    faults: Faults
+    defaults: dict[str, Any]
+
+    def options(self, **options: Any) -> _Maker:
+        remote: Any = ray.remote
+        return _Maker(remote(**self.defaults)(FaultyActor).options(**options), self.faults)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Maker:
+    actors: Any
+    faults: Faults
+
+    def remote(self, teacher: Any) -> Any:
+        return self.actors.remote(teacher, self.faults)

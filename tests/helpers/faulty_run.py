@@ -1,0 +1,17 @@
+"""`python -m tests.helpers.faulty_run FAULTS ARGUMENTS...`: the score job with faults, as a process of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+
+from patchrank.jobs.score import main
+from tests.helpers.faults import Faults
+
+if __name__ == "__main__":
+    faults = dataclasses.replace(Faults(**json.loads(sys.argv[1])), driver=os.getpid())
+    faults.put_in_actors()
+    faults.put_in_process()
+    main(sys.argv[2:])

@@ -1,0 +1,89 @@
+"""SIGINT, SIGTERM and a second run: a run ends at once with nothing torn, and the next one goes on."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+from tests.helpers.faults import Faults
+from tests.helpers.photos import photo_samples, write_shard
+from tests.helpers.score_processes import leftovers, run_here, score_process, wait_until
+from tests.helpers.score_runs import rows_of, save_small_teacher, score_config, score_here
+
+# A signal is obeyed within 2 s; the rest is for this machine to notice.
+STOP_S = 2.3
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("ray_cluster")
+def test_stopped_by_signals_with_a_second_run_refused_meanwhile(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher = save_small_teacher(tmp_path)
+    shards = [
+        write_shard(tmp_path / f"{number}.tar", photo_samples(8 - number, number, 64, 64))
+        for number in range(3)
+    ]
+    out, scratch = tmp_path / "out", tmp_path / "scratch"
+    scratch.mkdir()
+    config = score_config(shards, out, teacher)
+    # An actor gets the third shard, the smallest, once it has committed the first.
+    key = "photo-2-0002"
+    # SIGINT as from a terminal: Ray's own processes get it, too.
+    for number, group in ((signal.SIGTERM, False), (signal.SIGINT, True)):
+        marks = tmp_path / number.name
+        marks.mkdir()
+        faults = Faults(folder=str(marks), hold=(key,), environment={"TMPDIR": str(scratch)})
+        with score_process(config, tmp_path, faults) as run:
+            run.wait_for(lambda: faults.marks(f"hold.{key}"), f"{key} is in hand")  # noqa: B023
+            if number == signal.SIGTERM:
+                assert run_here(config, tmp_path) == 2
+                (line,) = [line for line in capsys.readouterr().err.splitlines() if "in use" in line]
+                assert f"{out} is in use by run " in line
+                assert f"(process {run.process.pid})" in line
+            below = psutil.Process(run.process.pid).children(recursive=True)
+            code, seconds = run.stop(number, group=group)
+            assert code == 128 + number, run.output
+            assert seconds < STOP_S
+            print(f"{number.name}: ended {seconds:.2f} s after the signal")
+        assert f"stopped by {number.name}: " in run.output
+        assert "the next run tidies up" not in run.output
+        assert leftovers(out) == []
+        assert list(scratch.iterdir()) == []
+        for table in (out / "scores").iterdir():
+            pq.read_table(table)
+        wait_until(lambda: not any(_lives(process) for process in below), "Ray has ended with the run")  # noqa: B023
+    done = {table: table.stat().st_mtime_ns for table in (out / "scores").iterdir()}
+    assert 1 <= len(done) < 3
+
+    assert run_here(config, tmp_path) == 0
+    assert all(table.stat().st_mtime_ns == written for table, written in done.items())
+    score_here(score_config(shards, tmp_path / "expected", teacher))
+    assert rows_of(out) == rows_of(tmp_path / "expected")
+    assert leftovers(out) == []
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.ray
+def test_stopped_while_ray_starts(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shard = write_shard(tmp_path / "a.tar", photo_samples(2, 0, 64, 64))
+    with score_process(score_config([shard], out, save_small_teacher(tmp_path)), tmp_path) as run:
+        run.wait_for(lambda: list(run.ray_folder.glob("ray/session_*")), "Ray makes its session folder")
+        code, seconds = run.stop(signal.SIGTERM, group=False)
+    print(f"ended {seconds:.2f} s after the signal")
+    assert code == 143, run.output
+    assert seconds < STOP_S
+    assert leftovers(out) == []
