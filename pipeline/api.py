@@ -130,6 +130,8 @@ def score_images(
         shown = np.stack([view.visible for view in drawn])
         score = scorer.score(torch.stack([view.pixels for view in drawn]), torch.from_numpy(shown))
         boxes = tuple(view.box for view in drawn)
+        if not bool(score.isfinite().all()):
+            raise UserError(f"the scores of image {key} are not finite in {teacher.precision}; take fp32")
         results.append(ImageScores(boxes=boxes, visible=shown, score=score.numpy(), grid=shape.grid))
     return results
 

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -17,9 +17,9 @@ from patchrank.pipeline.progress import byte_size, duration
 from patchrank.pipeline.score_request import ScoreRequest
 from patchrank.pipeline.score_table import predicted_bytes
 from patchrank.pipeline.scoring import Scorer, gflop_per_view
-from patchrank.pipeline.shards import Sample, Shard, ShardReader
+from patchrank.pipeline.shards import Sample, Shard, ShardReader, image_fields_of
 from patchrank.pipeline.teacher.checkpoint import build_teacher
-from patchrank.pipeline.view_feed import View, archive_bytes, prepare
+from patchrank.pipeline.view_feed import View, prepare
 
 PROBED_SAMPLES = 64
 PROBE_S = 3.0
@@ -69,7 +69,7 @@ def estimate(request: ScoreRequest) -> Estimate:
     device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
     model = build_teacher(request.teacher, device=str(device))
     rows = request.known_rows(None) or request.rows(choose_precision(model, device))
-    samples, read = _first_samples(request.shards)
+    samples, read = _first_samples(request.shards, rows.image_field)
     total = sum(shard.size or 0 for shard in request.shards)
     counted = round(total / max(1, read) * len(samples) * rows.sample)
     decode = _prepared(samples, request, device)
@@ -124,16 +124,19 @@ class _Prepared:
     views_per_s: float
 
 
-def _first_samples(shards: Sequence[Shard]) -> tuple[list[Sample], int]:
-    """The first samples of the corpus and the bytes of archive they take."""
-
-    def stream() -> Iterator[Sample]:
-        for shard in shards:
-            with ShardReader(shard) as reader:
-                yield from (item for item in reader if isinstance(item, Sample))
-
-    samples = list(itertools.islice(stream(), PROBED_SAMPLES))
-    return samples, sum(archive_bytes(sample) for sample in samples)
+def _first_samples(shards: Sequence[Shard], image_fields: str) -> tuple[list[Sample], int]:
+    """The first samples of the corpus, without fields that are no images, and the bytes of archive they take."""
+    wanted = set(image_fields_of(image_fields))
+    samples: list[Sample] = []
+    read = 0
+    for shard in shards:
+        with ShardReader(shard, keep_fields=lambda field: field.lower() in wanted) as reader:
+            missing = PROBED_SAMPLES - len(samples)
+            samples += itertools.islice((item for item in reader if isinstance(item, Sample)), missing)
+            read += reader.position
+        if len(samples) == PROBED_SAMPLES:
+            break
+    return samples, read
 
 
 def _prepared(samples: Sequence[Sample], request: ScoreRequest, device: torch.device) -> _Prepared:

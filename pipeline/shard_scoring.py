@@ -212,7 +212,7 @@ class ShardScoring:
             if np.isfinite(score_V).all():
                 rows.append(_row(shard, view, score_V, self._rows.store))
             else:
-                reason = f"the scores of view {view.view} are not finite"
+                reason = f"the scores of view {view.view} are not finite in {self._rows.precision}"
                 faults.append(Fault(view.sample_key, None, "score", reason))
                 self.progress.faults += 1
         return rows

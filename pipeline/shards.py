@@ -153,6 +153,11 @@ class ShardReader:
             yield Fault(None, None, "archive", damage)
         self._finish()
 
+    @property
+    def position(self) -> int:
+        """Bytes of the archive that were read so far."""
+        return 0 if self._stream is None else self._stream.position
+
     def _read(self, count: int) -> bytes:
         assert self._stream is not None
         data = self._stream.read(count)

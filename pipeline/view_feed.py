@@ -17,7 +17,7 @@ from patchrank.pipeline.errors import ContentError
 from patchrank.pipeline.images import ViewBox, apply_view, decode_image, decode_view, draw_view, encode_view
 from patchrank.pipeline.patches import draw_visible, patchify, visible_count
 from patchrank.pipeline.randomness import KeyedRandom
-from patchrank.pipeline.shards import Fault, Sample, Shard, ShardReader, pick_image
+from patchrank.pipeline.shards import Fault, Sample, Shard, ShardReader, image_fields_of, pick_image
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,14 +86,15 @@ class ViewFeed:
 
     def __init__(self, shard: Shard, rows: RowConfig, patch_size: int, pool: ThreadPoolExecutor, ahead: int):
         self._rows, self._patch_size, self._pool = rows, patch_size, pool
-        self._reader = ShardReader(shard)
+        wanted = set(image_fields_of(rows.image_field))
+        # Other fields may be far larger than the images, and nobody here looks at them.
+        self._reader = ShardReader(shard, keep_fields=lambda field: field.lower() in wanted)
         self._queue: deque[tuple[Future[list[View] | Fault], int]] = deque()
         self._room = threading.Semaphore(ahead)
         self._ready = threading.Condition()
         self._closed = False
         self._error: BaseException | None = None
         self._ended = False
-        self._passed_over = 0
         self.samples = 0
         self.position = 0
         self.size = 0
@@ -109,9 +110,9 @@ class ViewFeed:
                     self._ready.wait()
                 if not self._queue:
                     break
-                future, size = self._queue.popleft()
+                future, position = self._queue.popleft()
             prepared = future.result()
-            self.position += size
+            self.position = position
             yield prepared
             self._room.release()
         if self._error is not None:
@@ -145,16 +146,14 @@ class ViewFeed:
         if key is not None:
             self.samples += 1
             if not in_share(key, self._rows):
-                self._passed_over += archive_bytes(item)
                 return
         self._room.acquire()
         if self._closed:
             return
         future = self._pool.submit(prepare, item, self._rows, self._patch_size)
         with self._ready:
-            self._queue.append((future, archive_bytes(item) + self._passed_over))
+            self._queue.append((future, self._reader.position))
             self._ready.notify()
-        self._passed_over = 0
 
 
 def prepare(item: Sample | Fault, rows: RowConfig, patch_size: int) -> list[View] | Fault:
@@ -166,17 +165,10 @@ def prepare(item: Sample | Fault, rows: RowConfig, patch_size: int) -> list[View
     except ContentError as error:
         return Fault(item.key, None, "sample", str(error))
     if picked is None:
-        fields = ", ".join(item.fields) or "none"
+        fields = ", ".join(item.members) or "none"
         return Fault(item.key, None, "sample", f"no image field; fields: {fields}"[:500])
     field, data = picked
     try:
         return draw_views(item.key, decode_image(data), rows, patch_size)
     except ContentError as error:
         return Fault(item.key, item.members.get(field), "decode", str(error))
-
-
-def archive_bytes(item: Sample | Fault) -> int:
-    """Bytes of a sample's members in a tar archive: a header block each, and data in whole blocks."""
-    if isinstance(item, Fault):
-        return 0
-    return sum(512 + -(-len(data) // 512) * 512 for data in item.fields.values())

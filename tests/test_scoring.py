@@ -248,12 +248,14 @@ def test_arguments_that_do_not_fit_the_teacher_are_refused() -> None:
         scorer.score(pixels, visible[:, :6])
 
 
-def test_scores_that_are_no_numbers_are_refused() -> None:
+def test_scores_that_are_no_numbers_are_told_for_their_own_view_alone() -> None:
+    _, pixels, visible = make_views(SMALL, 2, 7)
     model = make_teacher()
-    model.decoder_norm.weight[3] = float("nan")
-    _, pixels, visible = make_views(SMALL, 1, 7)
-    with pytest.raises(UserError, match="not finite in fp32"):
-        Scorer(model, mask_ratio=RATIO, batch_size=1).score(pixels, visible)
+    # Overflows for the largest pixels only, which the second view does not have.
+    pixels[0], pixels[1] = 255, 0
+    model.patch_embed.proj.weight[:] = 3e38
+    scores = Scorer(model, mask_ratio=RATIO, batch_size=2).score(pixels, visible)
+    assert not scores[0].isfinite().all()
 
 
 def test_nominal_cost() -> None:

@@ -89,7 +89,7 @@ def test_two_shards_at_once_and_in_another_order(
     assert rows_of(tmp_path) == plain
     assert sorted(result.images for result in results) == [3, 5, 5]
     assert (progress.images, progress.views, progress.faults) == (13, 13 * 8, 0)
-    assert progress.bytes_read < sum(path.stat().st_size for path in shards_of(corpus))
+    assert progress.bytes_read <= sum(path.stat().st_size for path in shards_of(corpus))
     assert progress.moved >= 13
 
 

@@ -19,7 +19,7 @@ from patchrank.pipeline.errors import InfrastructureError
 from patchrank.pipeline.images import decode_image, decode_view
 from patchrank.pipeline.patches import patchify
 from patchrank.pipeline.shards import Fault, Sample, Shard, expand_shards
-from patchrank.pipeline.view_feed import View, ViewFeed, archive_bytes, draw_views, in_share, prepare
+from patchrank.pipeline.view_feed import View, ViewFeed, draw_views, in_share, prepare
 from tests.helpers.photos import photo, photo_samples, write_shard
 from tests.helpers.tables import CONFIG
 
@@ -61,8 +61,8 @@ def test_views_come_in_shard_order_with_what_was_read(tmp_path: Path, pool: Thre
     assert keys_of(items) == [key for key, _ in samples]
     with tarfile.open(path) as archive:
         members = archive.getmembers()
-    # Where the header of the next sample starts, by the standard library.
-    assert positions[:-1] == [member.offset for member in members[2::2]]
+    # A sample ends where the header of the next one was read, by the standard library's offsets.
+    assert positions[:-1] == [member.offset_data for member in members[2::2]]
     assert (feed.samples, feed.size) == (len(sizes), path.stat().st_size)
     assert feed.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert not feed.damaged
@@ -228,7 +228,11 @@ def test_a_sample_is_prepared_from_its_first_image_field() -> None:
     assert "png, jpg" in fault.reason
 
 
-def test_archive_bytes_of_members() -> None:
-    sample = Sample("k", {"jpg": b"x" * 513, "cls": b""}, {"jpg": "k.jpg", "cls": "k.cls"})
-    assert archive_bytes(sample) == 512 + 1024 + 512
-    assert archive_bytes(Fault("k", None, "sample", "no image")) == 0
+def test_fields_that_are_no_images_are_not_kept(tmp_path: Path) -> None:
+    samples = [(key, {"jpg": data["jpg"], "npy": b"x" * 4096}) for key, data in photo_samples(3)]
+    path = write_shard(tmp_path / "a.tar", samples)
+    with ThreadPoolExecutor(1) as pool:
+        feed = ViewFeed(expand_shards([str(path)])[0], ROWS, PATCH, pool, 8)
+        assert len([item for item in feed if isinstance(item, list)]) == 3
+        feed.close()
+    assert 3 * 4096 < feed.position <= path.stat().st_size
