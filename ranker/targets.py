@@ -43,8 +43,8 @@ def transform(scores_NV: Tensor, how: TargetName) -> Tensor:
                 f"target log needs scores of at least 0, the table holds {lowest:g}; use standardised"
             )
         positive_NV = exact_NV.where(exact_NV > 0, torch.inf)
-        floor_N1 = positive_NV.amin(1, keepdim=True)
-        exact_NV = torch.maximum(exact_NV, floor_N1.where(floor_N1.isfinite(), 1.0)).log()
+        # Infinity where a view has no positive score: its values are equal then, and give zeros below.
+        exact_NV = exact_NV.maximum(positive_NV.amin(1, keepdim=True)).log()
     centred_NV = exact_NV - exact_NV.mean(1, keepdim=True)
     equal_N1 = exact_NV.amin(1, keepdim=True) == exact_NV.amax(1, keepdim=True)
     if how == "standardised":

@@ -113,6 +113,15 @@ def test_half_precision(
     torch.testing.assert_close(slope.double(), exact, rtol=0.01, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_autocast_changes_nothing(name: Any) -> None:
+    scores, targets = draw(20, dtype=torch.float32)
+    loss = make_loss(name)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = loss(scores, targets)
+    assert inside == loss(scores, targets)
+
+
 @case
 def test_equal_scores_and_equal_targets(name: Any, options: dict[str, Any], expected: Any) -> None:
     flat = torch.full((VIEWS, PATCHES), 3.0)
