@@ -89,7 +89,7 @@ class TableBatches:
         size = self._order.batch_size
         with (
             Prefetch(self._windows(epoch, step, epochs), depth=1, name="table windows") as windows,
-            ThreadPoolExecutor(self._decode_threads, thread_name_prefix="decode") as pool,
+            ThreadPoolExecutor(self._decode_threads, thread_name_prefix="decode views") as pool,
         ):
             parts: list[Batch] = []
             for number, window, stored in windows:
@@ -135,7 +135,7 @@ class TableBatches:
         size = self._order.batch_size
         groups = np.flatnonzero(self._index.held_out_rows)[self._order.rank :: self._order.ranks]
         step, parts = 0, list[Batch]()
-        with ThreadPoolExecutor(self._decode_threads, thread_name_prefix="decode") as pool:
+        with ThreadPoolExecutor(self._decode_threads, thread_name_prefix="decode views") as pool:
             for group in groups:
                 stored = StoredRows(self._index, int(group), held_out=True)
                 place = 0

@@ -65,7 +65,7 @@ def same(one: Batch, other: Batch) -> bool:
 
 def running_threads() -> list[str]:
     """Names of the threads that read tables now."""
-    ours = ("training batches", "held-out batches", "table windows", "decode")
+    ours = ("training batches", "held-out batches", "table windows", "decode views")
     return [thread.name for thread in threading.enumerate() if thread.name.startswith(ours)]
 
 
