@@ -4,6 +4,8 @@
     teacher = patchrank.load_teacher("tiny")
     scores = patchrank.score_images([image], teacher)
     table = patchrank.read_scores("out")
+    ranker = patchrank.load_ranker("ranker")
+    ranks = patchrank.rank_images([image], ranker)
 
 Importing this package loads neither torch nor ray: each name of the API is imported when it is first used.
 """
@@ -17,12 +19,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from patchrank.pipeline.api import load_teacher, score_images
     from patchrank.pipeline.table_reader import read_scores
+    from patchrank.ranker.api import load_ranker, rank_images
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load_teacher", "read_scores", "score_images"]
+__all__ = ["__version__", "load_ranker", "load_teacher", "rank_images", "read_scores", "score_images"]
 
 _API = {
+    "load_ranker": "patchrank.ranker.api",
     "load_teacher": "patchrank.pipeline.api",
+    "rank_images": "patchrank.ranker.api",
     "read_scores": "patchrank.pipeline.table_reader",
     "score_images": "patchrank.pipeline.api",
 }

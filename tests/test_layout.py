@@ -34,7 +34,11 @@ LISTED = {
         progress pretraining_job estimate shard_queue run_summary stop_signals score_run
         shard_writer demo_photos picture_sheet contact_sheet sheet_rows demo_sheet
     """,
-    "ranker": "losses targets metrics reading_order prefetch table_index training_batch stored_rows dataset",
+    "ranker": """
+        losses targets metrics
+        backbone model checkpoint api
+        reading_order prefetch table_index training_batch stored_rows dataset
+    """,
     "jobs": "command_line score train prune evaluate pretrain report schedule status demo cli",
 }
 ORDER = {package: [f"{name}.py" for name in names.split()] for package, names in LISTED.items()}
