@@ -38,6 +38,7 @@ LISTED = {
         losses targets metrics
         backbone model checkpoint api
         reading_order prefetch table_index training_batch stored_rows dataset
+        training train_config train_plan ray_train
     """,
     "jobs": "command_line score train prune evaluate pretrain report schedule status demo cli",
 }
@@ -55,11 +56,17 @@ DRIVER = """
     job_config config_file progress pretraining pretraining_job score_request estimate run_summary score_run
 """
 DRIVER_FILES = {f"pipeline/{name}.py" for name in DRIVER.split()}
+DRIVER_FILES |= {"ranker/train_config.py", "ranker/train_plan.py"}
 # Storage, in one file or several, is what names file systems and writes to final places.
 STORAGE_FILES = {f"pipeline/{name}" for name in ORDER["pipeline"] if name.startswith("storage")}
 WRITING_FILES = STORAGE_FILES | {"pipeline/scratch.py"}
 # Importing these or any job loads nothing heavy, so that --help answers at once.
-LIGHT_FILES = ["patchrank/__init__.py", "pipeline/config.py", "pipeline/job_config.py"]
+LIGHT_FILES = [
+    "patchrank/__init__.py",
+    "pipeline/config.py",
+    "pipeline/job_config.py",
+    "ranker/train_config.py",
+]
 HEAVY_LIBRARIES = {"torch", "torchvision", "timm", "ray", "webdataset"}
 # The names computed here are those of our own modules.
 COMPUTED_IMPORT_FILES = {"patchrank/__init__.py", "jobs/cli.py"}

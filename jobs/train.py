@@ -1,0 +1,30 @@
+"""`patchrank train`: from score tables to a ranker."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from patchrank.jobs.command_line import run_job
+from patchrank.ranker.train_config import TrainConfig
+
+
+def run(config: TrainConfig) -> int:
+    """Fit the ranker, or say what that would take; returns the exit code."""
+    from patchrank.ranker.train_plan import make_plan
+
+    plan = make_plan(config)
+    print("\n".join(plan.lines()), flush=True)
+    if not config.dry_run:
+        from patchrank.ranker.ray_train import train
+
+        print("\n".join(train(plan)))
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    run_job("train", TrainConfig, run, arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Configuration of `patchrank train`; imports neither torch nor ray, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Literal
+
+import tyro
+
+from patchrank.pipeline.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Fit a ranker to the pseudo-scores of one or more tables."""
+
+    tables: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TABLES")]
+    """Score tables: output folders of `patchrank score` or single .parquet files, on any fsspec URL."""
+    out: str
+    """Folder of the ranker, its checkpoints and its curve. Add --resume to go on in it."""
+    model: str = "vit_small_patch16_224"
+    """A vision transformer that timm knows by this name."""
+    head: Literal["cls", "token"] = "cls"
+    """Scores from the class token (the paper's), or from each patch's own token."""
+    loss: Literal["list_mle", "list_mle_sub", "list_net", "rank_net", "mse", "focused"] = "list_mle"
+    """Learning-to-rank loss."""
+    target: Literal["auto", "raw", "standardised", "log"] = "auto"
+    """What the loss compares with; auto is raw for ListMLE, standardised for the others."""
+    context: Literal["visible", "full"] = "visible"
+    """Train on the visible patches alone, or on whole views (tables of `--store view`)."""
+    flip: bool = False
+    """Mirror half of the stored rows, others in every pass."""
+    epochs: float = 400.0
+    """Length of the training in views per image; 400 are 100 passes over a table of 4 views."""
+    warmup_epochs: float = 40.0
+    """Views per image over which the learning rate rises."""
+    batch_size: int = 4096
+    """Rows per step, of all workers together."""
+    accumulate: int = 1
+    """Parts that a worker splits its share of a batch into, to save memory."""
+    base_lr: float = 1.5e-4
+    """Learning rate per 256 rows of a batch."""
+    weight_decay: float = 0.06
+    """Decoupled weight decay of matrices."""
+    beta2: float = 0.95
+    """AdamW's second decay rate."""
+    clip: float = 0.0
+    """Largest norm of the gradient; 0 clips nothing."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of matrix products; auto is fp16 on a GPU, as published, and fp32 on processors."""
+    held_out: float = 0.05
+    """Share of the images, chosen by key, that is measured and never trained on."""
+    measure_every: float = 20.0
+    """Views per image between measurements, which also write a checkpoint."""
+    workers: int = 1
+    """Training processes: one per GPU, or on processors."""
+    seed: int = 0
+    """Seed of weights and of the order of rows."""
+    resume: bool = False
+    """Go on from the last checkpoint in OUT."""
+    dry_run: bool = False
+    """Print rows, passes and steps; writes nothing."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "accumulate", "workers"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}, must be at least 1")
+        for name in ("epochs", "measure_every", "base_lr"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}, must be above 0")
+        if self.batch_size % (self.workers * self.accumulate):
+            raise UserError(
+                f"--batch-size {self.batch_size} does not divide by {self.workers} workers x {self.accumulate} parts"
+            )
+        if not 0 < self.held_out < 1:
+            raise UserError(f"--held-out is {self.held_out}, must be a share between 0 and 1")
+        if not self.tables:
+            raise UserError("no table given: name an output folder of patchrank score")
