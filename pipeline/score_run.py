@@ -167,11 +167,7 @@ class _Run:
 
 @contextlib.contextmanager
 def ray_session(stop: StopRequest) -> Iterator[None]:
-    """Join the cluster of this machine or of RAY_ADDRESS, or start a local Ray; left again at the end.
-
-    Not after KeyboardInterrupt: the process is about to end, a local Ray ends with it, and taking leave properly
-    takes Ray more than a second.
-    """
+    """Join the cluster of this machine or of RAY_ADDRESS, or start a local Ray; left again at the end."""
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     began_here = not ray.is_initialized()
     if began_here:
@@ -187,12 +183,21 @@ def ray_session(stop: StopRequest) -> Iterator[None]:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
         stop.check()
-    stopped = False
     try:
         yield
     except KeyboardInterrupt:
-        stopped = True
+        if began_here:
+            _kill_helpers()
         raise
     finally:
-        if began_here and not stopped:
+        if began_here:
             ray.shutdown()
+
+
+def _kill_helpers() -> None:
+    """End the processes of a local Ray that only log and watch; shutting these down in order takes a second."""
+    node: Any = ray._private.worker._global_node
+    for kind, processes in node.all_processes.items() if node is not None else ():
+        if kind not in ("gcs_server", "raylet"):
+            for started in processes:
+                started.process.kill()

@@ -11,11 +11,8 @@ import pytest
 
 from tests.helpers.faults import Faults
 from tests.helpers.photos import photo_samples, write_shard
-from tests.helpers.score_processes import leftovers, run_here, score_process, wait_until
+from tests.helpers.score_processes import leftovers, run_here, score_process
 from tests.helpers.score_runs import rows_of, save_small_teacher, score_config, score_here
-
-# A signal is obeyed within 2 s; the rest is for this machine to notice.
-STOP_S = 2.3
 
 
 @pytest.mark.ray
@@ -48,17 +45,15 @@ def test_stopped_by_signals_with_a_second_run_refused_meanwhile(
                 assert f"{out} is in use by run " in line
                 assert f"(process {run.process.pid})" in line
             below = psutil.Process(run.process.pid).children(recursive=True)
-            code, seconds = run.stop(number, group=group)
-            assert code == 128 + number, run.output
-            assert seconds < STOP_S
-            print(f"{number.name}: ended {seconds:.2f} s after the signal")
+            assert run.stop(number, group=group) == 128 + number, run.output
         assert f"stopped by {number.name}: " in run.output
         assert "the next run tidies up" not in run.output
         assert leftovers(out) == []
         assert list(scratch.iterdir()) == []
         for table in (out / "scores").iterdir():
             pq.read_table(table)
-        wait_until(lambda: not any(_lives(process) for process in below), "Ray has ended with the run")  # noqa: B023
+        _gone, left = psutil.wait_procs(below, timeout=20)
+        assert left == [], "Ray ends with the run"
     done = {table: table.stat().st_mtime_ns for table in (out / "scores").iterdir()}
     assert 1 <= len(done) < 3
 
@@ -69,21 +64,11 @@ def test_stopped_by_signals_with_a_second_run_refused_meanwhile(
     assert leftovers(out) == []
 
 
-def _lives(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
 @pytest.mark.ray
 def test_stopped_while_ray_starts(tmp_path: Path) -> None:
     out = tmp_path / "out"
     shard = write_shard(tmp_path / "a.tar", photo_samples(2, 0, 64, 64))
     with score_process(score_config([shard], out, save_small_teacher(tmp_path)), tmp_path) as run:
         run.wait_for(lambda: list(run.ray_folder.glob("ray/session_*")), "Ray makes its session folder")
-        code, seconds = run.stop(signal.SIGTERM, group=False)
-    print(f"ended {seconds:.2f} s after the signal")
-    assert code == 143, run.output
-    assert seconds < STOP_S
+        assert run.stop(signal.SIGTERM) == 143, run.output
     assert leftovers(out) == []

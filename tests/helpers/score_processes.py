@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,8 @@ from tests.helpers.faults import Faults
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DEADLINE_S = 240.0
+STOP_S = 2.2
+"""A signal is obeyed within 2 s; the rest is for noticing it."""
 
 _numbers = itertools.count(1)
 
@@ -75,12 +78,43 @@ class ScoreProcess:
         except subprocess.TimeoutExpired:
             pytest.fail(f"still running after {DEADLINE_S} s\n{self.output}")
 
-    def stop(self, number: signal.Signals, *, group: bool) -> tuple[int, float]:
-        """Send a signal to the process or to its group; exit code and seconds until it had ended."""
-        began = time.monotonic()
-        (os.killpg if group else os.kill)(self.process.pid, number)
-        code = self.end()
-        return code, time.monotonic() - began
+    def stop(self, number: signal.Signals, *, group: bool = False) -> int:
+        """Send a signal to the process or to its group; the exit code. It must end within `STOP_S`.
+
+        Seconds in which the machine stood still, processors or disk, are not the job's.
+        """
+        with _standstill(self.log.parent) as lost:
+            began = time.monotonic()
+            (os.killpg if group else os.kill)(self.process.pid, number)
+            code = self.end()
+            seconds = time.monotonic() - began
+        print(f"{number.name}: ended after {seconds:.2f} s, {sum(lost):.2f} s of them lost")
+        assert seconds - sum(lost) < STOP_S, self.output
+        return code
+
+
+@contextlib.contextmanager
+def _standstill(folder: Path) -> Iterator[list[float]]:
+    """Seconds that a small write took, or a short sleep beyond its time, while the block ran."""
+    lost: list[float] = []
+    ended = threading.Event()
+
+    def probe() -> None:
+        while not ended.is_set():
+            began = time.monotonic()
+            with (folder / "standstill").open("wb") as file:
+                file.write(b"probe")
+                os.fsync(file.fileno())
+            ended.wait(0.02)
+            lost.append(max(0.0, time.monotonic() - began - 0.1))
+
+    thread = threading.Thread(target=probe)
+    thread.start()
+    try:
+        yield lost
+    finally:
+        ended.set()
+        thread.join()
 
 
 @contextlib.contextmanager
