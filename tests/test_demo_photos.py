@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 import tarfile
 
 import numpy as np
@@ -39,6 +40,8 @@ def test_a_scikit_image_without_its_pictures_is_told(monkeypatch, tmp_path) -> N
     (tmp_path / "skimage").mkdir()
     (tmp_path / "skimage" / "__init__.py").write_text("")
     monkeypatch.syspath_prepend(str(tmp_path))
+    # Another test may have imported the real one.
+    monkeypatch.delitem(sys.modules, "skimage", raising=False)
     importlib.invalidate_caches()
     with pytest.raises(UserError, match=r"no photographs in .*skimage/data"):
         find_photos(None)

@@ -109,13 +109,13 @@ def test_resumed_run_equals_an_uninterrupted_one(shards: tuple[str, str], tmp_pa
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
-def test_loss_falls(shards: tuple[str, str], tmp_path: Path) -> None:
-    photos, held_out = load_photos(shards[:1], 68), load_photos(shards[1:], 68)
-    config = small(shards, tmp_path, steps=200, batch_size=8)
-    run = Pretraining(config, photos, held_out, tmp_path, device=torch.device("cpu"))
+def test_it_learns_the_photos_that_it_is_shown(shards: tuple[str, str], tmp_path: Path) -> None:
+    photos = load_photos(shards[:1], 68)[:2]
+    config = small(shards, tmp_path, steps=300, batch_size=8, min_scale=0.9)
+    run = Pretraining(config, photos, photos, tmp_path, device=torch.device("cpu"))
     before = run.held_out_error()
-    run.run(every=60, report=lambda step, loss, error: None)
-    assert run.held_out_error() < 0.8 * before
+    run.run(every=300, report=lambda step, loss, error: None)
+    assert run.held_out_error() < 0.6 * before
 
 
 def test_checkpoint_of_another_architecture_is_refused(shards: tuple[str, str], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,23 @@ import ray
 
 from tests.helpers.faults import Faults
 from tests.helpers.photos import photo_samples, write_shard
-from tests.helpers.score_processes import leftovers, run_here, score_process
+from tests.helpers.score_processes import leftovers, run_here, score_process, wait_until
 from tests.helpers.score_runs import errors_of, rows_of, save_small_teacher, score_config, score_here
 
 # What is killed just before it gets its name, in the order in which a run comes to it.
 MOMENTS = ("owner.json", "config.json", "errors/half-bad-*.parquet", "scores/half-bad-*.parquet")
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a process holds the lock of a scratch folder."""
+    try:
+        with (folder / "lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False
 
 
 @pytest.mark.ray
@@ -49,6 +62,8 @@ def test_killed_again_and_again_and_resumed_at_once_a_run_equals_an_uninterrupte
     assert list((out / "errors").glob("half-bad-*.parquet")), "errors file first, table last"
     assert list(scratch.glob("patchrank-scratch-*")), "the killed actors had scratch folders"
 
+    # Ray ends the actors of a killed driver a moment later; what a living process uses, nobody removes.
+    wait_until(lambda: not any(map(in_use, scratch.iterdir())), "the killed drivers' actors to end")
     Faults(folder=str(tmp_path), environment=here).put_in_actors(monkeypatch)
     assert run_here(config, tmp_path) == 0
     score_here(score_config(shards, tmp_path / "expected", teacher, max_bad=0.5))

@@ -151,7 +151,7 @@ def test_strange_file_names(folder: Path) -> None:
         ("", "not a path"),
         ("a.tar\n", "not a path"),
         ("a.tar.gz", "compressed"),
-        ("file.tar/x.tar", "cannot read"),
+        ("file.tar/x.tar", "no such shard"),
     ],
 )
 def test_what_cannot_be_read_is_one_clear_line(folder: Path, spec: str, words: str) -> None:

@@ -222,9 +222,12 @@ def s3_for_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Store]:
     with serve_s3() as store:
         for name, value in store.environment().items():
             monkeypatch.setenv(name, value)
-        yield store
-        # The next store listens elsewhere.
+        # Each store listens elsewhere, and an instance keeps to the one that it first met.
         s3fs.S3FileSystem.clear_instance_cache()
+        try:
+            yield store
+        finally:
+            s3fs.S3FileSystem.clear_instance_cache()
 
 
 def _make_bucket(store: S3Store) -> None:
