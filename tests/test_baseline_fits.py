@@ -1,0 +1,176 @@
+"""Fits to score tables: against plain loops and a dense solution, what they recover, and what they leave out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from patchrank.pipeline.errors import UserError
+from patchrank.pipeline.table_reader import ScoreTables
+from patchrank.ranker.baseline_fits import (
+    CHUNK_ROWS,
+    fit_baselines,
+    fit_batches,
+    fitted_values,
+    training_rows,
+)
+from patchrank.ranker.features import FEATURES, pixel_features
+from patchrank.ranker.reading_order import held_out
+from patchrank.ranker.table_index import TableIndex, index_tables
+from patchrank.ranker.training_batch import Batch
+from tests.helpers.pixel_tables import GRID, PATCH, VISIBLE, write_pixel_table
+
+
+def indexed(table: str, **options: object) -> TableIndex:
+    return index_tables(ScoreTables(table), context="visible", **options)
+
+
+def made_batch(rows: int, seed: int = 0) -> Batch:
+    """Views of random patches of random contrast at random places, with random scores."""
+    random = np.random.default_rng(seed)
+    places = np.stack([np.sort(random.permutation(GRID**2)[:VISIBLE]) for _ in range(rows)])
+    spread = random.uniform(0, 1, (rows, VISIBLE, 1))
+    pixels = 128 + random.uniform(-127, 127, (rows, VISIBLE, PATCH**2 * 3)) * spread
+    return Batch(
+        epoch=0,
+        step=0,
+        patches=torch.from_numpy(pixels.astype(np.uint8)),
+        positions=torch.from_numpy(places),
+        scores=torch.from_numpy(random.gamma(2.0, size=(rows, VISIBLE)).astype(np.float32)),
+        sample_keys=tuple(f"image-{i:04d}" for i in range(rows)),
+        views=(0,) * rows,
+    )
+
+
+def standardised(scores: torch.Tensor) -> np.ndarray:
+    values = scores.double().numpy()
+    return (values - values.mean(1, keepdims=True)) / values.std(1, keepdims=True)
+
+
+@pytest.mark.parametrize("target", ["raw", "standardised"])
+def test_position_is_the_mean_target_of_each_place(target: str) -> None:
+    batch = made_batch(40)
+    values = batch.scores.double().numpy() if target == "raw" else standardised(batch.scores)
+    seen: dict[int, list[float]] = {}
+    for row, places in enumerate(batch.positions.tolist()):
+        for column, place in enumerate(places):
+            seen.setdefault(place, []).append(float(values[row, column]))
+    found = fit_batches([batch], grid=GRID, target=target)["position"]["position"]
+    assert found == pytest.approx([sum(seen[place]) / len(seen[place]) for place in range(GRID**2)], abs=1e-6)
+
+
+def test_places_never_seen_get_the_mean_of_all() -> None:
+    batch = made_batch(1)
+    found = fit_batches([batch], grid=GRID, target="raw")["position"]["position"]
+    unseen = sorted(set(range(GRID**2)) - set(batch.positions[0].tolist()))
+    assert [found[place] for place in unseen] == pytest.approx([float(batch.scores.mean())] * len(unseen))
+
+
+def test_ridge_solves_the_dense_problem() -> None:
+    batch, penalty = made_batch(CHUNK_ROWS + 30), 3.0
+    rows, answers = [], []
+    values = standardised(batch.scores)
+    for row in range(len(batch)):
+        columns = np.zeros((VISIBLE, GRID**2 + len(FEATURES)))
+        columns[range(VISIBLE), batch.positions[row]] = 1
+        columns[:, GRID**2 :] = pixel_features(batch.patches[row]).numpy()
+        rows.append(columns - columns.mean(axis=0))
+        answers.append(values[row])
+    design, answer = np.concatenate(rows), np.concatenate(answers)
+    scale = np.ones(design.shape[1])
+    scale[GRID**2 :] = np.sqrt(np.square(design[:, GRID**2 :]).mean(axis=0))
+    # Ridge regression as ordinary least squares with one more row for each weight.
+    stacked = np.concatenate([design / scale, penalty**0.5 * np.eye(design.shape[1])])
+    solved = (
+        np.linalg.lstsq(stacked, np.concatenate([answer, np.zeros(design.shape[1])]), rcond=None)[0] / scale
+    )
+
+    ridge = fit_batches([batch], grid=GRID, penalty=penalty)["ridge"]
+    assert ridge["position"] == pytest.approx(solved[: GRID**2].tolist(), rel=1e-4, abs=1e-6)
+    features = [ridge["features"][name] for name in FEATURES]
+    assert features == pytest.approx(solved[GRID**2 :].tolist(), rel=1e-4, abs=1e-5)
+
+
+def test_fits_do_not_depend_on_batches() -> None:
+    batch = made_batch(20)
+
+    def part(start: int, stop: int) -> Batch:
+        rows = slice(start, stop)
+        return dataclasses.replace(
+            batch,
+            patches=batch.patches[rows],
+            positions=batch.positions[rows],
+            scores=batch.scores[rows],
+            sample_keys=batch.sample_keys[rows],
+            views=batch.views[rows],
+        )
+
+    whole = fit_batches([batch], grid=GRID)
+    parts = fit_batches([part(0, 3), part(3, 17), part(17, 20)], grid=GRID)
+    assert parts["position"]["position"] == pytest.approx(whole["position"]["position"], abs=1e-9)
+    assert parts["ridge"]["features"] == pytest.approx(whole["ridge"]["features"], rel=1e-6)
+
+
+def test_ridge_finds_the_order_that_features_and_place_give() -> None:
+    def truth(batch: Batch) -> torch.Tensor:
+        contrast = pixel_features(batch.patches)[..., FEATURES.index("contrast")]
+        return 4 * contrast + 0.1 * batch.positions
+
+    fitted, unseen = made_batch(300), made_batch(50, seed=1)
+    # Each image has a level of its own, which says nothing about an order.
+    level = torch.from_numpy(np.random.default_rng(2).normal(0, 100, (300, 1)))
+    scored = dataclasses.replace(fitted, scores=(truth(fitted) + level).float())
+    fit = fit_batches([scored], grid=GRID, target="raw", penalty=0.1)["ridge"]
+    position, weights = fitted_values({**fit, "grid": GRID, "patch_size": PATCH}, grid=GRID, patch_size=PATCH)
+    found = position[unseen.positions.numpy()] + (pixel_features(unseen.patches) @ weights).numpy()
+    expected = truth(unseen).numpy()
+    correlation = [np.corrcoef(one, other)[0, 1] for one, other in zip(found, expected, strict=True)]
+    assert min(correlation) > 0.99
+
+
+@pytest.mark.parametrize("store", ["patches", "view"])
+def test_held_out_images_are_not_fitted(tmp_path: Path, store: str) -> None:
+    table = write_pixel_table(tmp_path / "scores" / "a.parquet", images=range(24), store=store)
+    index = indexed(table, held_out_share=0.4, seed=3)
+    batches = list(training_rows(index))
+    keys = {key for batch in batches for key in batch.sample_keys}
+    assert keys == {key for i in range(24) if not held_out(key := f"image-{i:04d}", 0.4, 3)}
+    assert 0 < len(keys) < 24
+    assert sum(map(len, batches)) == int(index.train_rows.sum())
+
+    fits = fit_baselines(index)
+    expected = fit_batches(batches, grid=GRID)
+    assert fits["position"]["position"] == expected["position"]["position"]
+    assert fits["ridge"]["features"] == expected["ridge"]["features"]
+    assert fits["ridge"]["rows"] == fits["position"]["rows"] == 2 * len(keys)
+    assert json.loads(json.dumps(fits, allow_nan=False)) == fits
+
+
+def test_views_indexed_whole_give_their_visible_patches(tmp_path: Path) -> None:
+    table = write_pixel_table(tmp_path / "scores" / "a.parquet", images=range(6), store="view")
+    full = index_tables(ScoreTables(table), context="full")
+    assert fit_baselines(full) == fit_baselines(indexed(table))
+
+
+def test_flat_images_and_equal_scores_give_finite_fits() -> None:
+    batch = made_batch(4)
+    flat = dataclasses.replace(
+        batch, patches=torch.full_like(batch.patches, 7), scores=torch.full_like(batch.scores, 0.5)
+    )
+    fits = fit_batches([flat], grid=GRID)
+    assert set(fits["ridge"]["features"].values()) == {0.0}
+    assert set(fits["ridge"]["position"]) == set(fits["position"]["position"]) == {0.0}
+
+
+def test_nothing_to_fit_and_no_penalty_are_refused(tmp_path: Path) -> None:
+    table = write_pixel_table(tmp_path / "scores" / "a.parquet", images=range(1))
+    share = next(s for s in (0.5, 0.9, 0.99, 0.9999999) if held_out("image-0000", s, 0))
+    with pytest.raises(UserError, match="held out"):
+        fit_baselines(indexed(table, held_out_share=share))
+    with pytest.raises(ValueError, match="not above 0"):
+        fit_batches([made_batch(2)], grid=GRID, penalty=0.0)
