@@ -40,7 +40,7 @@ LISTED = {
         reading_order prefetch table_index training_batch stored_rows dataset
         selection budget
         features clustering baseline_fits baselines
-        training train_config train_plan ray_train
+        initial_weights training train_config train_plan ray_train
     """,
     "jobs": "command_line score train prune evaluate pretrain report schedule status demo cli",
 }
