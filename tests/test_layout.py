@@ -28,6 +28,7 @@ LISTED = {
         metrics capacity inference scoring
         record_file row_buffer score_table table_reader
         machine owner done_check output_settings output output_status
+        pruned_format pruned_codec pruned_tar
         pruned
         queue_policy view_feed aggregate api scratch score_request shard_scoring
         actor_slots scoring_actor actor_pool

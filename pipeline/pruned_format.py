@@ -1,0 +1,156 @@
+"""The packed format: what the JSON beside a mosaic of kept patches says, and what it may say.
+
+`<key>.patches.jpg` (or webp, png) holds the kept blocks of a square crop, side by side in the order of their positions;
+`<key>.patches.json` tells where they belong. Read back, both are untrusted input.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any, Literal, get_args
+
+from patchrank.pipeline.errors import ContentError
+
+CodecName = Literal["jpeg", "webp", "png"]
+
+VERSION = 1
+RECORD_FIELD = "patches.json"
+EXTENSIONS: dict[CodecName, str] = {"jpeg": "jpg", "webp": "webp", "png": "png"}
+MAX_SIDE = 8192
+"""Longest side of a pruned image in pixels: 192 MiB as RGB."""
+MAX_GRID = 1024
+MAX_JSON = 2**23
+"""Longest JSON that is parsed, in bytes; the positions of the largest grid fit."""
+MAX_MOSAIC_SIDE = 16_383
+"""Longest side of a mosaic in pixels, which is what WebP can hold."""
+
+_LARGEST_SIZE = 2**31 - 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PackedRecord:
+    """Where the blocks of a mosaic belong; all sizes in pixels.
+
+    The crop is a square of `grid` x `grid` blocks of `block` x `block` pixels, resized from the box `crop` = (top,
+    left, height, width) of the decoded, upright original of `original_size` = (height, width). `positions`: kept
+    blocks, row by row, ascending. `columns`: blocks in a row of the mosaic. Raises ValueError for values that do not
+    fit together.
+    """
+
+    version: int = VERSION
+    grid: int
+    block: int
+    positions: tuple[int, ...]
+    columns: int
+    original_size: tuple[int, int]
+    crop: tuple[int, int, int, int]
+    codec: CodecName
+
+    def __post_init__(self) -> None:
+        problem = self._shape_problem() or self._mosaic_problem() or self._origin_problem()
+        if problem:
+            raise ValueError(problem)
+
+    @property
+    def size(self) -> int:
+        """Side of the whole crop."""
+        return self.grid * self.block
+
+    @property
+    def mosaic_size(self) -> tuple[int, int]:
+        """(height, width) of the mosaic; the last row may end with blocks that are padding."""
+        return -(-len(self.positions) // self.columns) * self.block, self.columns * self.block
+
+    @property
+    def image_field(self) -> str:
+        """The field that holds the mosaic."""
+        return packed_field(self.codec)
+
+    def to_json(self) -> bytes:
+        """The record as one line of JSON; the same bytes for the same record."""
+        return json.dumps(dataclasses.asdict(self), separators=(",", ":")).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> PackedRecord:
+        """The record that `to_json` wrote; ContentError, with the reason, for anything else."""
+        if len(data) > MAX_JSON:
+            raise ContentError(f"{RECORD_FIELD}: {len(data)} bytes, more than the limit of {MAX_JSON}")
+        try:
+            values = json.loads(data)
+        except (ValueError, RecursionError):
+            raise ContentError(f"{RECORD_FIELD}: not JSON") from None
+        names = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(values, dict) or set(values) != names:
+            raise ContentError(f"{RECORD_FIELD}: must be an object of {', '.join(sorted(names))}")
+        lists = ("positions", "original_size", "crop")
+        if not all(isinstance(values[name], list) for name in lists):
+            raise ContentError(f"{RECORD_FIELD}: {', '.join(lists)} must be lists")
+        try:
+            return cls(**{name: tuple(value) if name in lists else value for name, value in values.items()})
+        except ValueError as error:
+            raise ContentError(f"{RECORD_FIELD}: {error}") from None
+
+    def _shape_problem(self) -> str | None:
+        if type(self.version) is not int or self.version != VERSION:
+            return f"version {_shown(self.version)} is not {VERSION}, which this patchrank reads"
+        if not _whole(self.grid, 1, MAX_GRID) or not _whole(self.block, 1, MAX_SIDE):
+            return f"a grid of {_shown(self.grid)} blocks of {_shown(self.block)} px cannot be"
+        if self.size > MAX_SIDE:
+            return f"{self.size} px are more than the limit of {MAX_SIDE}"
+        if self.codec not in get_args(CodecName):
+            return f"codec {_shown(self.codec)} is none of {', '.join(get_args(CodecName))}"
+        return None
+
+    def _mosaic_problem(self) -> str | None:
+        if not 1 <= len(self.positions) <= self.grid**2:
+            return f"{len(self.positions)} positions of a grid of {self.grid} x {self.grid}"
+        last = -1
+        for position in self.positions:
+            if not _whole(position, last + 1, self.grid**2 - 1):
+                return f"position {_shown(position)} is out of the grid or out of order"
+            last = position
+        if not _whole(self.columns, 1, len(self.positions)):
+            return f"{_shown(self.columns)} columns for {len(self.positions)} blocks"
+        if max(self.mosaic_size) > MAX_MOSAIC_SIDE:
+            return f"a mosaic of {self.mosaic_size} px, more than the limit of {MAX_MOSAIC_SIDE} a side"
+        return None
+
+    def _origin_problem(self) -> str | None:
+        if len(self.original_size) != 2 or not all(
+            _whole(side, 1, _LARGEST_SIZE) for side in self.original_size
+        ):
+            return f"original size {_shown(self.original_size)}"
+        if len(self.crop) != 4 or not all(_whole(value, 0, _LARGEST_SIZE) for value in self.crop):
+            return f"crop {_shown(self.crop)}"
+        top, left, height, width = self.crop
+        inside = top + height <= self.original_size[0] and left + width <= self.original_size[1]
+        if not height or not width or not inside:
+            return f"crop {self.crop} does not lie in an image of {self.original_size}"
+        return None
+
+
+def packed_field(codec: CodecName) -> str:
+    """The field of a mosaic of this codec: `patches.jpg`, `patches.webp`, `patches.png`."""
+    return f"patches.{EXTENSIONS[codec]}"
+
+
+def mosaic_columns(count: int, block: int) -> int:
+    """Blocks in a row of the mosaic for `count` kept blocks: one row of all, or as few even rows as fit.
+
+    One row, since decoders of JPEG 4:2:0 smooth colour across what lies side by side: blocks then have at most two
+    neighbours, often the ones that they had in the picture. On 80 photographs, half of the blocks kept, that gave 0.6
+    to 0.7 dB more than a square of the same bytes, and no block is padding.
+    """
+    rows = -(-count // max(1, MAX_MOSAIC_SIDE // block))
+    return -(-count // rows)
+
+
+def _whole(value: Any, low: int, high: int) -> bool:
+    return type(value) is int and low <= value <= high
+
+
+def _shown(value: Any) -> str:
+    """A value from untrusted data, short."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -1,0 +1,55 @@
+"""Writes the tar of a pruned shard, member by member: the same bytes for the same members."""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from patchrank.pipeline.tar_stream import BLOCK
+
+# Not `tarfile.open`: it fills up to 10 KiB, and would have to be read again for the digest.
+_END = bytes(2 * BLOCK)
+
+
+class PrunedTar:
+    """A tar on local scratch; a context manager that writes the end marker when it is left without an exception.
+
+    Members are files of mode 0644 without owner or time; names that are long or not ASCII go into pax headers. After
+    the end `size` (bytes) and `sha256` (hex) are those of the whole file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.size = 0
+        self.sha256 = ""
+        self._digest = hashlib.sha256()
+        local_path = path
+        self._file = open(local_path, "wb")  # noqa: SIM115 (closed in __exit__)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._file:
+            if kind is None:
+                self._write(_END)
+                self.sha256 = self._digest.hexdigest()
+
+    def add(self, name: str, data: bytes) -> None:
+        """Write a member; ValueError for a name that is empty or holds a NUL."""
+        if not name or "\0" in name:
+            raise ValueError(f"{name!r} is no name of a member")
+        member = tarfile.TarInfo(name)
+        member.size = len(data)
+        self._write(member.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape"))
+        self._write(data)
+        self._write(bytes(-len(data) % BLOCK))
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._digest.update(data)
+        self.size += len(data)

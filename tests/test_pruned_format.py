@@ -1,0 +1,121 @@
+"""The JSON beside a mosaic: what goes through it, and that nothing odd does."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+from patchrank.pipeline.errors import ContentError
+from patchrank.pipeline.pruned_format import MAX_JSON, MAX_MOSAIC_SIDE, PackedRecord, mosaic_columns
+
+
+def record(**changes: Any) -> PackedRecord:
+    values: dict[str, Any] = {
+        "grid": 14,
+        "block": 16,
+        "positions": (0, 3, 195),
+        "columns": 3,
+        "original_size": (240, 320),
+        "crop": (15, 55, 210, 210),
+        "codec": "jpeg",
+    }
+    return PackedRecord(**{**values, **changes})
+
+
+def as_json(**changes: Any) -> bytes:
+    return json.dumps({**json.loads(record().to_json()), **changes}).encode()
+
+
+def test_golden_json() -> None:
+    assert record().to_json() == (
+        b'{"version":1,"grid":14,"block":16,"positions":[0,3,195],"columns":3,'
+        b'"original_size":[240,320],"crop":[15,55,210,210],"codec":"jpeg"}'
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"codec": "png", "positions": tuple(range(196)), "columns": 49},
+        {"grid": 1, "block": 8192, "positions": (0,), "columns": 1},
+        {"crop": (0, 0, 240, 320)},
+    ],
+)
+def test_records_come_back(changes: dict[str, Any]) -> None:
+    assert PackedRecord.from_json(record(**changes).to_json()) == record(**changes)
+
+
+def test_sizes() -> None:
+    kept = record(block=32, positions=tuple(range(10)), columns=4)
+    assert (kept.size, kept.mosaic_size, kept.image_field) == (448, (96, 128), "patches.jpg")
+    assert [record(codec=name).image_field for name in ("webp", "png")] == ["patches.webp", "patches.png"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"version": 2}, "version 2 is not 1"),
+        ({"version": True}, "version True"),
+        ({"grid": 0}, "a grid of 0"),
+        ({"grid": "14"}, "a grid of '14'"),
+        ({"grid": 10**30}, "a grid of 1000"),
+        ({"block": 16.0}, "blocks of 16.0"),
+        ({"grid": 1024, "block": 16}, "16384 px are more than the limit"),
+        ({"codec": "gif"}, "codec 'gif'"),
+        ({"codec": ["jpeg"]}, "codec"),
+        ({"positions": []}, "0 positions"),
+        ({"positions": list(range(197))}, "197 positions"),
+        ({"positions": [0, 3, 196]}, "position 196 is out"),
+        ({"positions": [0, 3, 3]}, "position 3 is out"),
+        ({"positions": [-1, 3, 4]}, "position -1"),
+        ({"positions": [0, [3], 4]}, r"position \[3\]"),
+        ({"positions": [0, False, 4]}, "position False"),
+        ({"positions": 7}, "must be lists"),
+        ({"columns": 0}, "0 columns"),
+        ({"columns": 4}, "4 columns for 3 blocks"),
+        ({"grid": 2, "block": 4096, "positions": [0, 1, 2, 3], "columns": 4}, "a mosaic of"),
+        ({"original_size": [240]}, "original size"),
+        ({"original_size": [240, 0]}, "original size"),
+        ({"crop": [0, 0, 0, 10]}, "does not lie"),
+        ({"crop": [31, 0, 210, 210]}, "does not lie"),
+        ({"crop": [0, -1, 210, 210]}, "crop"),
+        ({"crop": [0, 0, 10, float("inf")]}, "crop"),
+        ({"more": 1}, "must be an object of"),
+    ],
+)
+def test_odd_values_are_content_errors(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ContentError, match=reason) as caught:
+        PackedRecord.from_json(as_json(**changes))
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"null", b"[]", b"\xff\xfe", b"[" * 100_000, b"1" * 10_000, b"{}"]
+)
+def test_what_is_no_record_is_a_content_error(data: bytes) -> None:
+    with pytest.raises(ContentError, match=r"patches\.json"):
+        PackedRecord.from_json(data)
+
+
+def test_endless_json_is_not_parsed() -> None:
+    with pytest.raises(ContentError, match="more than the limit"):
+        PackedRecord.from_json(b" " * (MAX_JSON + 1))
+
+
+def test_a_record_that_cannot_be_is_not_made() -> None:
+    with pytest.raises(ValueError, match="out of order"):
+        record(positions=(3, 0, 195))
+    assert dataclasses.replace(record(), columns=1).mosaic_size == (48, 16)
+
+
+def test_mosaics_are_one_row_until_they_are_too_wide() -> None:
+    assert [mosaic_columns(count, 16) for count in (1, 98, 1023, 1024, 4096)] == [1, 98, 1023, 512, 820]
+    for count in (1, 7, 500, 5000):
+        for block in (14, 16, 96, 8192):
+            columns = mosaic_columns(count, block)
+            assert columns * block <= MAX_MOSAIC_SIDE
+            assert 0 <= -(-count // columns) * columns - count < -(-count // columns)
