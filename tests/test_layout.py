@@ -41,6 +41,8 @@ LISTED = {
         reading_order prefetch table_index training_batch stored_rows dataset
         selection budget
         features clustering baseline_fits baselines
+        evaluation_images partition_scores dense_teacher dense_table
+        reconstruction_check evaluate_config evaluation evaluation_run evaluation_report evaluation_plot
         initial_weights training train_config train_plan ray_train
     """,
     "jobs": "command_line score train prune evaluate pretrain report schedule status demo cli",
@@ -69,6 +71,7 @@ LIGHT_FILES = [
     "pipeline/config.py",
     "pipeline/job_config.py",
     "ranker/train_config.py",
+    "ranker/evaluate_config.py",
 ]
 HEAVY_LIBRARIES = {"torch", "torchvision", "timm", "ray", "webdataset"}
 # The names computed here are those of our own modules.

@@ -1,0 +1,41 @@
+"""`patchrank evaluate`: a ranker against its teacher's own scores."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from patchrank.jobs.command_line import run_job
+from patchrank.pipeline.config_file import config_to_yaml
+from patchrank.ranker.evaluate_config import EvaluateConfig
+
+
+def run(config: EvaluateConfig) -> int:
+    """Measure, print, and write what OUT asks for; returns the exit code."""
+    from patchrank.ranker.evaluation_plot import draw_evaluation, require_plots
+
+    plotted = config.out is not None and config.plot
+    if plotted:
+        require_plots("the plot of --out (--no-plot leaves it out)")
+    from patchrank.pipeline.output import new_run_id
+    from patchrank.ranker.evaluation_report import report_lines, to_json, write_report
+    from patchrank.ranker.evaluation_run import evaluate
+
+    # With --json, standard output is the JSON alone.
+    talk = sys.stderr if config.json else sys.stdout
+    evaluation = evaluate(config, lambda line: print(line, file=talk, flush=True))
+    print(to_json(evaluation) if config.json else "\n".join(["", *report_lines(evaluation)]))
+    if config.out is not None:
+        plot = draw_evaluation(evaluation) if plotted else None
+        write_report(evaluation, config.out, settings=config_to_yaml(config), plot=plot, run_id=new_run_id())
+        print(f"written    {config.out}", file=talk)
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    run_job("evaluate", EvaluateConfig, run, arguments)
+
+
+if __name__ == "__main__":
+    main()
