@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,7 +14,13 @@ import pyarrow.parquet as pq
 
 from patchrank.pipeline import storage
 from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.record_file import RecordError, RecordFooter, map_threads, read_footer
+from patchrank.pipeline.record_file import (
+    RecordError,
+    RecordFooter,
+    canonical_json,
+    map_threads,
+    read_footer,
+)
 from patchrank.pipeline.score_table import SCHEMA_VERSION
 
 TABLE_FOLDER = "scores"
@@ -24,7 +31,8 @@ TABLE_SUFFIX = ".parquet"
 class TableFile:
     """One table: its rows, the content of its shard, and its views `first_view` to `last_view` - 1.
 
-    `teacher` is name and digest, `grid` patches along a side, `visible` V, `columns` their names.
+    `teacher` is name and digest, `grid` patches along a side, `visible` V, `columns` their names, `settings` those that
+    decided the rows, as JSON (fields of `RowConfig`).
     """
 
     url: str
@@ -38,6 +46,7 @@ class TableFile:
     grid: int
     visible: int
     columns: tuple[str, ...]
+    settings: str
 
 
 class ScoreTables:
@@ -143,6 +152,8 @@ def _table_file(info: storage.ObjectInfo) -> TableFile:
             grid=teacher["grid"],
             visible=footer.metadata["visible"],
             columns=tuple(footer.schema.names),
+            # One text for the files of a run, which may be many thousands.
+            settings=sys.intern(canonical_json(config)),
         )
     except KeyError as error:
         raise RecordError(f"{info.url} is no score table: its metadata has no {error}") from error
