@@ -1,4 +1,4 @@
-"""Rows of row groups in memory, as the table stores them; what a batch takes is decoded only then.
+"""Rows of slices in memory, pixels as they are stored; what a batch takes is decoded only then.
 
 Shape suffixes: N views, V visible patches, L grid positions, P values of a patch (p * p * 3), S side of a view.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -17,96 +18,151 @@ from torch import Tensor
 from patchrank.pipeline.errors import ContentError, UserError
 from patchrank.pipeline.images import decode_view
 from patchrank.pipeline.patches import patchify, take_patches
-from patchrank.ranker.table_index import TableIndex, changed, held_out_mask, one_chunk, open_table
+from patchrank.ranker.image_views import ReplayedViews
+from patchrank.ranker.table_index import (
+    PIXEL_COLUMNS,
+    TableIndex,
+    changed,
+    held_out_mask,
+    one_chunk,
+    open_table,
+)
 from patchrank.ranker.training_batch import Batch
 
 Rows = NDArray[np.int64]
 
 
-class StoredRows:
-    """Rows of one row group: those of one side (held out or not), or those of them that `order` numbers, in its order.
+class Pixels(Protocol):
+    """Where the pixels of a slice's rows come from."""
 
-    Raises UserError for a damaged table, InfrastructureError for one that is no longer what was indexed.
+    def take(self, rows: Rows, positions_NV: Tensor, pool: ThreadPoolExecutor) -> Tensor:
+        """Patches of these rows, counted in the slice, uint8: `[N, V, P]` at the positions, or `[N, L, P]`."""
+
+
+class StoredRows:
+    """Rows of one slice: those of one side (held out or not), or those of them that `order` numbers, in its order.
+
+    Raises UserError for a damaged table or a shard that is not the scored one, InfrastructureError for one that is no
+    longer what was indexed, and where the store fails.
     """
 
     def __init__(self, index: TableIndex, group: int, *, held_out: bool, order: Rows | None = None) -> None:
-        self._index = index
-        number = int(index.number_of[group])
+        number, first = int(index.number_of[group]), int(index.first_of[group])
         file = index.files[index.file_of[group]]
-        column = index.column_of[index.file_of[group]]
-        self._url = file.url
-        with open_table(file, column) as parquet:
+        source = index.source_of[index.file_of[group]]
+        with open_table(file, source) as parquet:
             if number >= parquet.num_row_groups:
                 raise changed(file)
             before = [parquet.metadata.row_group(i).num_rows for i in range(number)]
             # One column holds nearly all bytes: threads would gain nothing.
-            names = ["sample_key", "view", "visible", "score", column]
+            names = ["sample_key", "view", "visible", "score", *PIXEL_COLUMNS[source]]
             table = parquet.read_row_group(number, columns=names, use_threads=False)
-        outside = held_out_mask(one_chunk(table["sample_key"]), index.held_out_share, index.seed)
+        table = table.slice(first, int(index.rows_of[group]))
+        self._keys = one_chunk(table["sample_key"])
+        outside = held_out_mask(self._keys, index.held_out_share, index.seed)
         rows = np.flatnonzero(outside == held_out)
         if len(rows) != index.side(held_out=held_out)[group]:
             raise changed(file)
-        self._first_row = sum(before)
         self._rows = rows if order is None else rows[order]
-        self._keys = one_chunk(table["sample_key"])
         self._views = one_chunk(table["view"]).to_numpy()
         self._visible = one_chunk(table["visible"]).flatten().to_numpy().reshape(-1, index.visible)
         self._scores = one_chunk(table["score"]).flatten().to_numpy().reshape(-1, index.visible)
-        self._pixels = one_chunk(table[column])
-        self._stored_views = column == "pixels"
+        whole = index.context == "full"
+        grid, patch_size = index.grid, index.patch_size
+        self._pixels: Pixels
+        if source == "patches":
+            self._pixels = StoredPatches(one_chunk(table["patches"]), index.visible)
+        elif source == "pixels":
+            self._pixels = StoredViews(
+                one_chunk(table["pixels"]),
+                grid,
+                patch_size,
+                whole=whole,
+                url=file.url,
+                first_row=sum(before),
+            )
+        else:
+            self._pixels = ReplayedViews(
+                table,
+                self._keys,
+                self._rows,
+                index.images,
+                group,
+                grid=grid,
+                patch_size=patch_size,
+                whole=whole,
+            )
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def take(self, numbers: Rows, pool: ThreadPoolExecutor) -> Batch:
-        """The rows of these numbers, in order; stored views are decoded on the pool."""
+        """The rows of these numbers, in order; views are decoded on the pool."""
         rows = self._rows[numbers]
         positions = torch.from_numpy(self._visible[rows].astype(np.int64))
-        if self._stored_views:
-            patches = self._decoded(rows, pool)
-            if self._index.context == "visible":
-                patches = take_patches(patches, positions)
-        else:
-            patches = torch.from_numpy(self._patches()[rows])
         return Batch(
             epoch=0,
             step=0,
-            patches=patches,
+            patches=self._pixels.take(rows, positions, pool),
             positions=positions,
             scores=torch.from_numpy(self._scores[rows]),
             sample_keys=tuple(self._keys.take(pa.array(rows)).to_pylist()),
             views=tuple(self._views[rows].tolist()),
         )
 
-    def _patches(self) -> NDArray[np.uint8]:
-        """The pixels of the whole group where Arrow holds them, uint8 `[rows, V, P]`."""
-        values = np.frombuffer(self._pixels.buffers()[1], dtype=np.uint8)
-        width = self._pixels.type.byte_width
-        start = self._pixels.offset * width
-        return values[start : start + len(self._pixels) * width].reshape(
-            len(self._pixels), self._index.visible, -1
-        )
 
-    def _decoded(self, rows: Rows, pool: ThreadPoolExecutor) -> Tensor:
-        """The patches of whole views, uint8 `[N, L, P]`; views of one fixed crop are decoded once."""
-        codes = self._pixels.indices.to_numpy()[rows]
+class StoredPatches:
+    """The visible patches as a table holds them."""
+
+    def __init__(self, column: pa.Array, visible: int) -> None:
+        """`column`: fixed-size binary, the patches of a row behind one another."""
+        # Where Arrow holds them, without a copy.
+        values = np.frombuffer(column.buffers()[1], dtype=np.uint8)
+        width = column.type.byte_width
+        start = column.offset * width
+        self._patches = values[start : start + len(column) * width].reshape(len(column), visible, -1)
+
+    def take(self, rows: Rows, positions_NV: Tensor, pool: ThreadPoolExecutor) -> Tensor:
+        """Patches of these rows, uint8 `[N, V, P]`."""
+        return torch.from_numpy(self._patches[rows])
+
+
+class StoredViews:
+    """Whole views as a table holds them, JPEGs; those of one fixed crop are decoded once per batch."""
+
+    def __init__(
+        self,
+        column: pa.DictionaryArray,
+        grid: int,
+        patch_size: int,
+        *,
+        whole: bool,
+        url: str,
+        first_row: int,
+    ) -> None:
+        """`url` and `first_row`: the table, and where in it these rows begin, for the error of a damaged view."""
+        self._column, self._grid, self._patch_size = column, grid, patch_size
+        self._whole, self._url, self._first_row = whole, url, first_row
+
+    def take(self, rows: Rows, positions_NV: Tensor, pool: ThreadPoolExecutor) -> Tensor:
+        """Patches of these rows, uint8 `[N, L, P]`, or `[N, V, P]` at the positions."""
+        codes = self._column.indices.to_numpy()[rows]
         order = np.argsort(codes, kind="stable")
         places = np.split(order, np.flatnonzero(np.diff(codes[order])) + 1)
-        grid, patch_size = self._index.grid, self._index.patch_size
-        decoded = torch.empty(len(rows), grid**2, patch_size**2 * 3, dtype=torch.uint8)
+        decoded = torch.empty(len(rows), self._grid**2, self._patch_size**2 * 3, dtype=torch.uint8)
 
         def decode(place: Rows) -> None:
             view = self._view(int(codes[place[0]]), int(rows[place[0]]))
-            decoded[torch.from_numpy(place)] = patchify(view[None], patch_size)
+            decoded[torch.from_numpy(place)] = patchify(view[None], self._patch_size)
 
         # The list is read for what a decoder raises.
         list(pool.map(decode, places))
-        return decoded
+        return decoded if self._whole else take_patches(decoded, positions_NV)
 
     def _view(self, code: int, row: int) -> Tensor:
-        side = self._index.grid * self._index.patch_size
+        side = self._grid * self._patch_size
         try:
-            view = decode_view(self._pixels.dictionary[code].as_py())
+            view = decode_view(self._column.dictionary[code].as_py())
             if view.shape != (3, side, side):
                 raise ContentError(f"{view.shape[2]} x {view.shape[1]} pixels instead of {side} x {side}")
         except ContentError as error:

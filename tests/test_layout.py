@@ -29,7 +29,8 @@ LISTED = {
         record_file row_buffer score_table table_reader
         machine owner done_check output_settings output output_status
         pruned_format pruned_codec pruned_tar
-        pruned
+        pruned_sample pruned_collate pruned_source pruned
+        shard_feed pruned_index
         queue_policy view_feed aggregate api scratch score_request shard_scoring
         actor_slots scoring_actor actor_pool
         progress pretraining_job estimate shard_queue run_summary stop_signals score_run
@@ -38,12 +39,15 @@ LISTED = {
     "ranker": """
         losses targets metrics
         backbone model checkpoint api
-        reading_order prefetch table_index training_batch stored_rows dataset
-        selection budget
+        reading_order prefetch shard_bytes image_shards image_views table_index training_batch stored_rows dataset
+        selection budget online
         features clustering baseline_fits baselines
         evaluation_images partition_scores dense_teacher dense_table
         reconstruction_check evaluate_config evaluation evaluation_run evaluation_report evaluation_plot
-        initial_weights training train_config train_plan ray_train
+        sources patch_scoring prune_config selector prune_feed prune_encode prune
+        prune_plan prune_survey prune_summary prune_estimate ray_prune
+        curves initial_weights optimiser training validation_plan validation workers
+        train_config train_plan train_estimate train_record training_loop train_progress ray_train
     """,
     "jobs": "command_line score train prune evaluate pretrain report schedule status demo cli",
 }
@@ -61,7 +65,7 @@ DRIVER = """
     job_config config_file progress pretraining pretraining_job score_request estimate run_summary score_run
 """
 DRIVER_FILES = {f"pipeline/{name}.py" for name in DRIVER.split()}
-DRIVER_FILES |= {"ranker/train_config.py", "ranker/train_plan.py"}
+DRIVER_FILES |= {"ranker/train_config.py", "ranker/train_plan.py", "ranker/prune_config.py"}
 # Storage, in one file or several, is what names file systems and writes to final places.
 STORAGE_FILES = {f"pipeline/{name}" for name in ORDER["pipeline"] if name.startswith("storage")}
 WRITING_FILES = STORAGE_FILES | {"pipeline/scratch.py"}
