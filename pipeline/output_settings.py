@@ -41,7 +41,7 @@ def adopt_config(
     stored = stored_config(folder)
     if stored is None:
         raise UserError(f"{url} was removed while this run started")
-    differences = _differences(stored["rows"], json.loads(canonical_json(rows)))
+    differences = describe_differences(stored["rows"], json.loads(canonical_json(rows)))
     if differences:
         raise UserError(
             f"{folder} holds rows made with other settings (there -> asked for): {'; '.join(differences)}. "
@@ -50,7 +50,8 @@ def adopt_config(
     return stored
 
 
-def _differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+def describe_differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """Every setting that differs, as `name: stored -> asked`."""
     return [
         f"{name}: {_shown(stored, name)} -> {_shown(asked, name)}"
         for name in sorted(stored.keys() | asked.keys())

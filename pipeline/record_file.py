@@ -61,7 +61,8 @@ class ShardRecord:
 class Record:
     """What an output folder needs to know of one record file: small, as there may be 100,000 of them.
 
-    `errors` is the digest of the errors file that belongs to it, "" where there is none.
+    `errors` is the digest of the errors file that belongs to it, "" where there is none. `output_size`: bytes of the
+    file that was written beside it (the tar of a pruned shard), -1 where there is none.
     """
 
     identity: str
@@ -75,6 +76,7 @@ class Record:
     damaged: bool
     errors: str
     run_id: str
+    output_size: int = -1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,9 +98,10 @@ class RecordFooter:
                 rows=self.rows,
                 errors=str(self.metadata["errors"]["digest"]),
                 run_id=str(self.metadata["provenance"]["run_id"]),
+                output_size=int(self.metadata.get("output", {}).get("size", -1)),
                 **dataclasses.asdict(shard),
             )
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise RecordError(f"{self.url}: its `patchrank` metadata is not complete: {error!r}") from error
 
 

@@ -253,8 +253,10 @@ def count_reasons(faults: Sequence[Fault]) -> dict[str, int]:
     return shown
 
 
-def failure_reason(shard: ShardRecord, rows: int, faults: Sequence[Fault]) -> str | None:
-    """Why a shard without rows has failed; None where it may commit.
+def failure_reason(
+    shard: ShardRecord, rows: int, faults: Sequence[Fault], what: str = "gave a row"
+) -> str | None:
+    """Why a shard without rows has failed; None where it may commit. `what` none of its samples did.
 
     No row may be right: `--sample` can leave out every sample of a small shard.
     """
@@ -263,7 +265,7 @@ def failure_reason(shard: ShardRecord, rows: int, faults: Sequence[Fault]) -> st
     if not faults:
         return "it holds no samples"
     reason, count = next(iter(count_reasons(faults).items()))
-    return f"none of its {shard.samples} samples gave a row; {count} of {len(faults)} faults are «{reason}»"
+    return f"none of its {shard.samples} samples {what}; {count} of {len(faults)} faults are «{reason}»"
 
 
 def teacher_record(file: TeacherFile) -> TeacherRecord:

@@ -15,6 +15,7 @@ from patchrank.pipeline.tar_stream import Member, TarStream, printable
 
 __all__ = [
     "Fault",
+    "Rejected",
     "Sample",
     "Shard",
     "ShardReader",
@@ -56,6 +57,16 @@ class Fault:
     reason: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Rejected(Fault):
+    """The fault of members that make no sample, with all that could be read of them.
+
+    `members`: (name, data) in the order of the archive, undecodable bytes of a name as surrogates.
+    """
+
+    members: tuple[tuple[str, bytes], ...] = dataclasses.field(default=(), repr=False)
+
+
 def image_fields_of(image_fields: str) -> list[str]:
     """The extensions of `jpg;jpeg;png`, in lower case and in order of preference."""
     return [field.strip().lstrip(".").lower() for field in image_fields.split(";") if field.strip(" .")]
@@ -93,6 +104,7 @@ class ShardReader:
 
     `keep_fields` says by extension whose data is kept (all by default). Memory is bounded by the largest sample:
     members above `member_limit` bytes, and what would take a sample above four times that, are not read in.
+    `keep_rejected`: faults of stage "sample" come as `Rejected`, with the data of their members.
     """
 
     def __init__(
@@ -101,6 +113,7 @@ class ShardReader:
         *,
         keep_fields: Callable[[str], bool] | None = None,
         member_limit: int = MEMBER_LIMIT,
+        keep_rejected: bool = False,
     ) -> None:
         self.shard = shard
         self.size = 0
@@ -109,6 +122,7 @@ class ShardReader:
         self.damaged = False
         self._keep = keep_fields if keep_fields is not None else lambda field: True
         self._limit = member_limit
+        self._keep_rejected = keep_rejected
         self._stream: storage.ByteStream | None = None
         self._digest = hashlib.sha256()
         self._seen: set[bytes] = set()
@@ -135,14 +149,13 @@ class ShardReader:
             for member in archive:
                 key, field = split_key(member.name)
                 if not key.rpartition("/")[2]:
-                    reason = "the name has nothing before its first dot"
-                    yield Fault(None, printable(member.name)[:MAX_NAME], "sample", reason)
+                    yield self._nameless(member, archive)
                     continue
                 if run is not None and not run.continues(key, field):
                     yield run.result()
                     run = None
                 if run is None:
-                    run = _Run(key, member.name, self._is_new(key))
+                    run = _Run(key, member.name, self._is_new(key), keep_rejected=self._keep_rejected)
                 self._add(run, field, member, archive)
         except DamagedArchiveError as error:
             damage = str(error)
@@ -152,6 +165,14 @@ class ShardReader:
             self.damaged = True
             yield Fault(None, None, "archive", damage)
         self._finish()
+
+    def _nameless(self, member: Member, archive: TarStream) -> Fault:
+        name, reason = printable(member.name)[:MAX_NAME], "the name has nothing before its first dot"
+        if not self._keep_rejected:
+            return Fault(None, name, "sample", reason)
+        readable = member.problem is None and member.size <= self._limit
+        members = ((member.name, archive.read_data()),) if readable else ()
+        return Rejected(None, name, "sample", reason, members)
 
     @property
     def position(self) -> int:
@@ -178,7 +199,7 @@ class ShardReader:
             problem = f"{member.size} bytes, more than the limit of {self._limit}"
         elif problem is None and run.bytes_kept + member.size > 4 * self._limit:
             problem = f"its sample has more than the limit of {4 * self._limit} bytes"
-        wanted = run.bad is None and self._keep(field)
+        wanted = (run.bad is None or self._keep_rejected) and self._keep(field)
         data = archive.read_data() if wanted and problem is None else None
         run.add(field, member.name, data, problem if wanted else None)
 
@@ -194,8 +215,9 @@ class ShardReader:
 class _Run:
     """Adjacent members of one key; `bad` says why they make no sample."""
 
-    def __init__(self, key: str, first_member: str, is_new: bool) -> None:
+    def __init__(self, key: str, first_member: str, is_new: bool, *, keep_rejected: bool) -> None:
         self.bytes_kept = 0
+        self._rejected: list[tuple[str, bytes]] | None = [] if keep_rejected else None
         self.bad: str | None = None
         self._raw_key = key
         self._first_member = printable(first_member)[:MAX_NAME]
@@ -212,8 +234,14 @@ class _Run:
     def add(self, field: str, member: str, data: bytes | None, problem: str | None) -> None:
         """Take in a member of this run."""
         sample = self._sample
+        if self._rejected is not None and data is not None and len(self._rejected) < MAX_MEMBERS:
+            # The same bytes that the sample's fields hold, not a copy of them.
+            self._rejected.append((member, data))
+            self.bytes_kept += len(data) if self.bad is not None else 0
         if len(member) > MAX_NAME:
             self.bad = f"the name of a member has more than {MAX_NAME} characters"
+        elif self._rejected is not None and printable(member) != member:
+            self.bad = "the name of a member is not UTF-8"
         elif len(sample.members) >= MAX_MEMBERS:
             self.bad = f"more than {MAX_MEMBERS} members"
         else:
@@ -232,4 +260,6 @@ class _Run:
         if self.bad is None:
             return self._sample
         key = self._sample.key[:MAX_NAME] if self._sample.key == self._raw_key else None
-        return Fault(key, self._first_member, "sample", self.bad)
+        if self._rejected is None:
+            return Fault(key, self._first_member, "sample", self.bad)
+        return Rejected(key, self._first_member, "sample", self.bad, tuple(self._rejected))

@@ -64,6 +64,7 @@ __all__ = [
     "is_local",
     "join",
     "list_folder",
+    "local_path",
     "make_folder",
     "open_stream",
     "parquet_source",

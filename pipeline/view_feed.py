@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -17,6 +14,7 @@ from patchrank.pipeline.errors import ContentError
 from patchrank.pipeline.images import ViewBox, apply_view, decode_image, decode_view, draw_view, encode_view
 from patchrank.pipeline.patches import draw_visible, patchify, visible_count
 from patchrank.pipeline.randomness import KeyedRandom
+from patchrank.pipeline.shard_feed import ShardFeed
 from patchrank.pipeline.shards import Fault, Sample, Shard, ShardReader, image_fields_of, pick_image
 
 
@@ -77,83 +75,20 @@ def in_share(sample_key: str, rows: RowConfig) -> bool:
     return rows.sample >= 1 or float(KeyedRandom(rows.seed, sample_key, "sample").uniform(1)[0]) < rows.sample
 
 
-class ViewFeed:
-    """Reads a shard on one thread and decodes on the pool, ahead of the consumer and in shard order.
-
-    Iterating yields the views of one image, or a fault. At most `ahead` samples are in memory. `position`: bytes of
-    the archive whose samples were yielded; `samples`, `size`, `sha256` and `damaged` hold once it has ended.
-    """
+class ViewFeed(ShardFeed[list[View] | Fault]):
+    """The views of each image of a shard that `--sample` takes, or a fault; see `ShardFeed`."""
 
     def __init__(self, shard: Shard, rows: RowConfig, patch_size: int, pool: ThreadPoolExecutor, ahead: int):
-        self._rows, self._patch_size, self._pool = rows, patch_size, pool
         wanted = set(image_fields_of(rows.image_field))
         # Other fields may be far larger than the images, and nobody here looks at them.
-        self._reader = ShardReader(shard, keep_fields=lambda field: field.lower() in wanted)
-        self._queue: deque[tuple[Future[list[View] | Fault], int]] = deque()
-        self._room = threading.Semaphore(ahead)
-        self._ready = threading.Condition()
-        self._closed = False
-        self._error: BaseException | None = None
-        self._ended = False
-        self.samples = 0
-        self.position = 0
-        self.size = 0
-        self.sha256 = ""
-        self.damaged = False
-        self._thread = threading.Thread(target=self._read, name=f"read {shard.id}", daemon=True)
-        self._thread.start()
-
-    def __iter__(self) -> Iterator[list[View] | Fault]:
-        while True:
-            with self._ready:
-                while not self._queue and not self._ended:
-                    self._ready.wait()
-                if not self._queue:
-                    break
-                future, position = self._queue.popleft()
-            prepared = future.result()
-            self.position = position
-            yield prepared
-            self._room.release()
-        if self._error is not None:
-            raise self._error
-
-    def close(self) -> None:
-        """Stop reading and wait for the thread; safe to call twice."""
-        self._closed = True
-        self._room.release()
-        self._thread.join()
-        for future, _ in self._queue:
-            future.cancel()
-
-    def _read(self) -> None:
-        try:
-            with self._reader as reader:
-                for item in reader:
-                    self._put(item)
-                    if self._closed:
-                        return
-                self.size, self.sha256, self.damaged = reader.size, reader.sha256, reader.damaged
-        except BaseException as error:
-            self._error = error
-        finally:
-            with self._ready:
-                self._ended = True
-                self._ready.notify()
-
-    def _put(self, item: Sample | Fault) -> None:
-        key = item.key if isinstance(item, Sample) else item.sample_key
-        if key is not None:
-            self.samples += 1
-            if not in_share(key, self._rows):
-                return
-        self._room.acquire()
-        if self._closed:
-            return
-        future = self._pool.submit(prepare, item, self._rows, self._patch_size)
-        with self._ready:
-            self._queue.append((future, self._reader.position))
-            self._ready.notify()
+        reader = ShardReader(shard, keep_fields=lambda field: field.lower() in wanted)
+        super().__init__(
+            reader,
+            lambda item: prepare(item, rows, patch_size),
+            pool,
+            ahead,
+            takes=lambda key: in_share(key, rows),
+        )
 
 
 def prepare(item: Sample | Fault, rows: RowConfig, patch_size: int) -> list[View] | Fault:

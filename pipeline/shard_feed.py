@@ -1,0 +1,120 @@
+"""Reads a shard on one thread and prepares its samples on a pool, ahead of the consumer and in shard order."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+from patchrank.pipeline.shards import Fault, Rejected, Sample, ShardReader
+
+MAX_BYTES = 256 * 2**20
+"""Bytes of samples as read that wait in memory; a single larger one still goes through."""
+
+T = TypeVar("T")
+
+
+def weight_of(item: Sample | Fault) -> int:
+    """Bytes of the members that a sample, or what was refused of one, holds in memory."""
+    if isinstance(item, Sample):
+        return sum(map(len, item.fields.values()))
+    return sum(len(data) for _, data in item.members) if isinstance(item, Rejected) else 0
+
+
+class ShardFeed(Generic[T]):
+    """What `prepare` makes of each sample or fault, in shard order.
+
+    At most `ahead` samples, and `MAX_BYTES` of them, are in memory. `position`: bytes of the archive whose samples
+    were yielded; `samples`, `size`, `sha256` and `damaged` hold once it has ended.
+    """
+
+    def __init__(
+        self,
+        reader: ShardReader,
+        prepare: Callable[[Sample | Fault], T],
+        pool: ThreadPoolExecutor,
+        ahead: int,
+        *,
+        takes: Callable[[str], bool] = lambda key: True,
+    ) -> None:
+        """`takes`: by its key, whether a sample is prepared at all; it counts either way."""
+        self._reader, self._prepare, self._takes = reader, prepare, takes
+        self._pool, self._ahead = pool, ahead
+        self._queue: deque[tuple[Future[T], int, int]] = deque()
+        self._held = self._held_bytes = 0
+        self._changed = threading.Condition()
+        self._closed = False
+        self._error: BaseException | None = None
+        self._ended = False
+        self.samples = 0
+        self.position = 0
+        self.size = 0
+        self.sha256 = ""
+        self.damaged = False
+        self._thread = threading.Thread(target=self._read, name=f"read {reader.shard.id}", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Iterator[T]:
+        while True:
+            with self._changed:
+                while not self._queue and not self._ended:
+                    self._changed.wait()
+                if not self._queue:
+                    break
+                future, position, weight = self._queue.popleft()
+            prepared = future.result()
+            self.position = position
+            yield prepared
+            with self._changed:
+                self._held -= 1
+                self._held_bytes -= weight
+                self._changed.notify_all()
+        if self._error is not None:
+            raise self._error
+
+    def close(self) -> None:
+        """Stop reading and wait for the thread; safe to call twice."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join()
+        for future, _, _ in self._queue:
+            future.cancel()
+
+    def _read(self) -> None:
+        try:
+            with self._reader as reader:
+                for item in reader:
+                    self._put(item)
+                    if self._closed:
+                        return
+                self.size, self.sha256, self.damaged = reader.size, reader.sha256, reader.damaged
+        except BaseException as error:
+            self._error = error
+        finally:
+            with self._changed:
+                self._ended = True
+                self._changed.notify_all()
+
+    def _put(self, item: Sample | Fault) -> None:
+        key = item.key if isinstance(item, Sample) else item.sample_key
+        if key is not None:
+            self.samples += 1
+            if not self._takes(key):
+                return
+        weight = weight_of(item)
+        with self._changed:
+            while not self._closed and self._full(weight):
+                self._changed.wait()
+            if self._closed:
+                return
+            future = self._pool.submit(self._prepare, item)
+            self._queue.append((future, self._reader.position, weight))
+            self._held += 1
+            self._held_bytes += weight
+            self._changed.notify_all()
+
+    def _full(self, weight: int) -> bool:
+        return self._held >= self._ahead or (self._held > 0 and self._held_bytes + weight > MAX_BYTES)

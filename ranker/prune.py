@@ -1,0 +1,214 @@
+"""One shard, end to end: stream, decode on threads, rank in batches, encode on threads, write tar and index, commit.
+
+Runs without Ray. The tar is committed first, then the errors, last the index, which is the record.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections import deque
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patchrank.pipeline import storage
+from patchrank.pipeline.output import OutputFolder
+from patchrank.pipeline.pruned_index import IndexWriter, index_metadata
+from patchrank.pipeline.pruned_tar import PrunedTar
+from patchrank.pipeline.record_file import ShardRecord
+from patchrank.pipeline.score_table import write_errors
+from patchrank.pipeline.scratch import scratch_folder
+from patchrank.pipeline.shard_feed import MAX_BYTES
+from patchrank.pipeline.shard_scoring import count_reasons, count_samples, failure_reason
+from patchrank.pipeline.shards import Fault, Shard
+from patchrank.ranker.patch_scoring import PatchScorer
+from patchrank.ranker.prune_encode import Written, encode
+from patchrank.ranker.prune_feed import Item, Left, PruneSpec, Ranked, batches, feed_of, rank, weight_of
+from patchrank.ranker.selection import Mask
+from patchrank.ranker.selector import Selector
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PruneResult:
+    """What became of a shard. `failed` is the reason it gave no output, None when it committed.
+
+    `kept` of `patches` stay, of `images` pruned ones; bytes of whole shards and of the pruned images alone; times in
+    seconds, `waited_s`: in which no batch was there to rank.
+    """
+
+    shard_id: str
+    samples: int
+    quarantined: int
+    images: int
+    kept: int
+    patches: int
+    shard_bytes: int
+    tar_bytes: int
+    image_bytes_before: int
+    image_bytes_after: int
+    faults: dict[str, int]
+    damaged: bool
+    failed: str | None
+    seconds: float
+    waited_s: float
+
+
+@dataclasses.dataclass
+class _Tally:
+    images: int = 0
+    kept: int = 0
+    bytes_before: int = 0
+    bytes_after: int = 0
+    waited_s: float = 0.0
+    faults: list[Fault] = dataclasses.field(default_factory=list)
+
+
+class ShardPruning:
+    """Prunes shards, one after the other, with one ranker into one output folder."""
+
+    def __init__(
+        self,
+        scorer: PatchScorer,
+        selector: Selector,
+        spec: PruneSpec,
+        output: OutputFolder,
+        *,
+        fields: dict[str, Any],
+        provenance: dict[str, Any],
+        threads: int,
+        salvage: bool,
+    ) -> None:
+        """`fields`: everything that can change a pruned shard. `threads`: those that decode and encode."""
+        self._scorer, self._selector, self._spec, self._output = scorer, selector, spec, output
+        self._fields, self._provenance, self._salvage = fields, provenance, salvage
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="images")
+        # Two batches ahead, and enough to keep every thread busy when images differ in size.
+        self._ahead = 2 * scorer.batch_size + 2 * threads
+
+    def prune(self, shard: Shard, path: str) -> PruneResult:
+        """Prune one shard to `path`, relative to the output folder, and commit it.
+
+        Raises InfrastructureError where another attempt may help; then nothing was committed but perhaps the tar.
+        """
+        started = time.monotonic()
+        with scratch_folder() as scratch:
+            result = self._prune(shard, path, scratch)
+        return dataclasses.replace(result, seconds=time.monotonic() - started)
+
+    def _prune(self, shard: Shard, path: str, scratch: Path) -> PruneResult:
+        index, errors, archive = scratch / "index.parquet", scratch / "errors.parquet", scratch / "shard.tar"
+        tally = _Tally()
+        feed = feed_of(shard, self._spec, self._pool, self._ahead)
+        with IndexWriter(index, shard=shard.name, grid=self._spec.grid) as writer:
+            with contextlib.ExitStack() as stack:
+                stack.callback(feed.close)
+                tar = stack.enter_context(PrunedTar(archive)) if self._spec.codec is not None else None
+                self._fill(batches(feed, self._scorer.batch_size), tar, writer, tally)
+            record = ShardRecord(
+                name=shard.name,
+                size=feed.size,
+                tag=shard.tag,
+                sha256=feed.sha256,
+                samples=feed.samples,
+                quarantined=count_samples(tally.faults),
+                damaged=feed.damaged,
+            )
+            told = {} if tar is None else {"path": path, "size": tar.size, "sha256": tar.sha256}
+            writer.close(
+                index_metadata(
+                    fields=self._fields,
+                    shard=record,
+                    grid=self._spec.grid,
+                    output=told,
+                    faults=tally.faults,
+                    provenance=self._provenance,
+                )
+            )
+        failed = self._failure(record, tally)
+        if tally.faults:
+            write_errors(errors, tally.faults, shard.name)
+        if failed is None:
+            if tar is not None:
+                target = storage.join(self._output.url, *path.split("/"))
+                storage.commit_file(archive, target, run_id=self._output.run_id)
+            self._output.commit(shard, index, errors if tally.faults else None)
+        elif tally.faults:
+            self._output.commit_errors(shard, errors)
+        return PruneResult(
+            shard_id=shard.id,
+            samples=record.samples,
+            quarantined=record.quarantined,
+            images=tally.images,
+            kept=tally.kept,
+            patches=tally.images * self._selector.positions,
+            shard_bytes=record.size,
+            tar_bytes=0 if tar is None else tar.size,
+            image_bytes_before=tally.bytes_before,
+            image_bytes_after=tally.bytes_after,
+            faults=count_reasons(tally.faults),
+            damaged=record.damaged,
+            failed=failed,
+            seconds=0.0,
+            waited_s=tally.waited_s,
+        )
+
+    def _failure(self, record: ShardRecord, tally: _Tally) -> str | None:
+        if record.damaged and not self._salvage:
+            reason = next(fault.reason for fault in tally.faults if fault.stage == "archive")
+            return f"damaged archive: {reason}; --salvage prunes what it gave"
+        return failure_reason(record, tally.images, tally.faults, "could be pruned")
+
+    def _fill(
+        self, ready: Iterable[list[Item]], tar: PrunedTar | None, writer: IndexWriter, tally: _Tally
+    ) -> None:
+        """Rank, select, encode and write everything in order; encoding runs ahead of writing, within bounds."""
+        encoding: deque[tuple[Future[Written], int]] = deque()
+        held = 0
+        waiting = time.monotonic()
+        for batch in ready:
+            tally.waited_s += time.monotonic() - waiting
+            for item, keep_L in self._select(rank(batch, self._scorer)):
+                weight = weight_of(item if isinstance(item, Left) else item[0])
+                while encoding and (len(encoding) >= self._ahead or held + weight > MAX_BYTES):
+                    held -= encoding[0][1]
+                    _write(encoding.popleft()[0].result(), tar, writer, tally)
+                encoding.append((self._pool.submit(encode, item, keep_L, self._spec), weight))
+                held += weight
+            waiting = time.monotonic()
+        tally.waited_s += time.monotonic() - waiting
+        for future, _ in encoding:
+            _write(future.result(), tar, writer, tally)
+
+    def _select(self, ranked: list[Ranked]) -> list[tuple[Ranked, NDArray[np.bool_] | None]]:
+        images = [item for item in ranked if not isinstance(item, Left)]
+        if not images:
+            return [(item, None) for item in ranked]
+        masks: Mask = self._selector.masks(
+            np.stack([scores_L for _, scores_L in images]),
+            [image.patches for image, _ in images],
+            [image.sample.key for image, _ in images],
+        )
+        following = iter(masks)
+        return [(item, None if isinstance(item, Left) else next(following)) for item in ranked]
+
+
+def _write(written: Written, tar: PrunedTar | None, writer: IndexWriter, tally: _Tally) -> None:
+    if tar is not None:
+        for name, data in written.members:
+            tar.add(name, data)
+    row = written.row
+    if row is not None:
+        writer.add(row)
+        if row.positions is not None:
+            tally.images += 1
+            tally.kept += len(row.positions)
+            tally.bytes_before += row.bytes_before
+            tally.bytes_after += row.bytes_after
+    if written.fault is not None:
+        tally.faults.append(written.fault)

@@ -1,0 +1,193 @@
+"""What a prune run is asked to do, checked against ranker, inputs and output before anything starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from patchrank.pipeline import storage
+from patchrank.pipeline.errors import UserError
+from patchrank.pipeline.output_settings import describe_differences
+from patchrank.pipeline.owner import create_once
+from patchrank.pipeline.pruned_codec import ImageCodec
+from patchrank.pipeline.pruned_format import MAX_SIDE
+from patchrank.pipeline.pruned_index import MAX_POSITIONS, SHARDS_FOLDER
+from patchrank.pipeline.record_file import canonical_json
+from patchrank.pipeline.shards import Shard, expand_shards, image_fields_of
+from patchrank.ranker.budget import Budget
+from patchrank.ranker.patch_scoring import PatchSource, open_patch_source
+from patchrank.ranker.prune_config import DEFAULT_QUALITY, PruneConfig
+from patchrank.ranker.prune_feed import PruneSpec
+from patchrank.ranker.selector import Selector, make_selector
+
+PRUNE_VERSION = 1
+"""Raised only when the same settings give other shards. Part of the identity."""
+
+PLAN_FILE = "plan.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PruneRequest:
+    """Shards, ranker and settings of a run. `paths`: where each shard's tar goes below OUT, by shard id."""
+
+    config: PruneConfig
+    shards: Sequence[Shard]
+    paths: Mapping[str, str]
+    source: PatchSource
+    selector: Selector
+    spec: PruneSpec
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Everything that can change a pruned shard, by name: what the identity hashes and `config.json` compares."""
+        return {
+            "job": "prune",
+            "prune_version": PRUNE_VERSION,
+            **self.source.fields,
+            **self.selector.fields,
+            **self.spec.fields,
+        }
+
+    @property
+    def survey_fields(self) -> dict[str, Any]:
+        """Everything that can change the scores of the first pass of a budget."""
+        spec = self.spec.fields
+        read = {name: spec[name] for name in ("image_field", "crop", "grid", "patch_size", "decoder")}
+        return {"job": "prune survey", "prune_version": PRUNE_VERSION, **self.source.fields, **read}
+
+    @property
+    def tar_folders(self) -> list[str]:
+        """Every folder below OUT that a tar goes to."""
+        return sorted({path.rpartition("/")[0] for path in self.paths.values()} if self.spec.codec else ())
+
+    def with_threshold(self, threshold: float) -> PruneRequest:
+        """The request with the threshold that its budget was found to need."""
+        return dataclasses.replace(
+            self, selector=dataclasses.replace(self.selector, threshold=float(threshold))
+        )
+
+
+def make_request(config: PruneConfig) -> PruneRequest:
+    """Find shards and ranker; UserError where the combination cannot work."""
+    source = open_patch_source(config.ranker, fits=config.fits, teacher=config.teacher, seed=config.seed or 0)
+    positions = source.grid**2
+    if positions > MAX_POSITIONS:
+        raise UserError(f"{source.name} ranks {positions} patches, an index numbers up to {MAX_POSITIONS}")
+    selector = make_selector(config, positions=positions, temperature=source.temperature)
+    spec = _spec_of(config, source)
+    shards = expand_shards(config.shards, root=config.root)[: config.limit_shards]
+    paths = output_paths(shards, rooted=config.root is not None)
+    _check_places(shards, config.out)
+    return PruneRequest(
+        config=config, shards=shards, paths=paths, source=source, selector=selector, spec=spec
+    )
+
+
+def _spec_of(config: PruneConfig, source: PatchSource) -> PruneSpec:
+    size = source.image_size if config.size is None else config.size
+    if size % source.image_size or size > MAX_SIDE:
+        raise UserError(
+            f"--size {size} must be a multiple of {source.image_size}, the size that {source.name} ranks, up to "
+            f"{MAX_SIDE // source.image_size * source.image_size}"
+        )
+    fields = ";".join(image_fields_of(config.image_field))
+    if not fields:
+        raise UserError(f"--image-field {config.image_field!r} names no field")
+    codec = None
+    if config.format != "index":
+        codec = ImageCodec(config.codec, DEFAULT_QUALITY if config.quality is None else config.quality)
+    return PruneSpec(
+        image_field=fields,
+        crop=config.crop,
+        grid=source.grid,
+        patch_size=source.patch_size,
+        size=size,
+        format=config.format,
+        codec=codec,
+        drop_bad=config.drop_bad,
+    )
+
+
+def output_paths(shards: Sequence[Shard], *, rooted: bool) -> dict[str, str]:
+    """Where each tar goes below OUT, by shard id: under its file name, or its path below `--root`.
+
+    Raises UserError for two shards with one place, also where only the case of letters differs.
+    """
+    taken: dict[str, Shard] = {}
+    paths = {}
+    for shard in shards:
+        name = shard.name if rooted else storage.split_name(shard.name)[1]
+        if any(part in ("", ".", "..") for part in name.split("/")):
+            raise UserError(f"{shard.name}: its name cannot be that of an output, rename it")
+        path = f"{SHARDS_FOLDER}/{name}"
+        other = taken.setdefault(path.casefold(), shard)
+        if other is not shard:
+            raise UserError(
+                f"{storage.redact(other.url)} and {storage.redact(shard.url)} would both be written to {path}: "
+                "prune them to different folders, or name them by --root"
+            )
+        paths[shard.id] = path
+    return paths
+
+
+def _check_places(shards: Sequence[Shard], out: str) -> None:
+    """Refuse outputs in a folder of inputs, and inputs in the output: the one could be taken for the other."""
+    folder = _place(out)
+    for inputs in sorted({storage.split_name(_place(shard.url))[0] for shard in shards}):
+        if _is_within(folder, inputs):
+            raise UserError(
+                f"--out {storage.redact(out)} lies in {inputs}, a folder of shards to prune: choose another"
+            )
+        if _is_within(inputs, folder):
+            raise UserError(f"{inputs}, a folder of shards to prune, lies in --out {storage.redact(out)}")
+
+
+def _place(url: str) -> str:
+    """One spelling for one place: links of a local path are followed."""
+    absolute = storage.absolute_url(url)
+    if storage.is_local(absolute):
+        return os.path.realpath(storage.local_path(absolute))
+    return storage.canonical_url(absolute)
+
+
+def _is_within(place: str, folder: str) -> bool:
+    return f"{place}/".startswith(f"{folder.rstrip('/')}/")
+
+
+def read_plan(request: PruneRequest) -> float | None:
+    """The threshold frozen in OUT, None where there is none yet; UserError where it is of another budget."""
+    url = storage.join(request.config.out, PLAN_FILE)
+    try:
+        plan = json.loads(storage.read_bytes(url))
+        asked, threshold = dict(plan["asked"]), float(plan["threshold"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{url} was not written by patchrank, or is damaged: {error!r}") from error
+    differences = describe_differences(asked, json.loads(canonical_json(_asked(request))))
+    if differences:
+        raise UserError(
+            f"{url} is the plan of another budget (there -> asked for): {'; '.join(differences)}. "
+            "Ask for the same, or write to another folder"
+        )
+    return threshold
+
+
+def freeze_plan(request: PruneRequest, budget: Budget, *, left_out: Sequence[str], run_id: str) -> float:
+    """Write `plan.json`, once, and return its threshold. `left_out`: shards that gave no scores."""
+    plan = {"asked": _asked(request), **dataclasses.asdict(budget), "left_out": list(left_out)}
+    data = json.dumps(plan, indent=1, sort_keys=True).encode()
+    create_once(storage.join(request.config.out, PLAN_FILE), data, run_id=run_id)
+    frozen = read_plan(request)
+    if frozen is None:
+        raise UserError(f"{PLAN_FILE} was removed from {request.config.out} while this run wrote it")
+    return frozen
+
+
+def _asked(request: PruneRequest) -> dict[str, Any]:
+    """What a plan depends on: what is scored, and how much may stay."""
+    selected = {name: value for name, value in request.selector.fields.items() if name != "select_threshold"}
+    return {**request.survey_fields, **selected}
