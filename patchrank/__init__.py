@@ -6,6 +6,7 @@
     table = patchrank.read_scores("out")
     ranker = patchrank.load_ranker("ranker")
     ranks = patchrank.rank_images([image], ranker)
+    dataset = patchrank.PrunedDataset("pruned/shards/*.tar")
 
 Importing this package loads neither torch nor ray: each name of the API is imported when it is first used.
 """
@@ -18,13 +19,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from patchrank.pipeline.api import load_teacher, score_images
+    from patchrank.pipeline.pruned import PrunedDataset
     from patchrank.pipeline.table_reader import read_scores
     from patchrank.ranker.api import load_ranker, rank_images
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load_ranker", "load_teacher", "rank_images", "read_scores", "score_images"]
+__all__ = [
+    "PrunedDataset",
+    "__version__",
+    "load_ranker",
+    "load_teacher",
+    "rank_images",
+    "read_scores",
+    "score_images",
+]
 
 _API = {
+    "PrunedDataset": "patchrank.pipeline.pruned",
     "load_ranker": "patchrank.ranker.api",
     "load_teacher": "patchrank.pipeline.api",
     "rank_images": "patchrank.ranker.api",

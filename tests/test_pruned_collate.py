@@ -1,0 +1,172 @@
+"""Batches for models: NaFlexVit sees of a packed sample what it sees of the image, and nothing of what was dropped."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torchvision.transforms.v2.functional import normalize
+
+from patchrank.pipeline.errors import UserError
+from patchrank.pipeline.patches import IMAGENET_MEAN, IMAGENET_STD
+from patchrank.pipeline.pruned_collate import collate_fixed, collate_naflex, place_by_coordinate
+from patchrank.pipeline.pruned_sample import PrunedSample, gather_patches
+from tests.helpers.photos import photo_pixels
+
+GRID = 14
+WHOLE = tuple(range(GRID**2))
+
+
+@cache
+def naflex(**options: Any) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        # The grid of its embeddings is that of the images, as it would be after training on them.
+        model = timm.create_model(
+            "naflexvit_base_patch16_gap",
+            pretrained=False,
+            embed_dim=96,
+            depth=2,
+            num_heads=2,
+            num_classes=10,
+            pos_embed_grid_size=(GRID, GRID),
+            **options,
+        )
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn(parameter.shape) * 0.1)
+            model.embeds.pos_embed.normal_()  # strong, so that a patch out of its place shows
+    return model.eval()
+
+
+def image(seed: int, size: int = 224) -> torch.Tensor:
+    return torch.from_numpy(photo_pixels(seed, size, size)).permute(2, 0, 1)
+
+
+def sample(seed: int, positions: tuple[int, ...], *, grid: int = GRID, block: int = 16) -> PrunedSample:
+    at = torch.tensor(positions)
+    return PrunedSample(
+        shard="a.tar",
+        key=str(seed),
+        patches=gather_patches(image(seed, grid * block), at, block),
+        positions=at,
+        grid=grid,
+        block=block,
+        original_size=None,
+        crop=None,
+        fields={},
+    )
+
+
+def some(seed: int, count: int, below: int = GRID**2) -> tuple[int, ...]:
+    drawn = torch.randperm(below, generator=torch.Generator().manual_seed(seed))[:count]
+    return tuple(sorted(drawn.tolist()))
+
+
+@torch.inference_mode()
+def logits(batch: Any, model: nn.Module | None = None) -> torch.Tensor:
+    return place_by_coordinate(model or naflex())(batch)
+
+
+def masked(samples: list[PrunedSample]) -> dict[str, torch.Tensor]:
+    """The same patches as whole sequences, of which timm masks all that were dropped."""
+    whole = collate_naflex([sample(int(one.key), WHOLE) for one in samples])
+    valid = torch.zeros_like(whole["patch_valid"])
+    for number, one in enumerate(samples):
+        valid[number, one.positions] = True
+    return {**whole, "patch_valid": valid}
+
+
+def test_whole_images_give_the_logits_of_the_image() -> None:
+    images = torch.stack([image(seed) for seed in range(3)]).div(255)
+    expected = logits(normalize(images, list(IMAGENET_MEAN), list(IMAGENET_STD)))
+    found = logits(collate_naflex([sample(seed, WHOLE) for seed in range(3)]))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("below", [GRID**2, GRID * (GRID - 3)])
+def test_pruned_images_give_the_logits_of_masked_ones(below: int) -> None:
+    """Also where no patch of the last rows stayed, from which NaFlexVit would infer a smaller grid."""
+    samples = [sample(seed, some(seed, count, below)) for seed, count in enumerate((98, 30, 1, 60))]
+    expected = naflex(pos_embed_use_grid_sample=True)
+    torch.testing.assert_close(
+        logits(collate_naflex(samples)), logits(masked(samples), expected), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_padding_changes_nothing() -> None:
+    one, other = sample(0, some(0, 98)), sample(1, some(1, 40))
+    alone = logits(collate_naflex([one]))
+    for batch in (collate_naflex([one, other]), collate_naflex([one], length=196)):
+        torch.testing.assert_close(logits(batch)[:1], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_without_coordinates_timm_misplaces_pruned_patches() -> None:
+    """Why `place_by_coordinate` is there; should timm change, this test says so."""
+    samples = [sample(0, some(0, 98))]
+    plain = naflex(pos_embed_use_grid_sample=False, fc_norm=True)
+    with torch.inference_mode():
+        found = plain(collate_naflex(samples))
+    assert (found - logits(masked(samples))).abs().max() > 0.1
+
+
+def test_layout_of_the_batch() -> None:
+    batch = collate_naflex([sample(0, (0, 15, 195)), sample(1, (0, 14))])
+    assert {name: (value.dtype, tuple(value.shape)) for name, value in batch.items()} == {
+        "patches": (torch.float32, (2, 3, 768)),
+        "patch_coord": (torch.int64, (2, 3, 2)),
+        "patch_valid": (torch.bool, (2, 3)),
+    }
+    assert batch["patch_coord"].tolist() == [[[0, 0], [1, 1], [13, 13]], [[0, 0], [1, 0], [13, 13]]]
+    assert batch["patch_valid"].tolist() == [[True] * 3, [True, True, False]]
+    assert not batch["patches"][1, 2].any()
+
+
+def test_a_corner_is_added_only_where_it_is_missing() -> None:
+    full_reach, short = sample(0, (13, 182)), sample(1, (0, 181))
+    assert collate_naflex([full_reach])["patch_valid"].shape == (1, 2)
+    assert collate_naflex([short])["patch_valid"].tolist() == [[True, True, False]]
+    assert collate_naflex([short, sample(2, WHOLE)])["patch_valid"].shape == (2, 196)
+
+
+def test_larger_blocks_become_more_tokens() -> None:
+    batch = collate_naflex([sample(3, (5, 40), block=32)])
+    pixels = normalize(image(3, 448).div(255), list(IMAGENET_MEAN), list(IMAGENET_STD))
+    for patch, (y, x) in zip(batch["patches"][0, :8], batch["patch_coord"][0, :8] * 16, strict=True):
+        expected = pixels[:, y : y + 16, x : x + 16].permute(1, 2, 0).flatten()
+        torch.testing.assert_close(patch, expected, rtol=1e-5, atol=1e-6)
+    assert batch["patch_coord"][0, -1].tolist() == [27, 27]
+
+
+def test_other_means() -> None:
+    batch = collate_fixed([sample(0, (3,))], mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    torch.testing.assert_close(batch["patches"][0, 0], sample(0, (3,)).patches[0].div(127.5).sub(1))
+
+
+def test_fixed_counts() -> None:
+    samples = [sample(seed, some(seed, 49)) for seed in range(2)]
+    batch = collate_fixed(samples)
+    assert torch.equal(batch["positions"], torch.stack([one.positions for one in samples]))
+    loose = collate_naflex(samples)
+    assert torch.equal(batch["patches"], loose["patches"][:, :49])
+
+
+def test_counts_that_differ() -> None:
+    with pytest.raises(UserError, match="have: 1 of 14 x 14, 2 of 14 x 14"):
+        collate_fixed([sample(0, (3,)), sample(1, (3, 4))])
+
+
+def test_sequences_that_are_too_long() -> None:
+    with pytest.raises(UserError, match="up to 3 tokens, length 2"):
+        collate_naflex([sample(0, (0, 1))], length=2)
+
+
+def test_models_that_cannot_place_patches() -> None:
+    with pytest.raises(UserError, match="Linear is no NaFlexVit"):
+        place_by_coordinate(nn.Linear(1, 1))
+    with pytest.raises(UserError, match="rotary"):
+        place_by_coordinate(naflex(rope_type="axial"))
