@@ -1,0 +1,91 @@
+"""What the ranker study compares: tables to score, references to measure against, and trainings, by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Literal
+
+from patchrank.ranker.losses import LossName
+from patchrank.ranker.model import Head
+
+PUBLISHED_RATIO = 0.9
+IMAGE_SHARE = 0.1
+"""Of the training photos; every arm sees the same ones."""
+
+SPREAD = "--masks spread"
+TABLES: dict[str, str] = {
+    # Views 0:1, 1:2, ... of one seed are the first, second, ... view of every image: together they are one table.
+    "spread-0-1": f"{SPREAD} --views 0:1",
+    "spread-1-2": f"{SPREAD} --views 1:2",
+    "spread-2-4": f"{SPREAD} --views 2:4",
+    "spread-4-8": f"{SPREAD} --views 4:8",
+    "spread-8-16": f"{SPREAD} --views 8:16",
+    "uniform-0-4": "--masks uniform --views 0:4",
+    # About as many decoder passes as 4 views of 19 patches: 76.
+    "r75-0-2": f"{SPREAD} --mask-ratio 0.75 --views 0:2",
+    "r50-0-1": f"{SPREAD} --mask-ratio 0.5 --views 0:1",
+    "encoder-0-4": f"{SPREAD} --removal encoder --views 0:4",
+    "normalised-0-4": f"{SPREAD} --views 0:4 --teacher NORMALISED",
+}
+"""Options of `patchrank score` beside `--store view`."""
+
+REFERENCES: dict[str, str] = {
+    "spread": f"{SPREAD} --views 66",
+    "uniform": "--masks uniform --views 44",
+    "r75": f"{SPREAD} --mask-ratio 0.75 --views 16",
+    "r50": f"{SPREAD} --mask-ratio 0.5 --views 8",
+    "encoder": f"{SPREAD} --removal encoder --views 44",
+    "normalised": f"{SPREAD} --views 22 --teacher NORMALISED",
+}
+"""Dense scores of the held-out photos: options beside `--crop center`."""
+
+FOUR = ("spread-0-1", "spread-1-2", "spread-2-4")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One training. `own`: the reference with the settings of its tables; all are measured against `spread` too.
+
+    `lr` is the peak learning rate; `steps` of `batch` views. `weights`: see `initial_ranker`.
+    """
+
+    name: str
+    group: str
+    tables: tuple[str, ...] = FOUR
+    own: str = "spread"
+    context: Literal["visible", "full"] = "full"
+    head: Head = "token"
+    loss: LossName = "list_mle"
+    lr: float = 3e-4
+    steps: int = 100
+    batch: int = 64
+    depth: int = 4
+    weights: str = "teacher"
+
+
+LOSSES: tuple[LossName, ...] = ("list_mle", "list_mle_sub", "list_net", "rank_net", "mse", "focused")
+RATES = (1e-4, 3e-4, 1e-3)
+
+
+def arms() -> list[Arm]:
+    """All of them; `base` is what the others differ from in one thing."""
+    found = [
+        Arm(name="base", group="base"),
+        Arm(name="context visible", group="context", context="visible"),
+        Arm(name="context visible, 8x steps", group="context", context="visible", steps=800),
+        Arm(name="head cls", group="head", head="cls"),
+        Arm(name="weights random", group="weights", weights="random", lr=1e-3),
+        Arm(name="masks uniform", group="masks", tables=("uniform-0-4",), own="uniform"),
+        Arm(name="removal encoder", group="removal", tables=("encoder-0-4",), own="encoder"),
+        Arm(name="mask ratio 0.75", group="mask ratio", tables=("r75-0-2",), own="r75"),
+        Arm(name="mask ratio 0.5", group="mask ratio", tables=("r50-0-1",), own="r50"),
+        Arm(name="teacher normalised", group="teacher", tables=("normalised-0-4",), own="normalised"),
+    ]
+    tables = ("spread-0-1", "spread-1-2", "spread-2-4", "spread-4-8", "spread-8-16")
+    for count, views in zip((1, 2, 3, 4, 5), (1, 2, 4, 8, 16), strict=True):
+        found.append(Arm(name=f"views {views}", group="views", tables=tables[:count]))
+    for loss, lr in itertools.product(LOSSES, RATES):
+        name = f"loss {loss}, rate {lr:g}"
+        found.append(Arm(name=name, group="loss", loss=loss, lr=lr, context="visible", steps=200))
+    return found
