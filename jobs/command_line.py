@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.resources
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -15,13 +16,17 @@ from patchrank.pipeline.errors import PatchrankError, UserError
 
 _Config = TypeVar("_Config")
 
+RECIPES = {"train": "patchrank.ranker"}
+"""Packages that ship configurations for a job, as `recipes/NAME.yaml`; `--config NAME` takes them."""
+
 
 def run_job(
     name: str, config_type: type[_Config], run: Callable[[_Config], int], arguments: Sequence[str] | None
 ) -> None:
     """Read the configuration of one job, run it and exit with its code.
 
-    `arguments` None: those of the process. `--config FILE` gives defaults from YAML, which flags override.
+    `arguments` None: those of the process. `--config FILE` gives defaults from YAML, which flags override;
+    a bare name is that of a recipe that comes with patchrank.
     """
     try:
         code = run(read_config(name, config_type, sys.argv[1:] if arguments is None else arguments))
@@ -45,13 +50,22 @@ def read_config(name: str, config_type: type[_Config], arguments: Sequence[str])
         path = rest[at].partition("=")[2] or "".join(rest[at + 1 : at + 2])
         if not path:
             raise UserError("--config needs the name of a YAML file")
-        default = _defaults(config_type, settings_from_yaml(path, config_type))
+        default = _defaults(config_type, settings_from_yaml(_config_file(name, path), config_type))
         del rest[at : at + 1 if "=" in rest[at] else at + 2]
     options = (tyro.conf.FlagCreatePairsOff,)
     config: _Config = tyro.cli(
         config_type, prog=f"patchrank {name}", args=rest, default=default, config=options
     )
     return config
+
+
+def _config_file(job: str, given: str) -> str:
+    """The file that `--config` means: a shipped recipe by its name, else what is given, a path or URL."""
+    if job in RECIPES and given.replace("-", "_").isidentifier():
+        shipped = importlib.resources.files(RECIPES[job]) / "recipes" / f"{given}.yaml"
+        if shipped.is_file():
+            return str(shipped)
+    return given
 
 
 def _defaults(config_type: type[_Config], settings: Mapping[str, Any]) -> _Config:

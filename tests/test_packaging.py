@@ -117,6 +117,12 @@ def test_wheel_has_the_bundled_teacher(wheel: Path) -> None:
     assert {f"patchrank/{f.as_posix()}" for f in needed} <= names
 
 
+def test_wheel_has_the_recipes(wheel: Path) -> None:
+    recipes = {f"patchrank/{f.relative_to(ROOT).as_posix()}" for f in ROOT.glob("ranker/recipes/*.yaml")}
+    assert "patchrank/ranker/recipes/published.yaml" in recipes
+    assert recipes <= set(zipfile.ZipFile(wheel).namelist())
+
+
 def test_wheel_in_a_directory_of_strangers(site: Path, elsewhere: Path) -> None:
     imported = Path(run(sys.executable, "-c", WHERE, cwd=elsewhere, path=site).strip())
     assert imported == site / "patchrank" / "pipeline" / "errors.py"

@@ -1,0 +1,42 @@
+"""Recipes that come with patchrank: `--config NAME` finds them, and `published` says what the paper did."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from patchrank.jobs.command_line import read_config
+from patchrank.pipeline.errors import UserError
+from patchrank.ranker.train_config import TrainConfig
+
+RECIPES = Path(__file__).resolve().parent.parent / "ranker" / "recipes"
+
+
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.yaml")))
+def test_a_shipped_recipe_sets_what_it_says(recipe: str) -> None:
+    told = yaml.safe_load((RECIPES / f"{recipe}.yaml").read_text())
+    config = read_config("train", TrainConfig, ["labels", "--out", "ranker", "--config", recipe])
+    assert config.tables == ("labels",)
+    assert {name: getattr(config, name) for name in told} == told
+
+
+def test_the_published_recipe_is_that_of_the_paper() -> None:
+    config = read_config("train", TrainConfig, ["labels", "--out", "ranker", "--config=published"])
+    rate = config.base_lr, config.beta2, config.weight_decay, config.clip
+    assert rate == (1.5e-4, 0.95, 0.06, 0)
+    assert (config.epochs, config.warmup_epochs, config.batch_size) == (400, 40, 4096)
+    assert (config.model, config.head, config.loss) == ("vit_small_patch16_224", "cls", "list_mle")
+
+
+def test_flags_override_a_recipe_and_a_file_is_given_by_its_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ["labels", "--out", "ranker", "--epochs", "8", "--config", "published"]
+    assert read_config("train", TrainConfig, flags).epochs == 8
+    monkeypatch.chdir(tmp_path)
+    Path("published").write_text("batch_size: 512")
+    assert read_config("train", TrainConfig, [*flags[:-1], "./published"]).batch_size == 512
+    with pytest.raises(UserError, match="--config of-mine: "):
+        read_config("train", TrainConfig, [*flags[:-1], "of-mine"])
