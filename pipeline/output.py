@@ -86,14 +86,17 @@ class OutputFolder:
         run_id: str,
         records: str = "scores",
         schema_version: int = SCHEMA_VERSION,
+        beside: Collection[str] = (),
         machine: Machine | None = None,
         on_lost: Callable[[str], None] | None = None,
     ) -> None:
-        """`records`: name of the folder of record files; `schema_version`: the newest that can be read.
+        """`records`: name of the folder of record files; `schema_version`: the newest that can be read;
+        `beside`: folders below it that runs write other files to.
 
         `on_lost` is called, from another thread, with the reason when another run takes the folder over.
         """
         self.url, self.run_id, self.records = url, run_id, records
+        self._beside = tuple(beside)
         self._owner = Owner(url, run_id, machine=machine, on_lost=on_lost)
         self._folder = RecordFolder(
             storage.join(url, records),
@@ -112,7 +115,9 @@ class OutputFolder:
         of the records is their hash. `other`: the rest of the resolved config, stored by the first run.
         Raises UserError with every field that differs.
         """
-        return output_settings.adopt_config(self.url, rows, other=other, run_id=self.run_id)
+        return output_settings.adopt_config(
+            self.url, rows, other=other, run_id=self.run_id, records=self.records
+        )
 
     def acquire(self, *, heartbeat: bool = True) -> None:
         """Become the owner of the folder and remove what dead runs left half written.
@@ -124,7 +129,7 @@ class OutputFolder:
 
     def remove_temporaries(self) -> None:
         """Remove what killed processes left half written; for the owner, while none of its own write."""
-        folders = (self.records, ERRORS_FOLDER, FAILED_FOLDER, RUNS_FOLDER, CACHE_FOLDER)
+        folders = (self.records, ERRORS_FOLDER, FAILED_FOLDER, RUNS_FOLDER, CACHE_FOLDER, *self._beside)
         with self._owner.quiet:
             for folder in (self.url, *(storage.join(self.url, name) for name in folders)):
                 storage.remove_temporaries(folder, keep_run_id=None)

@@ -12,11 +12,12 @@ from patchrank.pipeline.owner import create_once
 from patchrank.pipeline.record_file import canonical_json, digest_of
 
 CONFIG_FILE = "config.json"
+TABLES_FOLDER = "scores"
 _SHOWN_CHARACTERS = 60
 
 
 def stored_config(folder: str) -> dict[str, Any] | None:
-    """What `config.json` holds: `identity`, `rows`, `other`; None for a new folder. Raises UserError."""
+    """What `config.json` holds: `identity`, `rows`, `other`, `records`; None for a new folder. Raises UserError."""
     url = storage.join(folder, CONFIG_FILE)
     try:
         stored = json.loads(storage.read_bytes(url))
@@ -29,12 +30,24 @@ def stored_config(folder: str) -> dict[str, Any] | None:
     return dict(stored)
 
 
+def records_of(stored: Mapping[str, Any] | None) -> str:
+    """Name of the folder of record files that `config.json` tells; score tables where it tells none."""
+    return str((stored or {}).get("records", TABLES_FOLDER))
+
+
 def adopt_config(
-    folder: str, rows: Mapping[str, Any], *, other: Mapping[str, Any], run_id: str
+    folder: str,
+    rows: Mapping[str, Any],
+    *,
+    other: Mapping[str, Any],
+    run_id: str,
+    records: str = TABLES_FOLDER,
 ) -> dict[str, Any]:
     """Fix the settings of a folder or check that they are the ones it has: `OutputFolder.adopt_config`."""
     url = storage.join(folder, CONFIG_FILE)
-    content = {"identity": digest_of(rows), "rows": dict(rows), "other": dict(other)}
+    content: dict[str, Any] = {"identity": digest_of(rows), "rows": dict(rows), "other": dict(other)}
+    if records != TABLES_FOLDER:
+        content["records"] = records
     data = json.dumps(content, indent=1, sort_keys=True).encode()
     if create_once(url, data, run_id=run_id):
         return content

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from patchrank.pipeline import storage
 from patchrank.pipeline.errors import UserError
 from patchrank.pipeline.output import RUNS_FOLDER, OutputFolder
-from patchrank.pipeline.output_settings import CONFIG_FILE
+from patchrank.pipeline.output_settings import CONFIG_FILE, records_of, stored_config
 from patchrank.pipeline.owner import OWNER_FILE
 from patchrank.pipeline.record_file import METADATA_KEY, Record, map_threads
 from patchrank.pipeline.shards import shard_id
@@ -48,10 +48,10 @@ class FolderStatus:
     owner: dict[str, Any] | None
 
 
-def read_status(url: str, *, records: str = "scores") -> FolderStatus:
+def read_status(url: str) -> FolderStatus:
     """Status of an output folder. Raises UserError where there is none, InfrastructureError."""
-    output = OutputFolder(url, run_id="status", records=records)
-    config, run = output.stored_config(), _last_run(url)
+    config, run = stored_config(url), _last_run(url)
+    output = OutputFolder(url, run_id="status", records=records_of(config))
     owner = _read_json(storage.join(url, OWNER_FILE))
     if config is None and run is None and owner is None:
         raise UserError(

@@ -20,7 +20,10 @@ RATE_WINDOW_S = 30.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Totals:
-    """Counts at one moment. `waited_share`: of the teachers' time, the share without a batch to score."""
+    """Counts at one moment. `waited_share`: of the teachers' time, the share without a batch to score.
+
+    `worker`: what works, a teacher on views or a ranker on images.
+    """
 
     shards: int
     done: int
@@ -33,6 +36,7 @@ class Totals:
     waited_share: float
     bytes_total: int
     bytes_done: int
+    worker: str = "teacher"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,10 +103,10 @@ def cells(totals: Totals, rates: Rates) -> dict[str, str]:
     shown |= {
         "images": f"{totals.images:,}",
         "images/s": f"{rates.images_per_s:.1f}",
-        "views/s": f"{rates.views_per_s:.1f}",
+        **({"views/s": f"{rates.views_per_s:.1f}"} if totals.worker == "teacher" else {}),
         "ETA": duration(rates.eta_s) if rates.eta_s is not None else "?",
         "errors": str(totals.faults),
-        "teacher waited": f"{totals.waited_share:.0%}",
+        f"{totals.worker} waited": f"{totals.waited_share:.0%}",
         "actors": f"{totals.actors}" + (f" (+{totals.starting} starting)" if totals.starting else ""),
     }
     return shown

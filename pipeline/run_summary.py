@@ -58,12 +58,13 @@ class RunSummary:
             lines.append(f"samples without a row: {self.bad:,} of {self.samples:,}")
         lines += [f"  {count:>7,}  {reason}" for reason, count in list(self.faults.items())[:LISTED]]
         for what, names in (("damaged archive", self.damaged), ("missing", self.missing)):
-            lines += _listed(what, names)
-        lines += _listed("failed", [f"{name}: {reason}" for name, reason in self.failed.items()])
+            lines += listed(what, names)
+        lines += listed("failed", [f"{name}: {reason}" for name, reason in self.failed.items()])
         return lines
 
 
-def _listed(what: str, names: list[str]) -> list[str]:
+def listed(what: str, names: list[str]) -> list[str]:
+    """A line for each of the first 20 names, and one for the rest."""
     more = [f"{what}: ... and {len(names) - LISTED} more"] if len(names) > LISTED else []
     return [f"{what}: {name}" for name in names[:LISTED]] + more
 
@@ -134,7 +135,7 @@ def status_lines(status: FolderStatus) -> list[str]:
         f"rows     {status.rows:,} of {status.samples:,} samples, {status.quarantined:,} of them without a row",
     ]
     lines += [f"error    {count:>7,}  {reason}" for reason, count in list(status.errors.items())[:LISTED]]
-    lines += _listed("failed  ", [f"{name}: {reason}" for name, reason in status.failures.items()])
+    lines += listed("failed  ", [f"{name}: {reason}" for name, reason in status.failures.items()])
     if status.last_run is not None:
         lines.append(f"last run {status.last_run['run_id']} {status.last_run.get('state', '')}")
     if status.owner is not None:

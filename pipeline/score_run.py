@@ -174,7 +174,7 @@ def ray_session(stop: StopRequest) -> Iterator[None]:
         try:
             with stop.insist():
                 ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, RuntimeError) as error:
+        except Exception as error:  # a node that does not come up in time is a plain Exception
             raise PatchrankError(f"cannot reach or start Ray: {error}") from error
         except SystemExit:
             # What Ray's own handler makes of SIGTERM.

@@ -12,12 +12,11 @@ import ray
 import torch
 
 from patchrank import __version__
-from patchrank.pipeline import storage
+from patchrank.pipeline.access import prove_access
 from patchrank.pipeline.config import RowConfig
-from patchrank.pipeline.errors import InfrastructureError, PatchrankError, UserError
+from patchrank.pipeline.errors import InfrastructureError, PatchrankError
 from patchrank.pipeline.machine import process_space
 from patchrank.pipeline.output import OutputFolder
-from patchrank.pipeline.owner import OWNER_FILE
 from patchrank.pipeline.scoring import Scorer, choose_precision
 from patchrank.pipeline.scratch import remove_dead_scratch
 from patchrank.pipeline.shard_scoring import Progress, ShardResult, ShardScoring, teacher_record
@@ -96,7 +95,8 @@ class ScoringActor:
         Raises UserError naming node and path where this node cannot read the shards or write to the output.
         """
         remove_dead_scratch()
-        self._prove_access(order, first_shard)
+        here = f"node {self._info.host} ({self._info.node_id[:8]})"
+        prove_access(order.out, first_shard, run_id=order.run_id, here=here)
         rows = order.rows
         scorer = Scorer(
             self._model,
@@ -125,28 +125,6 @@ class ScoringActor:
             threads=order.decode_threads,
         )
         return scorer.batch_size
-
-    def _prove_access(self, order: WorkOrder, shard: Shard) -> None:
-        here = f"node {self._info.host} ({self._info.node_id[:8]})"
-        try:
-            storage.stat(shard.url)
-        except (FileNotFoundError, InfrastructureError, UserError) as error:
-            raise UserError(
-                f"{here} cannot read {shard.name}: {error}; use storage that all nodes see"
-            ) from error
-        probe = storage.join(order.out, f".probe.{order.run_id}.{os.getpid()}.tmp")
-        try:
-            owner = storage.read_bytes(storage.join(order.out, OWNER_FILE))
-            storage.commit_bytes(b"", probe, run_id=order.run_id)
-            storage.remove(probe)
-        except (OSError, InfrastructureError, UserError) as error:
-            raise UserError(
-                f"{here} cannot write to {order.out}: {error}; use storage that all nodes see"
-            ) from error
-        if order.run_id not in owner.decode(errors="replace"):
-            raise UserError(
-                f"{here} sees another {order.out} than the driver; use storage that all nodes see"
-            )
 
     @ray.method(concurrency_group="score")
     def score(self, shard: Shard) -> ShardResult:

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -130,7 +130,7 @@ class ShardPruning:
                     provenance=self._provenance,
                 )
             )
-        failed = self._failure(record, tally)
+        failed = why_failed(record, tally.images, tally.faults, salvage=self._salvage)
         if tally.faults:
             write_errors(errors, tally.faults, shard.name)
         if failed is None:
@@ -157,12 +157,6 @@ class ShardPruning:
             seconds=0.0,
             waited_s=tally.waited_s,
         )
-
-    def _failure(self, record: ShardRecord, tally: _Tally) -> str | None:
-        if record.damaged and not self._salvage:
-            reason = next(fault.reason for fault in tally.faults if fault.stage == "archive")
-            return f"damaged archive: {reason}; --salvage prunes what it gave"
-        return failure_reason(record, tally.images, tally.faults, "could be pruned")
 
     def _fill(
         self, ready: Iterable[list[Item]], tar: PrunedTar | None, writer: IndexWriter, tally: _Tally
@@ -196,6 +190,14 @@ class ShardPruning:
         )
         following = iter(masks)
         return [(item, None if isinstance(item, Left) else next(following)) for item in ranked]
+
+
+def why_failed(shard: ShardRecord, images: int, faults: Sequence[Fault], *, salvage: bool) -> str | None:
+    """Why a shard that was read to its end gives no output; None where it does."""
+    if shard.damaged and not salvage:
+        reason = next(fault.reason for fault in faults if fault.stage == "archive")
+        return f"damaged archive: {reason}; --salvage prunes what it gave"
+    return failure_reason(shard, images, faults, "could be pruned")
 
 
 def _write(written: Written, tar: PrunedTar | None, writer: IndexWriter, tally: _Tally) -> None:

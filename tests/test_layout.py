@@ -32,7 +32,7 @@ LISTED = {
         pruned_sample pruned_collate pruned_source pruned
         shard_feed pruned_index
         queue_policy view_feed aggregate api scratch score_request shard_scoring
-        actor_slots scoring_actor actor_pool
+        actor_slots access scoring_actor actor_pool
         progress pretraining_job estimate shard_queue run_summary stop_signals score_run
         shard_writer demo_photos picture_sheet contact_sheet sheet_rows demo_sheet
     """,
@@ -45,7 +45,7 @@ LISTED = {
         evaluation_images partition_scores dense_teacher dense_table
         reconstruction_check evaluate_config evaluation evaluation_run evaluation_report evaluation_plot
         sources patch_scoring prune_config selector prune_feed prune_encode prune
-        prune_plan prune_survey prune_summary prune_estimate ray_prune
+        prune_plan prune_survey prune_summary prune_estimate prune_worker ray_prune prune_run
         curves initial_weights optimiser training validation_plan validation workers
         train_config train_plan train_estimate train_record training_loop train_progress ray_train
     """,
@@ -59,6 +59,7 @@ RAY_FILES = {
     "pipeline/shard_queue.py",
     "pipeline/score_run.py",
     "ranker/ray_train.py",
+    "ranker/prune_worker.py",
     "ranker/ray_prune.py",
 }
 DRIVER = """
@@ -76,6 +77,7 @@ LIGHT_FILES = [
     "pipeline/job_config.py",
     "ranker/train_config.py",
     "ranker/evaluate_config.py",
+    "ranker/prune_config.py",
 ]
 HEAVY_LIBRARIES = {"torch", "torchvision", "timm", "ray", "webdataset"}
 # The names computed here are those of our own modules.

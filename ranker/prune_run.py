@@ -1,0 +1,240 @@
+"""A whole prune run: take the output folder, freeze the plan of a budget, prune what is left, sum up."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import signal
+import time
+from typing import Any
+
+from patchrank.pipeline import storage
+from patchrank.pipeline.errors import PatchrankError
+from patchrank.pipeline.output import OutputFolder, Plan, new_run_id
+from patchrank.pipeline.progress import Display, Totals
+from patchrank.pipeline.pruned_index import INDEX_FOLDER, SCHEMA_VERSION
+from patchrank.pipeline.record_file import digest_of, map_threads
+from patchrank.pipeline.score_run import ray_session
+from patchrank.pipeline.scratch import remove_dead_scratch
+from patchrank.pipeline.shards import Shard
+from patchrank.pipeline.stop_signals import StopRequest, stop_on_signals
+from patchrank.ranker.prune_plan import PruneRequest, freeze_plan, read_plan
+from patchrank.ranker.prune_summary import PruneSummary, summarise
+from patchrank.ranker.prune_survey import SURVEY_FOLDER, budget_of, remove_survey
+from patchrank.ranker.prune_worker import Task
+from patchrank.ranker.ray_prune import PruneWaves
+
+
+def prune(request: PruneRequest, display: Display, *, settings: bytes) -> PruneSummary:
+    """Prune what is left of the request; rerun to resume.
+
+    `settings`: the resolved configuration, kept as `prune.yaml` beside the shards. Raises UserError where the
+    output belongs to a live run or holds other shards.
+    """
+    output = OutputFolder(
+        request.config.out,
+        run_id=new_run_id(),
+        records=INDEX_FOLDER,
+        schema_version=SCHEMA_VERSION,
+        beside=(*request.tar_folders, SURVEY_FOLDER),
+    )
+    run = _Run(request, output, settings)
+    run.check_stored_settings()
+
+    def stopped(number: signal.Signals) -> PruneSummary:
+        return run.finish(f"stopped by {number.name}", 128 + number)
+
+    def tidy_up(number: signal.Signals) -> None:
+        stopped(number)
+        output.release()
+
+    with stop_on_signals(tidy_up) as stop:
+        try:
+            return run.execute(display, stop)
+        except KeyboardInterrupt:
+            return stopped(stop.accept())
+        except PatchrankError as error:
+            with contextlib.suppress(PatchrankError):
+                run.finish(f"ended: {error}", 1)
+            raise
+        finally:
+            output.release()
+
+
+class _Session:
+    """Ray, from when it is first needed to the end of the run."""
+
+    def __init__(self, stack: contextlib.ExitStack, stop: StopRequest) -> None:
+        self.stop = stop
+        self._stack = stack
+        self._started = False
+
+    def start(self) -> None:
+        """Start or join it, once."""
+        if not self._started:
+            self._started = True
+            self._stack.enter_context(ray_session(self.stop))
+
+
+class _Run:
+    def __init__(self, request: PruneRequest, output: OutputFolder, settings: bytes) -> None:
+        self._request, self._output, self._settings = request, output, settings
+        self._plan = Plan(todo=list(request.shards), done={}, changed=[])
+        self._waves: PruneWaves | None = None
+        self._started = time.monotonic()
+        self._owned = False
+        self._planned = request.selector.target is None
+
+    def check_stored_settings(self) -> None:
+        self._read_plan()
+        if self._output.stored_config() is not None:
+            self._adopt()
+
+    def _read_plan(self) -> None:
+        threshold = None if self._planned else read_plan(self._request)
+        if threshold is not None:
+            self._request, self._planned = self._request.with_threshold(threshold), True
+
+    def _adopt(self) -> None:
+        self._output.adopt_config(self._request.fields, other=dataclasses.asdict(self._request.config))
+
+    def execute(self, display: Display, stop: StopRequest) -> PruneSummary:
+        with contextlib.ExitStack() as session:
+            return self._execute(_Session(session, stop), display)
+
+    def _execute(self, session: _Session, display: Display) -> PruneSummary:
+        self._output.acquire()
+        self._owned = True
+        storage.commit_bytes(
+            self._settings,
+            storage.join(self._request.config.out, "prune.yaml"),
+            run_id=self._output.run_id,
+        )
+        self._write_run({"state": "running"})
+        self._read_plan()
+        if not self._planned:
+            self._make_plan(display, session)
+        self._adopt()
+        found = self._output.plan(self._request.shards, digest_of(self._request.fields))
+        self._plan = self._without_lost(found)
+        if self._plan.todo:
+            self._waves = self._work("prune", self._plan.todo, display, session)
+        return self.finish("complete", None)
+
+    def _make_plan(self, display: Display, session: _Session) -> None:
+        """The first pass of a budget, and its threshold."""
+        request = self._request
+        survey = OutputFolder(request.config.out, run_id=self._output.run_id, records=SURVEY_FOLDER)
+        plan = survey.plan(request.shards, digest_of(request.survey_fields))
+        waves = self._work("survey", plan.todo, display, session) if plan.todo else None
+        failed = {} if waves is None else waves.failures
+        # A shard with a result was read to its end, and would fail again; the others may hold anything.
+        unread = [key for key in failed if waves is not None and key not in waves.results]
+        if unread:
+            raise PatchrankError(
+                f"no plan for --target-ratio: {len(unread)} shards could not be ranked, {unread[0]}: "
+                f"{failed[unread[0]]}; run again, or leave them out"
+            )
+        ranked = [shard for shard in request.shards if shard.id not in failed]
+        left_out = [shard.name for shard in request.shards if shard.id in failed]
+        budget = budget_of(survey, ranked, request.selector)
+        threshold = freeze_plan(request, budget, left_out=left_out, run_id=self._output.run_id)
+        remove_survey(survey, ranked)
+        self._request, self._planned = request.with_threshold(threshold), True
+
+    def _without_lost(self, plan: Plan) -> Plan:
+        """The plan with shards to do again whose tar is not there, or of another size than its index says."""
+        if self._request.spec.codec is None:
+            return plan
+        sizes = _tar_sizes(self._request)
+        done = {
+            key: record
+            for key, record in plan.done.items()
+            if sizes.get(self._request.paths[key]) == record.output_size
+        }
+        todo = [shard for shard in self._request.shards if shard.id not in done]
+        return Plan(todo=todo, done=done, changed=plan.changed)
+
+    def _work(self, task: Task, todo: list[Shard], display: Display, session: _Session) -> PruneWaves:
+        done = len(self._request.shards) - len(todo)
+
+        def show(waves: PruneWaves) -> None:
+            session.stop.check()
+            display.update(_totals(waves, todo, done))
+            if self._output.owner_lost:
+                raise PatchrankError(f"another run took over {self._request.config.out}; this one stops")
+
+        session.start()
+        with display:
+            waves = PruneWaves(
+                self._request,
+                task,
+                run_id=self._output.run_id,
+                give_up=self._output.record_failed,
+                show=show,
+            )
+            if task == "prune":
+                self._waves = waves
+            waves.run(todo)
+        return waves
+
+    def finish(self, state: str, stopped_code: int | None) -> PruneSummary:
+        config, waves = self._request.config, self._waves
+        summary = summarise(
+            run_id=self._output.run_id,
+            state=state,
+            names={shard.id: shard.name for shard in self._request.shards},
+            before=self._plan.done,
+            results=waves.results if waves else {},
+            failures=waves.failures if waves else {},
+            seconds=time.monotonic() - self._started,
+            devices=waves.devices if waves else (),
+            max_bad=config.max_bad,
+            salvage=config.salvage,
+            stopped_code=stopped_code,
+        )
+        if self._owned and not self._output.owner_lost:
+            self._output.remove_temporaries()
+            remove_dead_scratch()
+            self._write_run(dataclasses.asdict(summary))
+        return summary
+
+    def _write_run(self, content: dict[str, Any]) -> None:
+        asked = dataclasses.asdict(self._request.config)
+        del asked["shards"]  # listed by name
+        self._output.write_run(
+            {**content, "asked": asked}, shards=self._request.shards, changed=self._plan.changed
+        )
+
+
+def _tar_sizes(request: PruneRequest) -> dict[str, int | None]:
+    """Bytes of every tar that lies in the output, by its path there."""
+    folders = request.tar_folders
+    listed = map_threads(
+        lambda folder: storage.list_folder(storage.join(request.config.out, *folder.split("/"))), folders
+    )
+    return {
+        f"{folder}/{storage.split_name(info.url)[1]}": info.size
+        for folder, infos in zip(folders, listed, strict=True)
+        for info in infos
+    }
+
+
+def _totals(waves: PruneWaves, todo: list[Shard], done: int) -> Totals:
+    ended = [shard for shard in todo if shard.id in waves.results or shard.id in waves.failures]
+    results = waves.results.values()
+    busy = sum(result.seconds for result in results)
+    return Totals(
+        shards=done + len(todo),
+        done=done + len(waves.results.keys() - waves.failures.keys()),
+        failed=len(waves.failures),
+        actors=waves.actors,
+        starting=0,
+        images=sum(result.images for result in results),
+        views=sum(result.images for result in results),
+        faults=sum(sum(result.faults.values()) for result in results),
+        waited_share=sum(result.waited_s for result in results) / busy if busy else 0.0,
+        bytes_total=sum(shard.size or 0 for shard in todo),
+        bytes_done=sum(shard.size or 0 for shard in ended),
+        worker="ranker",
+    )

@@ -1,0 +1,153 @@
+"""The first pass of a budget: the scores of every image of the dataset, and the one threshold that they give.
+
+A record file per shard holds them, so that a pass that was killed goes on where it was; the plan made, they go.
+
+Shape suffixes: N images, L patches of an image.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from patchrank.pipeline import storage
+from patchrank.pipeline.output import OutputFolder
+from patchrank.pipeline.record_file import (
+    METADATA_KEY,
+    ShardRecord,
+    canonical_json,
+    digest_of,
+    verify_file,
+)
+from patchrank.pipeline.scratch import scratch_folder
+from patchrank.pipeline.shard_scoring import count_reasons, count_samples
+from patchrank.pipeline.shards import Fault, Shard
+from patchrank.ranker.budget import Budget, find_budget
+from patchrank.ranker.patch_scoring import PatchScorer
+from patchrank.ranker.prune import PruneResult, why_failed
+from patchrank.ranker.prune_feed import Left, PruneSpec, batches, feed_of, rank
+from patchrank.ranker.selection import log_masses
+from patchrank.ranker.selector import Selector
+
+SURVEY_FOLDER = "survey"
+SCHEMA_VERSION = 1
+_LIMIT = 2**32
+
+
+class ShardSurvey:
+    """Ranks the images of shards, one shard after the other, and stores their scores."""
+
+    def __init__(
+        self,
+        scorer: PatchScorer,
+        spec: PruneSpec,
+        output: OutputFolder,
+        *,
+        fields: dict[str, Any],
+        provenance: dict[str, Any],
+        threads: int,
+        salvage: bool,
+    ) -> None:
+        """`fields`: everything that can change a score. `threads`: those that decode."""
+        self._salvage = salvage
+        self._scorer, self._output = scorer, output
+        self._spec = dataclasses.replace(spec, format="index", codec=None)
+        self._fields, self._provenance = fields, provenance
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="images")
+        self._ahead = 2 * scorer.batch_size + 2 * threads
+
+    def survey(self, shard: Shard) -> PruneResult:
+        """Rank one shard and commit its scores.
+
+        Raises InfrastructureError where another attempt may help; then nothing was committed.
+        """
+        started = time.monotonic()
+        faults: list[Fault] = []
+        positions = self._spec.grid**2
+        schema = pa.schema([pa.field("scores", pa.list_(pa.float32(), positions), nullable=False)])
+        feed = feed_of(shard, self._spec, self._pool, self._ahead)
+        with scratch_folder() as scratch:
+            local_path = scratch / "scores.parquet"
+            images = 0
+            try:
+                with pq.ParquetWriter(local_path, schema, compression="zstd", use_dictionary=False) as writer:
+                    for batch in batches(feed, self._scorer.batch_size):
+                        ranked = rank(batch, self._scorer)
+                        faults += [item.fault for item in ranked if isinstance(item, Left)]
+                        scores = [item[1] for item in ranked if not isinstance(item, Left)]
+                        if scores:
+                            flat = pa.array(np.concatenate(scores))
+                            column = pa.FixedSizeListArray.from_arrays(flat, positions)
+                            writer.write_table(pa.table([column], schema=schema))
+                        images += len(scores)
+                    record = ShardRecord(
+                        name=shard.name,
+                        size=feed.size,
+                        tag=shard.tag,
+                        sha256=feed.sha256,
+                        samples=feed.samples,
+                        quarantined=count_samples(faults),
+                        damaged=feed.damaged,
+                    )
+                    metadata = {
+                        "schema_version": SCHEMA_VERSION,
+                        "identity": digest_of(self._fields),
+                        "shard": dataclasses.asdict(record),
+                        "errors": {"rows": 0, "digest": ""},
+                        "provenance": self._provenance,
+                    }
+                    writer.add_key_value_metadata({METADATA_KEY.decode(): canonical_json(metadata)})
+            finally:
+                feed.close()
+            verify_file(local_path, schema=schema, rows=images, metadata=metadata)
+            failed = why_failed(record, images, faults, salvage=self._salvage)
+            if failed is None:
+                self._output.commit(shard, local_path, None)
+        return PruneResult(
+            shard_id=shard.id,
+            samples=record.samples,
+            quarantined=record.quarantined,
+            images=images,
+            kept=0,
+            patches=images * positions,
+            shard_bytes=record.size,
+            tar_bytes=0,
+            image_bytes_before=0,
+            image_bytes_after=0,
+            faults=count_reasons(faults),
+            damaged=record.damaged,
+            failed=failed,
+            seconds=time.monotonic() - started,
+            waited_s=0.0,
+        )
+
+
+def budget_of(output: OutputFolder, shards: Sequence[Shard], selector: Selector) -> Budget:
+    """The budget of a dataset whose shards were surveyed into `output`; errors as `find_budget`."""
+    target, temperature, floor = selector.target, selector.temperature, selector.floor
+    assert target is not None
+    assert temperature is not None
+    assert floor is not None
+
+    def chunks() -> Iterator[NDArray[np.float64]]:
+        for shard in shards:
+            data = storage.read_bytes(output.record_url(shard), limit=_LIMIT)
+            for batch in pq.ParquetFile(pa.BufferReader(data)).iter_batches(columns=["scores"]):
+                scores = batch.column(0).flatten().to_numpy(zero_copy_only=False)
+                yield log_masses(scores.reshape(-1, selector.positions), temperature)
+
+    return find_budget(chunks, target, floor=floor, ceiling=selector.ceiling)
+
+
+def remove_survey(output: OutputFolder, shards: Sequence[Shard]) -> None:
+    """Remove the scores that a plan was made of."""
+    for shard in shards:
+        storage.remove(output.record_url(shard))

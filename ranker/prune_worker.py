@@ -1,0 +1,133 @@
+"""What a Ray Data actor of prune does: a ranker on one device of one node, one shard at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+from importlib.metadata import version
+from typing import Any, Literal
+
+import ray
+import torch
+
+from patchrank import __version__
+from patchrank.pipeline.access import prove_access
+from patchrank.pipeline.errors import PatchrankError, UserError
+from patchrank.pipeline.output import OutputFolder
+from patchrank.pipeline.pruned_index import INDEX_FOLDER
+from patchrank.pipeline.scoring_actor import VERSIONS_OF
+from patchrank.pipeline.scratch import remove_dead_scratch
+from patchrank.ranker.patch_scoring import PatchScorer
+from patchrank.ranker.prune import PruneResult, ShardPruning
+from patchrank.ranker.prune_plan import PruneRequest
+from patchrank.ranker.prune_survey import SURVEY_FOLDER, ShardSurvey
+
+Task = Literal["prune", "survey"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WorkOrder:
+    """What every actor is told. `request`: object reference to a PruneRequest; `threads`: that decode and encode."""
+
+    request: Any
+    task: Task
+    run_id: str
+    threads: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What came of one shard, `index` in the request: a result, or an error and whether the user has to act."""
+
+    index: int
+    device: str
+    result: PruneResult | None = None
+    error: str = ""
+    users: bool = False
+
+    def to_row(self) -> dict[str, str]:
+        """One string: a Ray Data block then has the same schema whatever happened."""
+        return {"answer": json.dumps(dataclasses.asdict(self))}
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> Answer:
+        """What `to_row` gave."""
+        values = json.loads(row["answer"])
+        result = values.pop("result")
+        return cls(**values, result=None if result is None else PruneResult(**result))
+
+
+class PruneWorker:
+    """Loads the ranker once, then takes rows that name a shard by its index in the request."""
+
+    def __init__(self, order: WorkOrder) -> None:
+        self._order = order
+        self._request: PruneRequest = ray.get(order.request)
+        # Ray sets CUDA_VISIBLE_DEVICES for declared GPUs that need not exist: torch knows what is there.
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu"
+        self._device = f"{device.type} {name}"
+        config = self._request.config
+        self._scorer = PatchScorer(self._request.source, device=device, batch_size=config.batch_size)
+        remove_dead_scratch()
+        self._proven = False
+        self._work = self._survey() if order.task == "survey" else self._pruning()
+
+    def __call__(self, row: dict[str, Any]) -> list[dict[str, str]]:
+        """Work on one shard; errors are answers too, since an exception would cost its whole wave."""
+        index = int(row["index"])
+        shard = self._request.shards[index]
+        try:
+            if not self._proven:
+                here = f"node {platform.node()} ({ray.get_runtime_context().get_node_id()[:8]})"
+                out, run_id = self._request.config.out, self._order.run_id
+                prove_access(out, shard, run_id=run_id, here=here)
+                self._proven = True
+            if isinstance(self._work, ShardSurvey):
+                result = self._work.survey(shard)
+            else:
+                result = self._work.prune(shard, self._request.paths[shard.id])
+        except Exception as error:
+            told = str(error) if isinstance(error, PatchrankError) else f"{type(error).__name__}: {error}"
+            users = isinstance(error, UserError)
+            return [Answer(index=index, device=self._device, error=told, users=users).to_row()]
+        return [Answer(index=index, device=self._device, result=result).to_row()]
+
+    def _pruning(self) -> ShardPruning:
+        request = self._request
+        return ShardPruning(
+            self._scorer,
+            request.selector,
+            request.spec,
+            OutputFolder(request.config.out, run_id=self._order.run_id, records=INDEX_FOLDER),
+            fields=request.fields,
+            provenance=self._provenance(),
+            threads=self._order.threads,
+            salvage=request.config.salvage,
+        )
+
+    def _survey(self) -> ShardSurvey:
+        request = self._request
+        return ShardSurvey(
+            self._scorer,
+            request.spec,
+            OutputFolder(request.config.out, run_id=self._order.run_id, records=SURVEY_FOLDER),
+            fields=request.survey_fields,
+            provenance=self._provenance(),
+            threads=self._order.threads,
+            salvage=request.config.salvage,
+        )
+
+    def _provenance(self) -> dict[str, Any]:
+        return {
+            "run_id": self._order.run_id,
+            "node": platform.node(),
+            "pid": os.getpid(),
+            "device": self._device,
+            "threads": torch.get_num_threads(),
+            "batch_size": self._scorer.batch_size,
+            "ranker": self._request.source.name,
+            "versions": {"patchrank": __version__} | {name: version(name) for name in VERSIONS_OF},
+        }
