@@ -14,11 +14,11 @@ def run(config: TrainConfig) -> int:
 
     plan = make_plan(config)
     print("\n".join(plan.lines()), flush=True)
-    if not config.dry_run:
-        from patchrank.ranker.ray_train import train
+    if config.dry_run:
+        return 0
+    from patchrank.ranker.ray_train import train
 
-        print("\n".join(train(plan)))
-    return 0
+    return train(plan)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

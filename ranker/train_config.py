@@ -20,6 +20,13 @@ class TrainConfig:
     """Folder of the ranker, its checkpoints and its curve. Add --resume to go on in it."""
     model: str = "vit_small_patch16_224"
     """A vision transformer that timm knows by this name."""
+    depth: int | None = None
+    """Only the first blocks of the model; default: all."""
+    weights: str = "random"
+    """Where the ranker starts: random, timm (what timm publishes for the model), teacher (the encoder of the teacher
+    that scored the tables: same width and heads), or a local .safetensors or .pth."""
+    teacher: str | None = None
+    """For --weights teacher, where the tables' teacher is found; default: by the name in the tables."""
     head: Literal["cls", "token"] = "cls"
     """Scores from the class token (the paper's), or from each patch's own token."""
     loss: Literal["list_mle", "list_mle_sub", "list_net", "rank_net", "mse", "focused"] = "list_mle"
@@ -44,6 +51,8 @@ class TrainConfig:
     """Decoupled weight decay of matrices."""
     beta2: float = 0.95
     """AdamW's second decay rate."""
+    layer_decay: float = 1.0
+    """Factor on the learning rate from each block to the one before it; 1 is one rate for all."""
     clip: float = 0.0
     """Largest norm of the gradient; 0 clips nothing."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -51,13 +60,17 @@ class TrainConfig:
     held_out: float = 0.05
     """Share of the images, chosen by key, that is measured and never trained on."""
     measure_every: float = 20.0
-    """Views per image between measurements, which also write a checkpoint."""
+    """Views per image between measurements; each writes a checkpoint, and the ranker if it is the best so far."""
+    checkpoint_minutes: float = 10.0
+    """Minutes between checkpoints; what a killed worker costs at most."""
+    max_restarts: int = 3
+    """How often workers may fail before the run does; preempted nodes do not count."""
     workers: int = 1
     """Training processes: one per GPU, or on processors."""
     seed: int = 0
     """Seed of weights and of the order of rows."""
     resume: bool = False
-    """Go on from the last checkpoint in OUT."""
+    """Go on from the last checkpoint in OUT, with the same settings; --epochs may be longer."""
     dry_run: bool = False
     """Print rows, passes and steps; writes nothing."""
 
@@ -65,13 +78,24 @@ class TrainConfig:
         for name in ("batch_size", "accumulate", "workers"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}, must be at least 1")
-        for name in ("epochs", "measure_every", "base_lr"):
+        for name in ("epochs", "measure_every", "base_lr", "checkpoint_minutes"):
             if not getattr(self, name) > 0:
                 raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}, must be above 0")
         if self.batch_size % (self.workers * self.accumulate):
             raise UserError(
                 f"--batch-size {self.batch_size} does not divide by {self.workers} workers x {self.accumulate} parts"
             )
+        if self.depth is not None and self.depth < 1:
+            raise UserError(f"--depth is {self.depth}, must be at least 1")
+        if not 0 < self.layer_decay <= 1:
+            raise UserError(f"--layer-decay is {self.layer_decay}, must be above 0 and at most 1")
+        for name in ("warmup_epochs", "weight_decay", "clip", "max_restarts"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}, must not be below 0")
+        if not 0 <= self.beta2 < 1:
+            raise UserError(f"--beta2 is {self.beta2}, must be at least 0 and below 1")
+        if self.teacher is not None and self.weights != "teacher":
+            raise UserError(f"--teacher does nothing with --weights {self.weights}: leave it out")
         if not 0 < self.held_out < 1:
             raise UserError(f"--held-out is {self.held_out}, must be a share between 0 and 1")
         if not self.tables:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from patchrank.pipeline.errors import UserError
 from patchrank.pipeline.table_reader import ScoreTables, TableFile
@@ -12,11 +13,16 @@ from patchrank.ranker.model import RankerConfig
 from patchrank.ranker.table_index import TableIndex, index_tables
 from patchrank.ranker.train_config import TrainConfig
 from patchrank.ranker.training import Recipe
+from patchrank.ranker.validation_plan import ValidationPlan, plan_validation, row_settings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainPlan:
-    """Everything the workers need; picklable. `images`: those to train on; `measure_steps`: between measurements."""
+    """Everything the workers need; picklable.
+
+    `images`: those to train on; `measure_steps`: steps between measurements; `teacher`, `identities` and `rows`: the
+    tables' teacher, contents and settings.
+    """
 
     config: TrainConfig
     index: TableIndex
@@ -26,6 +32,8 @@ class TrainPlan:
     measure_steps: int
     teacher: dict[str, object]
     identities: tuple[str, ...]
+    rows: dict[str, Any]
+    validation: ValidationPlan
 
     def lines(self) -> list[str]:
         """What the dry run prints."""
@@ -37,6 +45,8 @@ class TrainPlan:
             f"{self.ranker.positions} patches per view, context {self.config.context}",
             f"training  {self.recipe.steps:,} steps of {self.recipe.batch_size:,} rows, {passes:.1f} passes, "
             f"{self.config.epochs:g} views per image, {self.config.workers} workers, loss {self.recipe.loss}",
+            f"measured  on {self.validation.kind}, {self.validation.rows:,} held-out rows, every "
+            f"{self.measure_steps:,} steps",
         ]
 
 
@@ -75,12 +85,14 @@ def make_plan(config: TrainConfig) -> TrainPlan:
         batch_size=config.batch_size,
         accumulate=config.accumulate,
         clip=config.clip,
+        layer_decay=config.layer_decay,
     )
     ranker = RankerConfig(
         model=config.model,
         head=config.head,
         image_size=index.grid * index.patch_size,
         patch_size=index.patch_size,
+        depth=config.depth,
     )
     return TrainPlan(
         config=config,
@@ -93,4 +105,6 @@ def make_plan(config: TrainConfig) -> TrainPlan:
         identities=tuple(
             sorted({f"{file.sha256}:{file.first_view}:{file.last_view}" for file in index.files})
         ),
+        rows=row_settings(index.files),
+        validation=plan_validation(index),
     )

@@ -1,4 +1,4 @@
-"""Fitting a ranker to stored pseudo-scores: optimiser, schedule, steps, validation; knows no files and no Ray.
+"""Fitting a ranker to stored pseudo-scores: optimiser, schedule, steps, temperature; knows no files and no Ray.
 
 The recipe is the published one unless asked otherwise: AdamW, learning rate per 256 samples, linear warm-up and
 cosine, decay on matrices only, no clipping ("Learning to Rank Patches for Unbiased Image Redundancy Reduction").
@@ -6,24 +6,33 @@ cosine, decay on matrices only, no clipping ("Learning to Rank Patches for Unbia
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from patchrank.ranker.losses import LossName, make_loss
-from patchrank.ranker.metrics import spearman
+from patchrank.pipeline.errors import UserError
+from patchrank.pipeline.randomness import KeyedRandom
+from patchrank.ranker.losses import LossName, loss_options, make_loss
+from patchrank.ranker.optimiser import parameter_groups, rate_factor
 from patchrank.ranker.targets import TargetName, default_target, transform
 from patchrank.ranker.training_batch import Batch
 
 
+class DivergedError(UserError):
+    """A loss that is no number any more: another recipe is needed, another try does not help."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a ranker is fitted. `base_lr` is per 256 samples of a global batch; `clip` 0 clips nothing."""
+    """How a ranker is fitted. `base_lr` is per 256 samples of a global batch; `clip` 0 clips nothing.
+
+    `layer_decay`: factor on the learning rate from each block to the one before it, 1 for one rate everywhere.
+    """
 
     loss: LossName
     target: TargetName | None
@@ -35,81 +44,110 @@ class Recipe:
     batch_size: int
     accumulate: int
     clip: float
-
-
-def rate_factor(recipe: Recipe, step: int) -> float:
-    """Factor on the learning rate at a step: linear warm-up, then half a cosine to 0."""
-    if step < recipe.warmup_steps:
-        return (step + 1) / recipe.warmup_steps
-    passed = (step - recipe.warmup_steps) / max(1, recipe.steps - recipe.warmup_steps)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, passed)))
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices with weight decay; biases, norms and tokens, which have one long axis, without."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    plain = [p for name, p in named if p.squeeze().ndim < 2]
-    matrices = [p for name, p in named if p.squeeze().ndim >= 2]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    layer_decay: float = 1.0
 
 
 class Training:
-    """One worker's share of a fit. `model` is a Ranker, or a parallel wrapper of one that averages gradients."""
+    """One worker's share of a fit. `model` is `ranker`, or a parallel wrapper of it that averages gradients."""
 
     def __init__(
-        self, model: nn.Module, recipe: Recipe, *, device: torch.device, half: torch.dtype | None, full: bool
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        *,
+        ranker: nn.Module | None = None,
+        device: torch.device,
+        half: torch.dtype | None,
+        full: bool,
+        seed: int = 0,
+        rank: int = 0,
     ) -> None:
-        """`half`: dtype of autocast, None for float32. `full`: batches hold whole views (context `full`)."""
-        self.model, self.recipe, self.step = model, recipe, 0
+        """`half`: dtype of autocast, None for float32. `full`: batches hold whole views (context `full`).
+
+        `seed` and `rank` decide what is random in a step's loss.
+        """
+        self.model, self.ranker, self.recipe, self.step = model, ranker or model, recipe, 0
         self._device, self._half, self._full = device, half, full
-        self._loss = make_loss(recipe.loss)
+        self._key = (seed, rank)
+        # Not torch's own generator: a resumed step must draw what it would have drawn.
+        self._random = torch.Generator(device)
+        options = {"generator": self._random} if "generator" in loss_options(recipe.loss) else {}
+        self._loss = make_loss(recipe.loss, **options)
         self._target = recipe.target or default_target(recipe.loss)
         self._lr = recipe.base_lr * recipe.batch_size / 256
-        groups = parameter_groups(model, recipe.weight_decay)
+        groups = parameter_groups(self.ranker, recipe.weight_decay, layer_decay=recipe.layer_decay)
         self._optimiser = torch.optim.AdamW(groups, lr=self._lr, betas=(0.9, recipe.beta2))
         # fp16 loses small gradients; a scaler that is off passes everything through.
         self._scaler = torch.amp.GradScaler(device.type, enabled=half is torch.float16)
 
+    @property
+    def learning_rate(self) -> float:
+        """Of the last layer, at the step to come."""
+        recipe = self.recipe
+        return self._lr * rate_factor(self.step, warmup_steps=recipe.warmup_steps, steps=recipe.steps)
+
     def scores(self, batch: Batch) -> Tensor:
         """The ranker's scores of the visible patches, float32 `[N, V]`."""
-        patches, positions = batch.patches.to(self._device), batch.positions.to(self._device)
+        return self._scores(self.model, batch.patches, batch.positions)
+
+    @torch.inference_mode()
+    def predict(self, patches: Tensor, positions_NV: Tensor | None = None) -> Tensor:
+        """Scores without gradients, float32 on the processor: `[N, V]` at these positions, else of all, `[N, L]`.
+
+        `patches`: as batches of this training hold them; whole views `[N, L, P]` where no positions are given.
+        """
+        self.ranker.eval()
+        found = self._scores(self.ranker, patches, positions_NV).float().cpu()
+        self.ranker.train()
+        return found
+
+    def _scores(self, model: nn.Module, patches: Tensor, positions: Tensor | None) -> Tensor:
+        patches = patches.to(self._device)
+        at = None if positions is None else positions.to(self._device)
         with torch.autocast(self._device.type, self._half or torch.bfloat16, enabled=self._half is not None):
-            if not self._full:
-                visible: Tensor = self.model(patches, positions)
+            if at is not None and not self._full:
+                visible: Tensor = model(patches, at)
                 return visible
-            every: Tensor = self.model(patches)
-        return every.gather(1, positions)
+            every: Tensor = model(patches)
+        return every if at is None else every.gather(1, at)
 
     def train_step(self, batches: Iterable[Batch]) -> float:
-        """One optimiser step over `accumulate` batches; returns their mean loss."""
+        """One optimiser step over `accumulate` batches; returns their mean loss.
+
+        Raises DivergedError for a loss that is not finite; the weights are those of the step before, then.
+        """
+        self._random.manual_seed(
+            int(KeyedRandom(self._key[0], "", "loss", self._key[1], self.step).words(1)[0])
+        )
         for group in self._optimiser.param_groups:
-            group["lr"] = self._lr * rate_factor(self.recipe, self.step)
+            group["lr"] = self.learning_rate * group["lr_scale"]
         self._optimiser.zero_grad()
-        total = 0.0
-        for batch in batches:
-            targets = transform(batch.scores.to(self._device), self._target)
-            loss = self._loss(self.scores(batch), targets) / self.recipe.accumulate
-            self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            total += loss.item()
+        total = torch.zeros((), device=self._device)
+        for number, batch in enumerate(batches, 1):
+            last = number == self.recipe.accumulate
+            # Gradients are averaged over workers once per step.
+            with contextlib.nullcontext() if last else self._unsynchronised():
+                targets = transform(batch.scores.to(self._device), self._target)
+                loss = self._loss(self.scores(batch), targets) / self.recipe.accumulate
+                self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        found = float(total)
+        if not math.isfinite(found):
+            raise DivergedError(
+                f"training diverged: the loss is {found} at step {self.step + 1}; try a lower --base-lr, or --clip 1"
+            )
         if self.recipe.clip > 0:
             self._scaler.unscale_(self._optimiser)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+            nn.utils.clip_grad_norm_(self.ranker.parameters(), self.recipe.clip)
         self._scaler.step(self._optimiser)
         self._scaler.update()
         self.step += 1
-        return total
+        return found
 
-    @torch.inference_mode()
-    def agreement(self, batches: Iterator[Batch]) -> tuple[float, int]:
-        """Sum over views of Spearman's correlation with the teacher on the visible patches, and the number of views."""
-        self.model.eval()
-        total, count = 0.0, 0
-        for batch in batches:
-            found = spearman(self.scores(batch).cpu().numpy(), batch.scores.numpy())
-            total += float(np.nansum(found))
-            count += int(np.isfinite(found).sum())
-        self.model.train()
-        return total, count
+    def _unsynchronised(self) -> contextlib.AbstractContextManager[None]:
+        no_sync = getattr(self.model, "no_sync", contextlib.nullcontext)
+        context: contextlib.AbstractContextManager[None] = no_sync()
+        return context
 
     def state(self) -> dict[str, Any]:
         """Everything that a resumed fit needs but the weights, as `torch.save` writes it."""

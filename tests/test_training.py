@@ -11,9 +11,12 @@ import torch
 from patchrank.pipeline.errors import UserError
 from patchrank.ranker.dataset import TableBatches
 from patchrank.ranker.model import Ranker, RankerConfig
+from patchrank.ranker.optimiser import layer_of, parameter_groups, rate_factor
 from patchrank.ranker.train_config import TrainConfig
 from patchrank.ranker.train_plan import make_plan
-from patchrank.ranker.training import Recipe, Training, fit_temperature, parameter_groups, rate_factor
+from patchrank.ranker.training import DivergedError, Recipe, Training, fit_temperature
+from patchrank.ranker.training_batch import Batch
+from patchrank.ranker.validation import Validation
 from tests.helpers.pixel_tables import GRID, PATCH, SIDE, write_pixel_table
 
 RECIPE = Recipe(
@@ -53,7 +56,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_rate_rises_linearly_and_falls_along_a_cosine() -> None:
-    factors = [rate_factor(RECIPE, step) for step in range(40)]
+    factors = [rate_factor(step, warmup_steps=4, steps=40) for step in range(40)]
     assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
     assert factors[22] == pytest.approx(0.5)
     assert factors[39] < 0.01
@@ -69,6 +72,75 @@ def test_only_matrices_decay() -> None:
     assert len(matrices["params"]) + len(plain["params"]) == len(names)
 
 
+def test_layers_far_from_the_head_learn_slower() -> None:
+    model = Ranker(SMALL)
+    groups = parameter_groups(model, 0.05, layer_decay=0.5)
+    scale_of = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    names = dict(model.named_parameters())
+    assert len(scale_of) == len(names)
+    layers = {
+        "backbone.cls_token": 0,
+        "backbone.blocks.0.mlp.fc1.bias": 1,
+        "backbone.blocks.1.norm1.weight": 2,
+    }
+    for name, layer in {**layers, "backbone.norm.weight": 3, "head.weight": 3}.items():
+        assert layer_of(name, 2) == layer_of(f"module.{name}", 2) == layer
+        assert scale_of[id(names[name])] == 0.5 ** (3 - layer)
+    training = Training(
+        model, dataclasses.replace(RECIPE, layer_decay=0.5), device=CPU, half=None, full=False
+    )
+    before = {name: values.detach().clone() for name, values in names.items()}
+    training.train_step([a_batch()])
+    moved = {name: float((values.detach() - before[name]).abs().max()) for name, values in names.items()}
+    # AdamW's first step is its learning rate wherever there is a gradient.
+    assert moved["backbone.blocks.0.mlp.fc1.bias"] == pytest.approx(
+        moved["backbone.norm.weight"] / 4, rel=1e-2
+    )
+
+
+def a_batch(**changes: object) -> Batch:
+    generator = torch.Generator().manual_seed(3)
+    shape = (8, 5, PATCH * PATCH * 3)
+    batch = Batch(
+        epoch=0,
+        step=0,
+        patches=torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8),
+        positions=torch.arange(5).expand(8, -1),
+        scores=torch.rand(8, 5, generator=generator),
+        sample_keys=("a",) * 8,
+        views=(0,) * 8,
+    )
+    return dataclasses.replace(batch, **changes)
+
+
+def test_a_loss_that_is_no_number_ends_the_training() -> None:
+    recipe = dataclasses.replace(RECIPE, loss="mse")
+    training = Training(Ranker(SMALL), recipe, device=CPU, half=None, full=False)
+    before = [p.detach().clone() for p in training.model.parameters()]
+    with pytest.raises(DivergedError, match=r"the loss is nan at step 1; try a lower --base-lr"):
+        training.train_step([a_batch(scores=torch.full((8, 5), torch.nan))])
+    assert all(torch.equal(a, b) for a, b in zip(before, training.model.parameters(), strict=True))
+
+
+def test_a_random_loss_draws_by_seed_worker_and_step() -> None:
+    recipe = dataclasses.replace(RECIPE, loss="list_mle_sub", base_lr=1e-9, warmup_steps=0)
+    wide = a_batch(
+        patches=a_batch().patches.repeat(1, 3, 1)[:, :14],
+        positions=torch.arange(14).expand(8, -1),
+        scores=torch.rand(8, 14, generator=torch.Generator().manual_seed(1)),
+    )
+
+    def losses(seed: int, rank: int) -> list[float]:
+        torch.manual_seed(0)
+        ranker = Ranker(SMALL)
+        training = Training(ranker, recipe, device=CPU, half=None, full=False, seed=seed, rank=rank)
+        return [round(training.train_step([wide]), 4) for _ in range(2)]
+
+    first = losses(0, 0)
+    assert first == losses(0, 0)
+    assert len({*first, *losses(0, 1), *losses(1, 0)}) == 6
+
+
 def test_a_ranker_learns_an_order_that_there_is(table: str, tmp_path: Path) -> None:
     # The scores of these tables grow with the place on the grid.
     torch.manual_seed(0)
@@ -78,10 +150,10 @@ def test_a_ranker_learns_an_order_that_there_is(table: str, tmp_path: Path) -> N
     with batches.stream() as stream:
         losses = [training.train_step([next(stream)]) for _ in range(40)]
     assert losses[-1] < 0.7 * losses[0]
-    with batches.held_out() as held_out:
-        total, count = training.agreement(iter(held_out))
-    assert count == int(plan.index.held_out_rows.sum())
-    assert total / count > 0.8
+    measured = Validation(plan.validation, plan.index).measure(training)
+    assert len(measured.scores) == int(plan.index.held_out_rows.sum())
+    assert measured.agreement is not None
+    assert measured.agreement > 0.8
 
 
 def test_accumulated_parts_give_the_step_of_the_whole_batch(table: str, tmp_path: Path) -> None:

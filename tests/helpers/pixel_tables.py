@@ -71,19 +71,28 @@ def write_pixel_table(
     store: Store = "patches",
     group_rows: int = 8,
     changed: dict[int, dict[str, Any]] | None = None,
+    settings: dict[str, Any] | None = None,
 ) -> str:
-    """A table of all views of these images, in row groups of at most `group_rows`; `changed`: values by row number."""
+    """A table of all views of these images, in row groups of at most `group_rows`.
+
+    `changed`: values by row number; `settings`: fields of its configuration.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     schema = table_schema(visible=VISIBLE, patch_bytes=PATCH_BYTES, store=store)
     numbers = [(image, view) for image in images for view in range(views)]
-    rows = [make_row(*pair, store, **(changed or {}).get(i, {})) for i, pair in enumerate(numbers)]
+    rows = [
+        dataclasses.replace(make_row(*pair, store), **(changed or {}).get(i, {}))
+        for i, pair in enumerate(numbers)
+    ]
     with TableWriter(path, schema) as writer:
         for start in range(0, len(rows), group_rows):
             writer.add(rows[start : start + group_rows])
             writer._flush()
         writer.close(
             table_metadata(
-                config=dataclasses.replace(CONFIG, views=views, store=store, size=SIDE),
+                config=dataclasses.replace(
+                    CONFIG, **{"views": views, "store": store, "size": SIDE, **(settings or {})}
+                ),
                 teacher=SMALL_TEACHER,
                 shard=record_of(path.name.encode()),
                 visible=VISIBLE,
