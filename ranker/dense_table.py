@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Sequence
 from typing import Any, get_args
 
 import numpy as np
@@ -11,7 +12,6 @@ from numpy.typing import NDArray
 
 from patchrank.pipeline.aggregate import Aggregate
 from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.record_file import map_threads, read_footer
 from patchrank.pipeline.table_reader import ScoreTables, TableFile
 from patchrank.ranker.dense_teacher import DenseMethod, DenseTeacher, make_dense
 from patchrank.ranker.evaluation_images import EvaluationImages
@@ -36,7 +36,7 @@ def read_dense(
             f"--dense {source} was scored by {tables.teacher['name']} ({tables.teacher['digest'][:16]}), "
             f"the ranker learned from {digest[:16]}"
         )
-    settings = _settings(tables, source)
+    settings = _settings(tables.files, source)
     positions = tables.teacher["grid"] ** 2
     group = -(-positions // tables.visible)
     files = [file for file in tables.files if file.sha256 in set(images.contents)]
@@ -76,15 +76,14 @@ def read_dense(
     return make_dense(used, scores, teacher, how)
 
 
-def _settings(tables: ScoreTables, source: str) -> dict[str, Any]:
+def _settings(files: Sequence[TableFile], source: str) -> dict[str, Any]:
     """Settings of the rows, which all tables must share; UserError where they are no partitions of one crop."""
-    footers = map_threads(lambda file: read_footer(file.url), tables.files)
-    first: Mapping[str, Any] = footers[0].metadata["config"]
-    for footer in footers:
-        config = footer.metadata["config"]
+    configs = {file.settings: json.loads(file.settings) for file in files}
+    first = next(iter(configs.values()))
+    for config in configs.values():
         if config["crop"] != "center":
             raise UserError(
-                f"--dense {footer.url} holds crops of crop {config['crop']}: score with --crop center, whose views "
+                f"--dense {source} holds crops of crop {config['crop']}: score with --crop center, whose views "
                 "together show every patch"
             )
         differing = [name for name in _SETTINGS if config[name] != first[name]]

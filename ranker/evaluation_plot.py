@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import math
 from typing import Any
 
 from patchrank.pipeline.errors import UserError
@@ -49,11 +50,14 @@ def draw_evaluation(evaluation: Evaluation) -> bytes:
 
 
 def _draw_agreement(panel: Any, evaluation: Evaluation) -> None:
-    ordered = sorted(
-        evaluation.agreement.items(), key=lambda item: (item[0] == RANKER, item[1].spearman.value)
-    )
-    names = [name for name, _ in ordered]
-    found = [agreement.spearman for _, agreement in ordered]
+    # What gives no image an order has no bar.
+    known = {
+        name: agreement.spearman
+        for name, agreement in evaluation.agreement.items()
+        if math.isfinite(agreement.spearman.low)
+    }
+    names = sorted(known, key=lambda name: (name == RANKER, known[name].value))
+    found = [known[name] for name in names]
     values = [interval.value for interval in found]
     panel.barh(
         names,

@@ -99,7 +99,7 @@ def report_lines(evaluation: Evaluation) -> list[str]:
         *_agreement_table(evaluation),
     ]
     if evaluation.reconstruction is not None:
-        lines += ["", f"the teacher's error when patches are kept: {DIAGNOSTIC}"]
+        lines += ["", f"the teacher's error when the highest patches are kept; {DIAGNOSTIC}"]
         lines += _reconstruction_table(evaluation.reconstruction)
     return [*lines, *(["", *(f"note       {note}" for note in evaluation.notes)] if evaluation.notes else [])]
 
@@ -108,11 +108,13 @@ def _choice_lines(evaluation: Evaluation) -> list[str]:
     how = evaluation.dense.how
     if how.choice is None:
         return []
-    rows = [
-        f"{masks}: {', '.join(f'{way} {value:.3f}' for way, value in row.items())}"
-        for masks, row in how.choice.table.items()
+    return [
+        f"           chosen on {how.choice_images} images by how halves agree:",
+        *(
+            f"           {masks:8} {', '.join(f'{way} {value:.3f}' for way, value in row.items())}"
+            for masks, row in how.choice.table.items()
+        ),
     ]
-    return [f"           chosen on {how.choice_images} images by how halves agree; " + "; ".join(rows)]
 
 
 def _agreement_table(evaluation: Evaluation) -> list[str]:
