@@ -89,7 +89,11 @@ class PruneConfig:
     max_bad: float = 0.05
     """Exit 1 when a larger share of the samples could not be pruned."""
     dry_run: bool = False
-    """Print what would be done; writes nothing."""
+    """Print what a sample of the images would become; writes no shards."""
+    sweep: str | None = None
+    """With --dry-run: ratios such as 0.25,0.5,0.75 to try in place of --keep, --mass or --target-ratio."""
+    sheet: str | None = None
+    """With --dry-run: file (PNG) for a picture of some photos, their scores and the patches that stay."""
 
     def __post_init__(self) -> None:
         for name in ("limit_shards", "cpus_per_actor", "max_actors", "batch_size", "size"):
@@ -102,6 +106,12 @@ class PruneConfig:
             raise UserError(f"--max-bad is {self.max_bad}, must be a share from 0 to 1")
         if self.gpus_per_actor < 0 or (self.gpus_per_actor > 1 and self.gpus_per_actor % 1):
             raise UserError(f"--gpus-per-actor is {self.gpus_per_actor}: give a share up to 1 or a count")
+        if not self.dry_run and (self.sweep is not None or self.sheet is not None):
+            raise UserError("--sweep and --sheet are for --dry-run: add it, or leave them out")
+        if self.sweep_ratios:
+            told = next((name for name in ("keep", "mass") if getattr(self, name) is not None), None)
+            if told:
+                raise UserError(f"--sweep tries ratios in place of --{told}: leave one of them out")
         self._check_selection()
         self._check_writing()
 
@@ -109,6 +119,17 @@ class PruneConfig:
     def way(self) -> str:
         """How patches are selected: `select`, or `budget` with --target-ratio."""
         return self.select if self.target_ratio is None else "budget"
+
+    @property
+    def sweep_ratios(self) -> list[float]:
+        """The ratios of `--sweep`, none without it; UserError for what is no ratio."""
+        try:
+            ratios = [float(part) for part in self.sweep.split(",")] if self.sweep is not None else []
+        except ValueError:
+            raise UserError(f"--sweep is {self.sweep!r}, must be ratios such as 0.25,0.5,0.75") from None
+        if not all(0 < ratio <= 1 for ratio in ratios):
+            raise UserError(f"--sweep is {self.sweep}, its ratios must be above 0 and at most 1")
+        return ratios
 
     def _check_selection(self) -> None:
         if self.target_ratio is not None and self.select != "topk":

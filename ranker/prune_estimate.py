@@ -1,0 +1,256 @@
+"""What a prune run would give, measured on a sample of its images; nothing of the output is written.
+
+Shape suffixes: N images, L patches of an image.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from patchrank.pipeline import storage
+from patchrank.pipeline.contact_sheet import only_patches
+from patchrank.pipeline.errors import UserError
+from patchrank.pipeline.patches import unpatchify
+from patchrank.pipeline.picture_sheet import (
+    Column,
+    Row,
+    Sheet,
+    colours,
+    draw_sheet,
+    enlarge,
+    picture_file,
+    stretch,
+)
+from patchrank.pipeline.progress import byte_size
+from patchrank.pipeline.shards import Sample, Shard, ShardReader
+from patchrank.pipeline.tar_stream import BLOCK
+from patchrank.ranker.budget import find_budget
+from patchrank.ranker.patch_scoring import PatchScorer
+from patchrank.ranker.prune_encode import encode
+from patchrank.ranker.prune_feed import Left, Prepared, prepare, rank
+from patchrank.ranker.prune_plan import PruneRequest, read_plan
+from patchrank.ranker.selection import Mask, keep_count, kept_mass, log_masses
+from patchrank.ranker.selector import Selector
+
+SAMPLED_SHARDS, SAMPLED_IMAGES = 4, 64
+SHEET_PHOTOS = 8
+
+Ranked = tuple[Prepared, NDArray[np.float32]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Choice:
+    """One way to prune, as the sample shows it; `bytes_after`: of all shards, predicted.
+
+    `kept`: share of the patches; `mass`: mean share of the softmax that stays, None without a temperature;
+    `of_reencoded`: bytes of the images over those of the whole crops in the same codec, None for an index.
+    """
+
+    label: str
+    kept: float
+    mass: float | None
+    bytes_after: int
+    of_reencoded: float | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PruneEstimate:
+    """Predictions for a run. `lost`: share of the pixels outside the crop, mean over images; `left`: not pruned."""
+
+    images: int
+    left: int
+    lost: float
+    shard_bytes: int
+    choices: Sequence[Choice]
+
+    def lines(self, request: PruneRequest) -> list[str]:
+        """What the dry run prints."""
+        source, spec = request.source, request.spec
+        positions = source.grid**2
+        lines = [
+            f"shards    {len(request.shards):,}, {byte_size(self.shard_bytes)}",
+            f"ranker    {source.name}, {source.grid} x {source.grid} patches of {source.patch_size} px",
+            f"sample    {self.images} images ranked, {self.left} left as they are",
+            f"crop      {spec.crop} to {spec.size} px, {self.lost:.1%} of the pixels are lost",
+        ]
+        for choice in self.choices:
+            parts = [f"{choice.kept * positions:.1f} of {positions} patches"]
+            if choice.mass is not None:
+                parts.append(f"softmax mass {choice.mass:.3f}")
+            if choice.of_reencoded is not None:
+                parts.append(f"shards about {byte_size(choice.bytes_after)}")
+                parts.append(f"images {choice.of_reencoded:.1%} of whole crops in the same codec")
+            lines.append(f"{choice.label:10}{', '.join(parts)}")
+        return lines
+
+
+def estimate(request: PruneRequest) -> PruneEstimate:
+    """Rank, select and encode a sample on this machine; Ray is not started. Writes the contact sheet, if asked for.
+
+    Raises UserError where no sampled image can be pruned.
+    """
+    config = request.config
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        items = list(pool.map(lambda sample: prepare(sample, request.spec), _sample(request.shards)))
+        scorer = PatchScorer(request.source, device=_device(), batch_size=config.batch_size)
+        step = config.batch_size
+        ranked = [item for at in range(0, len(items), step) for item in rank(items[at : at + step], scorer)]
+        images = [item for item in ranked if not isinstance(item, Left)]
+        if not images:
+            raise UserError(f"none of the {len(items)} samples read can be pruned; see --image-field")
+        scores_NL = np.stack([scores_L for _, scores_L in images])
+        masks = {label: _masks(at, images, scores_NL) for label, at in _selectors(request, scores_NL).items()}
+        total = sum(shard.size or 0 for shard in request.shards)
+        copied = _tar_bytes(member for item in ranked if isinstance(item, Left) for member in item.members)
+        read = copied + _tar_bytes(item for image, _ in images for item in image.sample.fields.items())
+        whole = _encoded_bytes(request, images, np.ones_like(scores_NL, dtype=np.bool_), pool)[0]
+        choices = [
+            _choice(request, images, scores_NL, label, keep_NL, pool, whole=whole)
+            for label, keep_NL in masks.items()
+        ]
+        stays = 0 if config.drop_bad else copied
+        choices = [
+            dataclasses.replace(choice, bytes_after=round((choice.bytes_after + stays) * total / read))
+            for choice in choices
+        ]
+    if config.sheet is not None:
+        sheet = picture_file(_sheet(request, images, masks))
+        storage.commit_bytes(sheet, storage.absolute_url(config.sheet), run_id="dry-run")
+    shown = [image.box.height * image.box.width / np.prod(image.image_size) for image, _ in images]
+    return PruneEstimate(
+        images=len(images),
+        left=len(items) - len(images),
+        lost=1 - float(np.mean(shown)),
+        shard_bytes=total,
+        choices=choices,
+    )
+
+
+def _sample(shards: Sequence[Shard]) -> Iterator[Sample]:
+    """The first samples of a few shards that lie far apart in the list."""
+    chosen = sorted({len(shards) * part // SAMPLED_SHARDS for part in range(SAMPLED_SHARDS)})
+    for index in chosen:
+        with ShardReader(shards[index]) as reader:
+            samples = (item for item in reader if isinstance(item, Sample))
+            yield from itertools.islice(samples, SAMPLED_IMAGES // len(chosen))
+
+
+def _selectors(request: PruneRequest, scores_NL: NDArray[np.float32]) -> dict[str, Selector]:
+    """What was asked for, or what it would be at each ratio of the sweep, by label."""
+    selector, ratios = request.selector, request.config.sweep_ratios
+    if selector.way == "budget":
+        frozen = None if ratios else read_plan(request)
+        targets = ratios or [selector.target or 1.0]
+        return {
+            f"{target:g}": dataclasses.replace(
+                selector,
+                target=target,
+                threshold=_threshold(selector, scores_NL, target) if frozen is None else frozen,
+            )
+            for target in targets
+        }
+    if selector.way == "nucleus":
+        return {
+            f"{mass:g}": dataclasses.replace(selector, mass=mass) for mass in ratios or [selector.mass or 1.0]
+        }
+    if not ratios:
+        return {f"{(selector.count or 1) / selector.positions:.3g}": selector}
+    counts = {ratio: keep_count(selector.positions, ratio) for ratio in ratios}
+    return {f"{ratio:g}": dataclasses.replace(selector, count=count) for ratio, count in counts.items()}
+
+
+def _threshold(selector: Selector, scores_NL: NDArray[np.float32], target: float) -> float:
+    assert selector.temperature is not None
+    masses_NL = log_masses(scores_NL, selector.temperature)
+    return find_budget(
+        lambda: [masses_NL], target, floor=selector.floor or 1, ceiling=selector.ceiling
+    ).threshold
+
+
+def _masks(selector: Selector, images: Sequence[Ranked], scores_NL: NDArray[np.float32]) -> Mask:
+    return selector.masks(
+        scores_NL, [image.patches for image, _ in images], [image.sample.key for image, _ in images]
+    )
+
+
+def _choice(
+    request: PruneRequest,
+    images: Sequence[Ranked],
+    scores_NL: NDArray[np.float32],
+    label: str,
+    keep_NL: Mask,
+    pool: ThreadPoolExecutor,
+    *,
+    whole: int,
+) -> Choice:
+    written = request.spec.codec is not None
+    image_bytes, members = _encoded_bytes(request, images, keep_NL, pool) if written else (0, 0)
+    heat = request.selector.temperature or request.config.temperature or request.source.temperature
+    return Choice(
+        label=label,
+        kept=float(keep_NL.mean()),
+        mass=None if heat is None else float(kept_mass(scores_NL, keep_NL, heat).mean()),
+        bytes_after=members,
+        of_reencoded=image_bytes / whole if written else None,
+    )
+
+
+def _encoded_bytes(
+    request: PruneRequest, images: Sequence[Ranked], keep_NL: Mask, pool: ThreadPoolExecutor
+) -> tuple[int, int]:
+    """Bytes of the written images alone, and of all members with their headers."""
+    if request.spec.codec is None:
+        return 0, 0
+    written = list(
+        pool.map(lambda pair: encode(pair[0], pair[1], request.spec), zip(images, keep_NL, strict=True))
+    )
+    alone = sum(one.row.bytes_after for one in written if one.row is not None)
+    return alone, _tar_bytes(member for one in written for member in one.members)
+
+
+def _tar_bytes(members: Iterable[tuple[str, bytes]]) -> int:
+    """Bytes of members in a tar, headers and padding with them."""
+    return sum(BLOCK + len(data) + -len(data) % BLOCK for _, data in members)
+
+
+def _sheet(request: PruneRequest, images: Sequence[Ranked], masks: dict[str, Mask]) -> NDArray[np.uint8]:
+    grid, size = request.spec.grid, request.source.image_size
+    columns = [
+        Column(title="Photo", detail=f"the {request.spec.crop} crop"),
+        Column(title="Scores", detail=f"of {request.source.name}"),
+        *(
+            Column(title=f"Keep {label}", detail=f"{keep.mean():.1%} of the patches")
+            for label, keep in masks.items()
+        ),
+    ]
+    rows = []
+    for number, (image, scores_L) in enumerate(images[:SHEET_PHOTOS]):
+        pixels = unpatchify(image.patches[None], request.spec.patch_size)[0]
+        photo = pixels.permute(1, 2, 0).numpy()
+        heat = colours(enlarge(stretch(scores_L.reshape(grid, grid)), size))
+        kept = [only_patches(photo, keep_NL[number]) for keep_NL in masks.values()]
+        rows.append(Row(tiles=(photo, heat, *kept), caption=image.sample.key))
+    return draw_sheet(
+        Sheet(
+            title="patchrank prune",
+            subtitle=f"{request.selector.way}, {request.source.name}",
+            columns=columns,
+            rows=rows,
+            scale_column=1,
+            low="low score",
+            high="high score",
+            note="Colours: scores from the 2nd to the 98th percentile of each photo. Gray: patches that are dropped.",
+        )
+    )
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
