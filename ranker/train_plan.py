@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from patchrank.pipeline.errors import UserError
+from patchrank.pipeline.shards import expand_shards
 from patchrank.pipeline.table_reader import ScoreTables, TableFile
+from patchrank.ranker.dataset import TableBatches
 from patchrank.ranker.model import RankerConfig
 from patchrank.ranker.table_index import TableIndex, index_tables
 from patchrank.ranker.train_config import TrainConfig
@@ -62,11 +64,21 @@ def images_of(files: Sequence[TableFile]) -> int:
 def make_plan(config: TrainConfig) -> TrainPlan:
     """Read the tables' footers, keys and scores; UserError where the training cannot work."""
     tables = ScoreTables(list(config.tables))
-    index = index_tables(tables, context=config.context, held_out_share=config.held_out, seed=config.seed)
+    shards = expand_shards(config.images, root=config.root) if config.images else ()
+    index = index_tables(
+        tables, context=config.context, held_out_share=config.held_out, seed=config.seed, shards=shards
+    )
     if not index.held_out_rows.sum():
         raise UserError(
             f"--held-out {config.held_out} takes none of these images: score more, or hold out more"
         )
+    # Refuses batches that the tables cannot fill.
+    TableBatches(
+        index,
+        batch_size=config.batch_size // (config.workers * config.accumulate),
+        seed=config.seed,
+        ranks=config.workers,
+    )
     images = max(1, round(images_of(index.files) * (1 - config.held_out)))
 
     def steps(epochs: float) -> int:

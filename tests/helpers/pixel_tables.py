@@ -13,7 +13,7 @@ from torch import Tensor
 from patchrank.pipeline.config import Store
 from patchrank.pipeline.images import decode_view, encode_view
 from patchrank.pipeline.patches import patchify
-from patchrank.pipeline.score_table import Row, TableWriter, table_metadata, table_schema
+from patchrank.pipeline.score_table import Row, TableWriter, TeacherRecord, table_metadata, table_schema
 from tests.helpers.photos import photo_pixels
 from tests.helpers.tables import CONFIG, TEACHER, record_of
 
@@ -72,6 +72,7 @@ def write_pixel_table(
     group_rows: int = 8,
     changed: dict[int, dict[str, Any]] | None = None,
     settings: dict[str, Any] | None = None,
+    teacher: TeacherRecord = SMALL_TEACHER,
 ) -> str:
     """A table of all views of these images, in row groups of at most `group_rows`.
 
@@ -93,7 +94,7 @@ def write_pixel_table(
                 config=dataclasses.replace(
                     CONFIG, **{"views": views, "store": store, "size": SIDE, **(settings or {})}
                 ),
-                teacher=SMALL_TEACHER,
+                teacher=teacher,
                 shard=record_of(path.name.encode()),
                 visible=VISIBLE,
                 faults=(),
