@@ -15,6 +15,9 @@ def run(config: TrainConfig) -> int:
     plan = make_plan(config)
     print("\n".join(plan.lines()), flush=True)
     if config.dry_run:
+        from patchrank.ranker.train_estimate import estimate
+
+        print("\n".join(estimate(plan).lines()))
         return 0
     from patchrank.ranker.ray_train import train
 

@@ -34,7 +34,12 @@ class TrainConfig:
     target: Literal["auto", "raw", "standardised", "log"] = "auto"
     """What the loss compares with; auto is raw for ListMLE, standardised for the others."""
     context: Literal["visible", "full"] = "visible"
-    """Train on the visible patches alone, or on whole views (tables of `--store view`)."""
+    """Train on the visible patches alone, or on whole views (tables of `--store view`, or --images)."""
+    images: tuple[str, ...] = ()
+    """The shards that were scored, as patchrank score takes them: views that a table does not hold are made again from
+    their images. Needed for tables of --store none, and for --context full without stored views."""
+    root: str | None = None
+    """The folder that --root named when the tables were scored: shards are then known by their path below it."""
     flip: bool = False
     """Mirror half of the stored rows, others in every pass."""
     epochs: float = 400.0
@@ -72,7 +77,7 @@ class TrainConfig:
     resume: bool = False
     """Go on from the last checkpoint in OUT, with the same settings; --epochs may be longer."""
     dry_run: bool = False
-    """Print rows, passes and steps; writes nothing."""
+    """Print rows, passes and steps, what is read, and hours by a short measurement; writes nothing."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "accumulate", "workers"):
@@ -98,5 +103,7 @@ class TrainConfig:
             raise UserError(f"--teacher does nothing with --weights {self.weights}: leave it out")
         if not 0 < self.held_out < 1:
             raise UserError(f"--held-out is {self.held_out}, must be a share between 0 and 1")
+        if self.root is not None and not self.images:
+            raise UserError("--root does nothing without --images: leave it out")
         if not self.tables:
             raise UserError("no table given: name an output folder of patchrank score")
