@@ -12,6 +12,7 @@ from patchrank.pipeline import storage
 from patchrank.pipeline.config import IMAGE_FIELDS
 from patchrank.pipeline.errors import ContentError, UserError
 from patchrank.pipeline.pruned_collate import collate_fixed, collate_naflex, place_by_coordinate
+from patchrank.pipeline.pruned_format import MAX_SIDE
 from patchrank.pipeline.pruned_sample import PrunedSample
 from patchrank.pipeline.pruned_source import (
     IndexedSource,
@@ -60,7 +61,7 @@ class PrunedDataset(IterableDataset[PrunedSample]):
         index: str | None = None,
         select: Select | None = None,
         transform: Transform | None = None,
-        size: int = 224,
+        size: int | None = None,
         root: str | None = None,
         image_field: str = IMAGE_FIELDS,
         decoders: Mapping[str, Callable[[bytes], Any]] | None = None,
@@ -72,28 +73,37 @@ class PrunedDataset(IterableDataset[PrunedSample]):
 
         `index`: an output of `prune --format index`. `select`: uint8 image `[3, S, S]` -> bool keep mask `[L]`, for
         instance `ranker.online.keep_topk`; `transform`: uint8 image `[3, H, W]` -> uint8 `[3, S, S]`, by default the
-        centre crop at `size` pixels. `image_field`: where original shards hold their images. Raises UserError for
-        shards that are not there and settings that exclude each other.
+        centre crop. `size`: side of the crop in pixels, by default the index's, or 224 with `select`. `image_field`:
+        where original shards hold their images. Raises UserError for shards that are not there and settings that
+        exclude each other.
         """
         super().__init__()
         if index is not None and select is not None:
             raise UserError("index and select are two ways to choose patches: give one of them")
         if transform is not None and select is None:
             raise UserError("a transform needs select: the patches of other shards are chosen already")
+        if size is not None and (transform is not None or (index is None and select is None)):
+            raise UserError("size is that of a crop made here: packed shards and a transform have their own")
+        if size is not None and not 1 <= size <= MAX_SIDE:
+            raise UserError(f"size is {size} pixels, must be from 1 to {MAX_SIDE}")
         self.shards = expand_shards([urls] if isinstance(urls, str) else urls, root=root)
         self._source: Source = PackedSource()
         if index is not None:
             folder = storage.join(storage.absolute_url(index), "index")
-            self._source = IndexedSource(folder=folder, image_field=image_field)
+            self._source = IndexedSource(folder=folder, size=size, image_field=image_field)
         elif select is not None:
             self._source = OnlineSource(
-                select=select, transform=transform, size=size, image_field=image_field
+                select=select,
+                transform=transform,
+                size=224 if size is None else size,
+                image_field=image_field,
             )
         self._decoders = dict(decoders or {})
         self._handler = handler
         self._shuffle, self._seed = shuffle_shards, seed
         # Shared, so that workers that live on see the next epoch.
-        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+        self._epoch = torch.zeros(1, dtype=torch.int64)
+        self._epoch.share_memory_()  # type: ignore[no-untyped-call]
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch is read next; with `shuffle_shards`, each has an order of its own."""

@@ -91,7 +91,7 @@ def place_by_coordinate(model: Any) -> Any:
     coordinates and uses the same weights. Raises UserError for a model that cannot do so: one with rotary embeddings,
     or no NaFlexVit.
     """
-    embeds = getattr(model, "embeds", None)
+    embeds: Any = getattr(model, "embeds", None)
     if not hasattr(embeds, "pos_embed_use_grid_sample"):
         raise UserError(
             f"{type(model).__name__} is no NaFlexVit of timm that can place patches by coordinate"

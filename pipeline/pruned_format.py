@@ -86,8 +86,9 @@ class PackedRecord:
         lists = ("positions", "original_size", "crop")
         if not all(isinstance(values[name], list) for name in lists):
             raise ContentError(f"{RECORD_FIELD}: {', '.join(lists)} must be lists")
+        arguments: dict[str, Any] = {name: tuple(v) if name in lists else v for name, v in values.items()}
         try:
-            return cls(**{name: tuple(value) if name in lists else value for name, value in values.items()})
+            return cls(**arguments)
         except ValueError as error:
             raise ContentError(f"{RECORD_FIELD}: {error}") from None
 
@@ -117,11 +118,9 @@ class PackedRecord:
         return None
 
     def _origin_problem(self) -> str | None:
-        if len(self.original_size) != 2 or not all(
-            _whole(side, 1, _LARGEST_SIZE) for side in self.original_size
-        ):
+        if not _wholes(self.original_size, 2, 1):
             return f"original size {_shown(self.original_size)}"
-        if len(self.crop) != 4 or not all(_whole(value, 0, _LARGEST_SIZE) for value in self.crop):
+        if not _wholes(self.crop, 4, 0):
             return f"crop {_shown(self.crop)}"
         top, left, height, width = self.crop
         inside = top + height <= self.original_size[0] and left + width <= self.original_size[1]
@@ -148,6 +147,10 @@ def mosaic_columns(count: int, block: int) -> int:
 
 def _whole(value: Any, low: int, high: int) -> bool:
     return type(value) is int and low <= value <= high
+
+
+def _wholes(values: tuple[Any, ...], count: int, low: int) -> bool:
+    return len(values) == count and all(_whole(value, low, _LARGEST_SIZE) for value in values)
 
 
 def _shown(value: Any) -> str:

@@ -37,9 +37,11 @@ Transform = Callable[[Tensor], Tensor]
 DROPPED = "dropped"
 """What the reason of an index row begins with when the image was left out on purpose."""
 
+_SIDES = ("top", "left", "height", "width")
 _INDEX_COLUMNS = [
     *("sample_key", "image_height", "image_width"),
-    *("crop_top", "crop_left", "crop_height", "crop_width", "grid", "positions", "reason"),
+    *(f"crop_{side}" for side in _SIDES),
+    *("grid", "positions", "reason"),
 ]
 
 
@@ -78,9 +80,13 @@ class PackedSource:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class IndexedSource:
-    """Original shards, cropped and cut as the index in `folder` says (`prune --format index`)."""
+    """Original shards, cropped and cut as the index in `folder` says (`prune --format index`).
+
+    `size`: side of the crop in pixels, where it is not to be the one that the patches were ranked at.
+    """
 
     folder: str
+    size: int | None = None
     image_field: str = IMAGE_FIELDS
 
     def open(self, shard: Shard) -> ReadSample:
@@ -119,7 +125,7 @@ class IndexedSource:
             table = pq.read_table(pa.BufferReader(data), columns=_INDEX_COLUMNS)
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"{url} is damaged: {storage.describe_error(error)}") from None
-        return size, {row["sample_key"]: row for row in table.to_pylist()}
+        return self.size or size, {row["sample_key"]: row for row in table.to_pylist()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -180,7 +186,7 @@ def _cut(
 ) -> PrunedSample:
     """The patches of an image that an index row names; ContentError for a row that does not fit it."""
     height, width = image.shape[1:]
-    crop = tuple(int(row[f"crop_{name}"] or 0) for name in ("top", "left", "height", "width"))
+    top, left, crop_height, crop_width = (int(row[f"crop_{side}"] or 0) for side in _SIDES)
     grid, positions = int(row["grid"] or 0), row["positions"]
     if (row["image_height"], row["image_width"]) != (height, width):
         raise ContentError(
@@ -195,7 +201,7 @@ def _cut(
             positions=tuple(positions),
             columns=mosaic_columns(max(1, len(positions)), size // grid),
             original_size=(height, width),
-            crop=crop,
+            crop=(top, left, crop_height, crop_width),
             codec="png",
         )
     except ValueError as error:

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
 def shards(folder: Path, count: int = 3, **options: Any) -> dict[str, Photo]:
     """`count` packed shards of three photos each; the photos by key."""
-    found = {}
+    found: dict[str, Photo] = {}
     for number in range(count):
         photos = make_photos(3, number, **options)
         write_packed(folder / f"p-{number:03d}.tar", photos)

@@ -26,6 +26,10 @@ def rows_of(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield sample.to_row()
 
 
+def keys_of(dataset: PrunedDataset) -> list[str]:
+    return [sample.key for sample in dataset]
+
+
 def test_rows_of_ray_data_make_the_same_batches(tmp_path: Path) -> None:
     import ray
 
@@ -49,5 +53,4 @@ def test_a_dataset_travels_whole(tmp_path: Path) -> None:
 
     write_packed(tmp_path / "a.tar", make_photos(2))
     dataset = PrunedDataset(str(tmp_path / "a.tar"), shuffle_shards=True)
-    keys = ray.get(ray.remote(lambda given: [sample.key for sample in given]).remote(dataset))
-    assert keys == [sample.key for sample in dataset]
+    assert ray.get(ray.remote(keys_of).remote(dataset)) == keys_of(dataset)

@@ -42,6 +42,20 @@ def test_an_index_gives_what_packing_gives(tmp_path: Path, block: int) -> None:
     assert all(same(one, other) for one, other in zip(by_index, packed, strict=True))
 
 
+def test_an_index_cuts_a_larger_crop(tmp_path: Path) -> None:
+    photos, larger = make_photos(2), make_photos(2, block=32)
+    shard = write_original(tmp_path / "a.tar", photos)
+    write_index(tmp_path / "out", shard, photos)
+    for sample, photo in zip(
+        PrunedDataset(shard.url, index=str(tmp_path / "out"), size=128), larger, strict=True
+    ):
+        assert (sample.block, sample.positions.tolist()) == (32, list(photo.record.positions))
+        y, x = (32 * at for at in divmod(photo.record.positions[3], 4))
+        assert torch.equal(
+            sample.patches[3], photo.crop_pixels[:, y : y + 32, x : x + 32].permute(1, 2, 0).flatten()
+        )
+
+
 def test_index_rows_without_positions(tmp_path: Path) -> None:
     photos = make_photos(3)
     shard = write_original(tmp_path / "a.tar", photos)
@@ -51,9 +65,12 @@ def test_index_rows_without_positions(tmp_path: Path) -> None:
     }
     write_index(tmp_path / "out", shard, photos, **changes)
     told: list[str] = []
-    dataset = PrunedDataset(
-        shard.url, index=str(tmp_path / "out"), handler=lambda error: told.append(str(error)) is None
-    )
+
+    def note(error: Exception) -> bool:
+        told.append(str(error))
+        return True
+
+    dataset = PrunedDataset(shard.url, index=str(tmp_path / "out"), handler=note)
     assert [sample.key for sample in dataset] == [photos[2].key]
     assert len(told) == 1
     assert told[0].endswith(f"{photos[1].key}: its index row has no positions: decode: not an image")
@@ -185,6 +202,9 @@ def test_selections_that_cannot_be(tmp_path: Path, select: Any, transform: Any, 
     [
         ({"index": "x", "select": brightest}, "give one of them"),
         ({"transform": brightest}, "a transform needs select"),
+        ({"size": 64}, "packed shards and a transform have their own"),
+        ({"select": brightest, "transform": brightest, "size": 64}, "packed shards and a transform"),
+        ({"select": brightest, "size": 0}, "size is 0 pixels"),
     ],
 )
 def test_settings_that_exclude_each_other(options: dict[str, Any], reason: str) -> None:
