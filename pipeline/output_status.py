@@ -50,7 +50,7 @@ class FolderStatus:
 
 def read_status(url: str) -> FolderStatus:
     """Status of an output folder. Raises UserError where there is none, InfrastructureError."""
-    config, run = stored_config(url), _last_run(url)
+    config, run = stored_config(url), last_run(url)
     output = OutputFolder(url, run_id="status", records=records_of(config))
     owner = _read_json(storage.join(url, OWNER_FILE))
     if config is None and run is None and owner is None:
@@ -84,7 +84,8 @@ def read_status(url: str) -> FolderStatus:
     )
 
 
-def _last_run(url: str) -> dict[str, Any] | None:
+def last_run(url: str) -> dict[str, Any] | None:
+    """What `runs/` says of the newest run of an output folder; None where there was none."""
     # Run ids sort by time (`new_run_id`).
     listed = storage.list_folder(storage.join(url, RUNS_FOLDER), suffix=".json")
     return _read_json(listed[-1].url) if listed else None

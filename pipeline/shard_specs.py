@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -64,10 +64,16 @@ def expand_shards(specs: Sequence[str], *, root: str | None = None) -> list[Shar
     """
     specs = [specs] if isinstance(specs, str) else specs
     entries = [entry for spec in specs for entry in _entries(spec, in_list=False)]
-    base = None if root is None else storage.canonical_url(root).rstrip("/") + "/"
-    shards = [_shard(info, base) for info in _objects(entries)]
+    shards = listed_shards(_objects(entries), root=root)
     if not shards:
         raise UserError("no shards given")
+    return shards
+
+
+def listed_shards(files: Iterable[ObjectInfo], *, root: str | None = None) -> list[Shard]:
+    """The shards that files of a listing are, in their order; nothing is looked up. Errors as `expand_shards`."""
+    base = None if root is None else storage.canonical_url(root).rstrip("/") + "/"
+    shards = [_shard(info, base) for info in files]
     by_id: dict[str, Shard] = {}
     for shard in shards:
         other = by_id.setdefault(shard.id, shard)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
 import fnmatch
 import os
 import re
 import stat as python_stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import fsspec
@@ -38,21 +39,25 @@ _LIST_FROM = 64
 _LOOKUP_THREADS = 32
 # What stores call the mark of an object's version, the most exact first.
 _TAG_FIELDS = ("ETag", "etag", "blob_id", "content_md5", "md5Hash", "LastModified", "Last-Modified")
+_CHANGE_FIELDS = ("LastModified", "last_modified", "mtime", "modified")
 _TIME_FIELDS = ("last_modified", "mtime", "modified", "updated", "modify", "created", "created_at")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class ObjectInfo:
     """An object as its store reports it.
 
     `tag` is the etag, else the time of change (nanoseconds on a local file system), "" where the store tells
-    neither. `size` in bytes, None for folders and where the store does not tell it.
+    neither. `size` in bytes, None for folders and where the store does not tell it. `modified`: seconds since 1970
+    by the store's clock, None where it does not tell; no part of what an object is compared by, since stores round
+    it in one answer and not in another.
     """
 
     url: str
     size: int | None
     tag: str
     is_folder: bool = False
+    modified: float | None = dataclasses.field(default=None, compare=False)
 
 
 def filesystem(url: str) -> tuple[Any, str]:
@@ -122,14 +127,14 @@ def _local_info(url: str, status: os.stat_result) -> ObjectInfo:
     if not python_stat.S_ISREG(status.st_mode):
         # Reading a pipe or a device could wait for ever, and it has no length.
         raise InfrastructureError(f"{url} is neither a file nor a folder")
-    return ObjectInfo(url, status.st_size, str(status.st_mtime_ns))
+    return ObjectInfo(url, status.st_size, str(status.st_mtime_ns), modified=status.st_mtime)
 
 
 def _remote_info(url: str, told: Mapping[str, Any]) -> ObjectInfo:
     if told.get("type") == "directory":
         return ObjectInfo(url, None, "", is_folder=True)
     size = told.get("size")
-    return ObjectInfo(url, None if size is None else int(size), _tag(told))
+    return ObjectInfo(url, None if size is None else int(size), _tag(told), modified=_modified(told))
 
 
 def _tag(told: Mapping[str, Any]) -> str:
@@ -138,6 +143,17 @@ def _tag(told: Mapping[str, Any]) -> str:
         if value:
             return str(value).strip().removeprefix("W/").strip('"')
     return ""
+
+
+def _modified(told: Mapping[str, Any]) -> float | None:
+    for field in _CHANGE_FIELDS:
+        value = told.get(field)
+        if isinstance(value, datetime.datetime):
+            # Stores tell the world's time, some without saying so.
+            return value.replace(tzinfo=value.tzinfo or datetime.UTC).timestamp()
+        if isinstance(value, int | float):
+            return float(value)
+    return None
 
 
 def list_folder(url: str, *, suffix: str = "", folders: bool = False) -> list[ObjectInfo]:
