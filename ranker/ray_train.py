@@ -54,7 +54,10 @@ def train(plan: TrainPlan) -> int:
         try:
             owner.acquire()
             storage.remove_temporaries(out, keep_run_id=owner.run_id)
-            record = begun(out) or begin(plan, run_id=owner.run_id)
+            record = begun(out)
+            # Another run may have begun, and ended, before this one owned the folder.
+            check_resume(plan, record)
+            record = record or begin(plan, run_id=owner.run_id)
             write_settings(config, run_id=owner.run_id)
             if note := plot_note():
                 print(note, flush=True)
