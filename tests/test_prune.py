@@ -1,0 +1,221 @@
+"""One shard pruned without Ray: masks, pixels, untouched fields, samples that cannot be pruned, equal bytes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from patchrank.pipeline.images import apply_view, decode_image, draw_view
+from patchrank.pipeline.pruned_codec import decode_mosaic, flatten_dropped, unpack
+from patchrank.pipeline.pruned_format import PackedRecord
+from patchrank.pipeline.shards import expand_shards
+from patchrank.ranker.api import rank_images
+from patchrank.ranker.checkpoint import load_ranker
+from patchrank.ranker.selection import keep_count, topk
+from tests.helpers.photos import photo, photo_samples, write_shard
+from tests.helpers.prune_runs import (
+    contents,
+    index_footers,
+    index_of,
+    members_of,
+    prune_config,
+    prune_here,
+    save_small_ranker,
+)
+
+COUNT = 6
+SIZE, GRID = 64, 4
+
+
+@pytest.fixture(scope="module")
+def ranker(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_small_ranker(tmp_path_factory.mktemp("ranker"))
+
+
+@pytest.fixture(scope="module")
+def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photos between other fields, one of them a picture that is none of the ranker's business."""
+    samples = [
+        (key, {"json": b'{"n": 1}', "jpg": fields["jpg"], "seg.png": b"mask", "cls": fields["cls"]})
+        for key, fields in photo_samples(COUNT, height=90, width=120)
+    ]
+    return write_shard(tmp_path_factory.mktemp("shards") / "photos.tar", samples)
+
+
+def crop_of(data: bytes, size: int = SIZE) -> torch.Tensor:
+    """The central square of 7/8 of the shorter side, resized, as the ranker's crop."""
+    image = decode_image(data)
+    height, width = image.shape[1:]
+    return apply_view(image, draw_view(0, "", 0, height=height, width=width, crop="center", size=SIZE), size)
+
+
+def test_masks_and_pixels_are_those_of_the_ranker(shard: Path, ranker: str, tmp_path: Path) -> None:
+    result = prune_here(prune_config([shard], tmp_path, ranker, codec="png", size=2 * SIZE))["photos.tar"]
+    before, after = members_of(shard), members_of(tmp_path / "shards" / "photos.tar")
+    photos = [data for name, data in before if name.endswith(".jpg")]
+    scores_NL = rank_images(
+        [decode_image(data).permute(1, 2, 0).numpy() for data in photos], load_ranker(ranker)
+    )
+    keep_NL = topk(scores_NL, keep_count(GRID**2, 0.5))
+    files = dict(after)
+    rows = index_of(tmp_path)
+    assert len(rows) == COUNT
+    for row, data, keep_L, scores_L in zip(rows, photos, keep_NL, scores_NL, strict=True):
+        key = row["sample_key"]
+        positions = np.flatnonzero(keep_L).tolist()
+        record = PackedRecord.from_json(files[f"{key}.patches.json"])
+        assert list(record.positions) == row["positions"] == positions
+        assert row["scores"] == pytest.approx(scores_L[keep_L].tolist(), abs=1e-5)
+        assert (record.original_size, record.block) == ((90, 120), 32)
+        assert [row[f"crop_{name}"] for name in ("top", "left", "height", "width")] == list(record.crop)
+        assert (row["kept"], row["grid"], row["reason"]) == (8, GRID, None)
+        mosaic = files[f"{key}.patches.png"]
+        assert (row["bytes_before"], row["bytes_after"]) == (
+            len(data),
+            len(mosaic) + len(files[f"{key}.patches.json"]),
+        )
+        blocks = crop_of(data, 2 * SIZE).reshape(3, GRID, 32, GRID, 32).permute(1, 3, 0, 2, 4)
+        kept = unpack(decode_mosaic(mosaic, record), record)
+        assert torch.equal(kept, blocks.reshape(-1, 3, 32, 32)[positions])
+    assert (result.images, result.kept, result.patches) == (COUNT, 8 * COUNT, 16 * COUNT)
+
+
+def test_other_fields_keep_bytes_and_places(shard: Path, ranker: str, tmp_path: Path) -> None:
+    prune_here(prune_config([shard], tmp_path, ranker))
+    names = [name for name, _ in members_of(tmp_path / "shards" / "photos.tar")]
+    key = names[0].partition(".")[0]
+    expected = [f"{key}.{field}" for field in ("json", "patches.jpg", "patches.json", "seg.png", "cls")]
+    assert names[:5] == expected
+    others = [item for item in members_of(tmp_path / "shards" / "photos.tar") if ".patches." not in item[0]]
+    assert others == [item for item in members_of(shard) if not item[0].endswith(".jpg")]
+    (footer,) = index_footers(tmp_path).values()
+    tar = tmp_path / "shards" / "photos.tar"
+    assert footer["output"]["path"] == "shards/photos.tar"
+    assert footer["output"]["size"] == tar.stat().st_size
+
+
+def test_all_patches_kept_give_the_crop_back(shard: Path, ranker: str, tmp_path: Path) -> None:
+    prune_here(prune_config([shard], tmp_path, ranker, codec="png", keep=1.0))
+    files = dict(members_of(tmp_path / "shards" / "photos.tar"))
+    for name, data in members_of(shard):
+        if name.endswith(".jpg"):
+            record = PackedRecord.from_json(files[name.replace(".jpg", ".patches.json")])
+            blocks = unpack(decode_mosaic(files[name.replace(".jpg", ".patches.png")], record), record)
+            whole = blocks.reshape(GRID, GRID, 3, 16, 16).permute(2, 0, 3, 1, 4).reshape(3, SIZE, SIZE)
+            assert torch.equal(whole, crop_of(data))
+
+
+def test_masked_images_stand_in_the_place_of_the_original(shard: Path, ranker: str, tmp_path: Path) -> None:
+    prune_here(prune_config([shard], tmp_path, ranker, format="masked", codec="png"))
+    before, after = members_of(shard), members_of(tmp_path / "shards" / "photos.tar")
+    assert [name for name, _ in after] == [name.replace(".jpg", ".png") for name, _ in before]
+    for row in index_of(tmp_path):
+        key = row["sample_key"]
+        keep_L = np.isin(np.arange(GRID**2), row["positions"])
+        expected = flatten_dropped(crop_of(dict(before)[f"{key}.jpg"]), keep_L, GRID)
+        assert torch.equal(decode_image(dict(after)[f"{key}.png"]), expected)
+
+
+def test_an_index_alone_writes_no_shards(shard: Path, ranker: str, tmp_path: Path) -> None:
+    result = prune_here(prune_config([shard], tmp_path, ranker, format="index", crop="squash"))["photos.tar"]
+    assert not (tmp_path / "shards").exists()
+    assert [row["bytes_after"] for row in index_of(tmp_path)] == [0] * COUNT
+    assert [(row["crop_height"], row["crop_width"]) for row in index_of(tmp_path)] == [(90, 120)] * COUNT
+    assert (result.tar_bytes, next(iter(index_footers(tmp_path).values()))["output"]) == (0, {})
+
+
+BAD = [
+    ("good", {"jpg": photo(1, 90, 120), "cls": b"1"}),
+    ("text", {"jpg": b"no picture", "cls": b"2"}),
+    ("none", {"cls": b"3"}),
+    ("taken", {"jpg": photo(2, 90, 120), "patches.json": b"{}"}),
+    ("good", {"jpg": photo(3, 90, 120)}),
+    ("last", {"jpg": photo(4, 90, 120)}),
+]
+
+
+def test_what_cannot_be_pruned_is_copied_and_listed(ranker: str, tmp_path: Path) -> None:
+    path = write_shard(tmp_path / "in" / "bad.tar", BAD)
+    result = prune_here(prune_config([path], tmp_path / "out", ranker))["bad.tar"]
+    after = members_of(tmp_path / "out" / "shards" / "bad.tar")
+    left = [item for item in members_of(path) if item[0].split(".")[0] in ("text", "none", "taken")]
+    assert [item for item in after if item[0].split(".")[0] in ("text", "none", "taken")] == left
+    assert after[-3] == ("good.jpg", BAD[4][1]["jpg"]), "a key that came before"
+    assert (result.samples, result.images, result.quarantined) == (6, 2, 4)
+    rows = {row["sample_key"]: row for row in index_of(tmp_path / "out")}
+    assert list(rows) == ["good", "text", "none", "taken", "last"]
+    assert rows["good"]["reason"] is None
+    assert rows["text"]["reason"] == "decode: not an image of a known format"
+    assert rows["none"]["reason"] == "sample: no image field; fields: cls"
+    assert (
+        rows["taken"]["reason"]
+        == "sample: it has a member taken.patches.json already, which pruning would write"
+    )
+    assert rows["text"]["positions"] is None
+    assert rows["text"]["bytes_before"] == rows["text"]["bytes_after"] == len(b"no picture2")
+    (errors,) = (tmp_path / "out" / "errors").glob("*.parquet")
+    assert [row["sample_key"] for row in pq.read_table(errors).to_pylist()] == [
+        "text",
+        "none",
+        "taken",
+        "good",
+    ]
+
+
+def test_bad_samples_can_be_left_out(ranker: str, tmp_path: Path) -> None:
+    path = write_shard(tmp_path / "in" / "bad.tar", BAD)
+    prune_here(prune_config([path], tmp_path / "out", ranker, drop_bad=True))
+    names = [name for name, _ in members_of(tmp_path / "out" / "shards" / "bad.tar")]
+    assert names == [
+        "good.patches.jpg",
+        "good.patches.json",
+        "good.cls",
+        "last.patches.jpg",
+        "last.patches.json",
+    ]
+    assert [row["bytes_after"] for row in index_of(tmp_path / "out")][1:4] == [0, 0, 0]
+
+
+def test_a_damaged_archive_fails_unless_it_is_to_be_salvaged(ranker: str, tmp_path: Path) -> None:
+    path = write_shard(tmp_path / "in" / "cut.tar", photo_samples(3, height=90, width=120))
+    path.write_bytes(path.read_bytes()[:-20_000])
+    config = prune_config([path], tmp_path / "out", ranker)
+    result = prune_here(config)["cut.tar"]
+    assert result.failed is not None
+    assert result.failed.startswith("damaged archive: the ")
+    assert not list((tmp_path / "out").rglob("*.tar"))
+    assert not (tmp_path / "out" / "index").exists()
+    salvaged = prune_here(prune_config([path], tmp_path / "out", ranker, salvage=True))["cut.tar"]
+    assert (salvaged.failed, salvaged.damaged) == (None, True)
+    assert salvaged.images >= 1
+
+
+def test_a_shard_without_any_image_fails(ranker: str, tmp_path: Path) -> None:
+    path = write_shard(tmp_path / "in" / "text.tar", [("a", {"txt": b"1"}), ("b", {"txt": b"2"})])
+    failed = prune_here(prune_config([path], tmp_path / "out", ranker))["text.tar"].failed
+    assert failed is not None
+    assert failed.startswith("none of its 2 samples could be pruned")
+
+
+def test_equal_bytes_whatever_the_threads(ranker: str, tmp_path: Path) -> None:
+    path = write_shard(tmp_path / "in" / "a.tar", [*photo_samples(9, height=90, width=120), BAD[1]])
+    for threads in (1, 3):
+        prune_here(prune_config([path], tmp_path / str(threads), ranker), threads=threads)
+    assert contents(tmp_path / "1") == contents(tmp_path / "3")
+    before = path.read_bytes()
+    assert expand_shards([str(path)])[0].size == len(before), "inputs are never modified"
+
+
+def test_random_patches_and_baselines(shard: Path, ranker: str, tmp_path: Path) -> None:
+    prune_here(prune_config([shard], tmp_path / "random", ranker, select="random", keep=0.25, seed=1))
+    prune_here(prune_config([shard], tmp_path / "cluster", ranker, select="cluster", keep=0.25))
+    prune_here(prune_config([shard], tmp_path / "variance", "baseline:variance"))
+    assert [row["kept"] for row in index_of(tmp_path / "random")] == [4] * COUNT
+    assert [row["kept"] for row in index_of(tmp_path / "cluster")] == [4] * COUNT
+    assert [row["kept"] for row in index_of(tmp_path / "variance")] == [98] * COUNT
+    assert len({json.dumps(row["positions"]) for row in index_of(tmp_path / "random")}) > 1

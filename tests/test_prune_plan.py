@@ -1,0 +1,171 @@
+"""What prune refuses before it starts, where outputs go, and the plan of a budget."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from patchrank.pipeline.errors import UserError
+from patchrank.pipeline.output import OutputFolder
+from patchrank.pipeline.record_file import digest_of
+from patchrank.ranker.patch_scoring import PatchScorer
+from patchrank.ranker.prune_config import PruneConfig
+from patchrank.ranker.prune_plan import freeze_plan, make_request, read_plan
+from patchrank.ranker.prune_survey import SURVEY_FOLDER, ShardSurvey, budget_of
+from tests.helpers.photos import photo_samples, write_shard
+from tests.helpers.prune_runs import index_of, prune_config, pruning_of, save_small_ranker
+
+
+@pytest.fixture(scope="module")
+def ranker(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_small_ranker(tmp_path_factory.mktemp("ranker"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two shards of one file name in two folders, and a third one."""
+    root = tmp_path_factory.mktemp("in")
+    for number, name in enumerate(("one/photos.tar", "two/photos.tar", "three.tar")):
+        write_shard(root / name, photo_samples(4 + number, number, height=80, width=100))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"keep": 0.0}, "--keep is 0.0, must be above 0 and at most 1"),
+        ({"keep": 1.5}, "--keep is 1.5, must be above 0 and at most 1"),
+        ({"target_ratio": -1.0}, "--target-ratio is -1.0, must be above 0"),
+        ({"mass": 0.5}, "--mass does nothing with --select topk"),
+        ({"select": "nucleus", "keep": 0.5}, "--keep does nothing with --select nucleus"),
+        ({"target_ratio": 0.5, "keep": 0.5}, "--keep does nothing with --target-ratio"),
+        ({"target_ratio": 0.5, "select": "random"}, "leave out --select random"),
+        ({"cluster_rule": "ours"}, "--cluster-rule does nothing with --select topk"),
+        ({"seed": 1}, "--seed is for --select random and baseline:random"),
+        ({"format": "index", "quality": 80}, "--format index writes no images"),
+        ({"codec": "png", "quality": 80}, "--quality does nothing with --codec png"),
+        ({"quality": 0}, "--quality is 0, must be from 1 to 100"),
+        ({"max_bad": 2.0}, "--max-bad is 2.0"),
+        ({"batch_size": 0}, "--batch-size is 0, must be at least 1"),
+        ({"sweep": "0.5"}, "--sweep and --sheet are for --dry-run"),
+        ({"sweep": "half", "dry_run": True}, "--sweep is 'half', must be ratios"),
+        ({"sweep": "0.5", "keep": 0.5, "dry_run": True}, "--sweep tries ratios in place of --keep"),
+    ],
+)
+def test_options_that_cannot_be(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        PruneConfig(shards=("a.tar",), out="out", ranker="ranker", **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size": 100}, "--size 100 must be a multiple of 64"),
+        ({"ranker": "baseline:colour"}, "there is no baseline 'colour'"),
+        (
+            {"ranker": "baseline:ridge"},
+            "needs its fit: name the folder of a ranker that holds it with --from",
+        ),
+        ({"ranker": "baseline:attention"}, "needs a teacher: name one with --teacher"),
+        ({"teacher": "tiny"}, "--from and --teacher are for baselines"),
+        ({"ranker": "baseline:variance", "select": "nucleus"}, "has no temperature: add --temperature"),
+        ({"select": "nucleus", "ceiling": 17}, "kept patches are to be 1 to 17 of 16"),
+        ({"image_field": " ; "}, "names no field"),
+    ],
+)
+def test_combinations_that_cannot_work(
+    folder: Path, ranker: str, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    config = prune_config([folder / "three.tar"], tmp_path / "out", ranker)
+    with pytest.raises(UserError, match=message):
+        make_request(dataclasses.replace(config, **changes))
+
+
+def test_places(folder: Path, ranker: str, tmp_path: Path) -> None:
+    both = [folder / "one" / "photos.tar", folder / "two" / "photos.tar"]
+    with pytest.raises(UserError, match="would both be written to shards/photos.tar"):
+        make_request(prune_config(both, tmp_path, ranker))
+    rooted = make_request(prune_config(both, tmp_path, ranker, root=str(folder)))
+    assert sorted(rooted.paths.values()) == ["shards/one/photos.tar", "shards/two/photos.tar"]
+    assert rooted.tar_folders == ["shards/one", "shards/two"]
+    for out in (folder / "one", folder / "one" / "pruned"):
+        with pytest.raises(UserError, match=r"lies in .*, a folder of shards to prune"):
+            make_request(prune_config(both[:1], out, ranker))
+    link = tmp_path / "link"
+    link.symlink_to(folder / "one")
+    with pytest.raises(UserError, match="a folder of shards to prune"):
+        make_request(prune_config(both[:1], link / "pruned", ranker))
+    with pytest.raises(UserError, match="lies in --out"):
+        make_request(prune_config(both[:1], folder, ranker))
+
+
+def test_what_is_part_of_the_identity(folder: Path, ranker: str, tmp_path: Path) -> None:
+    config = prune_config([folder / "three.tar"], tmp_path / "out", ranker)
+
+    def identity(**changes: Any) -> str:
+        return digest_of(make_request(dataclasses.replace(config, **changes)).fields)
+
+    assert identity() == identity(batch_size=8, max_actors=3, keep=0.5, size=64, quality=90, salvage=True)
+    others = [
+        identity(**changes)
+        for changes in (
+            {"keep": 0.25},
+            {"quality": 80},
+            {"codec": "webp"},
+            {"size": 128},
+            {"crop": "squash"},
+            {"drop_bad": True},
+            {"format": "masked"},
+            {"format": "index"},
+            {"select": "random"},
+            {"select": "random", "seed": 1},
+            {"select": "nucleus"},
+            {"select": "nucleus", "temperature": 2.0},
+            {"ranker": save_small_ranker(tmp_path, seed=1)},
+        )
+    ]
+    assert len({identity(), *others}) == len(others) + 1
+
+
+def test_a_budget_is_met_and_frozen(folder: Path, ranker: str, tmp_path: Path) -> None:
+    shards = [folder / "one" / "photos.tar", folder / "three.tar"]
+    config = prune_config(shards, tmp_path / "out", ranker, target_ratio=0.4, floor=2)
+    request = make_request(config)
+    assert read_plan(request) is None
+    survey = OutputFolder(config.out, run_id="run", records=SURVEY_FOLDER)
+    work = ShardSurvey(
+        PatchScorer(request.source, device=torch.device("cpu"), batch_size=4),
+        request.spec,
+        survey,
+        fields=request.survey_fields,
+        provenance={"run_id": "run"},
+        threads=1,
+        salvage=False,
+    )
+    for shard in request.shards:
+        assert work.survey(shard).failed is None
+    assert survey.plan(request.shards, digest_of(request.survey_fields)).todo == []
+    budget = budget_of(survey, request.shards, request.selector)
+    threshold = freeze_plan(request, budget, left_out=[], run_id="run")
+    images = 4 + 6
+    assert (budget.images, budget.allowed, budget.kept) == (images, int(images * 16 * 0.4), budget.allowed)
+    planned = request.with_threshold(threshold)
+    pruning = pruning_of(planned)
+    for shard in planned.shards:
+        pruning.prune(shard, planned.paths[shard.id])
+    kept = [row["kept"] for row in index_of(config.out)]
+    assert sum(kept) == budget.kept
+    assert min(kept) >= 2
+    assert len(set(kept)) > 1, "counts differ between images"
+    # Shards that come later use the same threshold; another budget is refused by name.
+    more = dataclasses.replace(config, shards=(*config.shards[1:],))
+    assert read_plan(make_request(more)) == threshold
+    with pytest.raises(UserError, match=r"select_target: 0\.4 -> 0\.5"):
+        read_plan(make_request(dataclasses.replace(config, target_ratio=0.5)))
+    plan = json.loads((tmp_path / "out" / "plan.json").read_text())
+    assert (plan["threshold"], plan["kept"], plan["left_out"]) == (threshold, budget.kept, [])
