@@ -12,6 +12,7 @@ COMMANDS = {
     "train": "fit a ranker to the pseudo-scores of tables",
     "evaluate": "measure a ranker against the teacher's own scores",
     "prune": "write smaller shards with the patches that a ranker puts first",
+    "schedule": "have new corpora scored: one tick, or ticks at the times of a cron expression",
     "status": "say what of an output folder is done, missing or failed",
     "pretrain": "pretrain a small masked autoencoder as a teacher",
     "demo": "score real photographs with the bundled teacher and draw what it found",

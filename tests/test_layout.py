@@ -34,6 +34,7 @@ LISTED = {
         queue_policy view_feed aggregate api scratch score_request shard_scoring
         actor_slots access scoring_actor actor_pool
         progress pretraining_job estimate shard_queue run_summary stop_signals score_run
+        schedule_config schedule_times schedule_tick schedule_corpora job_submission schedule_run
         shard_writer demo_photos picture_sheet contact_sheet sheet_rows demo_sheet
     """,
     "ranker": """
@@ -58,12 +59,14 @@ RAY_FILES = {
     "pipeline/actor_pool.py",
     "pipeline/shard_queue.py",
     "pipeline/score_run.py",
+    "pipeline/job_submission.py",
     "ranker/ray_train.py",
     "ranker/prune_worker.py",
     "ranker/ray_prune.py",
 }
 DRIVER = """
     job_config config_file progress pretraining pretraining_job score_request estimate run_summary score_run
+    schedule_config schedule_times schedule_corpora schedule_tick schedule_run
 """
 DRIVER_FILES = {f"pipeline/{name}.py" for name in DRIVER.split()}
 DRIVER_FILES |= {"ranker/train_config.py", "ranker/train_plan.py", "ranker/prune_config.py"}
@@ -75,6 +78,7 @@ LIGHT_FILES = [
     "patchrank/__init__.py",
     "pipeline/config.py",
     "pipeline/job_config.py",
+    "pipeline/schedule_config.py",
     "ranker/train_config.py",
     "ranker/evaluate_config.py",
     "ranker/prune_config.py",
