@@ -1,0 +1,76 @@
+"""`patchrank schedule once|run|list`: has new corpora scored."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from typing import TypeVar
+
+from patchrank.jobs.command_line import read_config, run_job
+from patchrank.pipeline.errors import UserError
+from patchrank.pipeline.job_config import ScoreConfig
+from patchrank.pipeline.schedule_config import ListConfig, OnceConfig, RunConfig, SubmitConfig
+
+_Submit = TypeVar("_Submit", bound=SubmitConfig)
+_ACTIONS = (
+    "once: one tick, for cron, Airflow or a CronJob; run: ticks by --cron; list: corpora and their state"
+)
+_STAND_IN = "shards"
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _with_score_options(config: _Submit, options: Sequence[str]) -> _Submit:
+    """The configuration with the options for score, checked as score would."""
+    chosen = tuple(options) or config.score_options
+    score = read_config("score", ScoreConfig, ["--out", _STAND_IN, *chosen, _STAND_IN])
+    fixed = (score.shards, score.out, score.root, score.dry_run) == ((_STAND_IN,), _STAND_IN, None, False)
+    if not fixed or any(text.partition("=")[0] == "--config" for text in chosen):
+        raise UserError(
+            "after -- come options of score, but for shards, --out, --root, --dry-run and --config"
+        )
+    return dataclasses.replace(config, score_options=chosen)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    action, rest = (given[0], given[1:]) if given else ("--help", [])
+    cut = rest.index("--") if "--" in rest else len(rest)
+    own, options = rest[:cut], rest[cut + 1 :]
+
+    def once(config: OnceConfig) -> int:
+        from patchrank.pipeline.schedule_run import tick_once
+
+        return tick_once(_with_score_options(config, options), _say, tick=config.tick)
+
+    def run(config: RunConfig) -> int:
+        from patchrank.pipeline.schedule_run import run_schedule
+
+        run_schedule(_with_score_options(config, options), _say)
+        return 0
+
+    def show(config: ListConfig) -> int:
+        from patchrank.pipeline.schedule_run import list_corpora, list_lines
+
+        shown = list_corpora(config)
+        print(json.dumps(shown) if config.json else "\n".join(list_lines(shown)))
+        return 0
+
+    if action == "once":
+        run_job("schedule once", OnceConfig, once, own)
+    elif action == "run":
+        run_job("schedule run", RunConfig, run, own)
+    elif action == "list":
+        run_job("schedule list", ListConfig, show, own)
+    known = action in ("-h", "--help")
+    print(f"usage: patchrank schedule once|run|list [OPTIONS] [-- SCORE OPTIONS]\n{_ACTIONS}")
+    raise SystemExit(0 if known else 2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Configuration of `patchrank schedule`: where corpora arrive, where their tables go, how jobs are submitted."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+import tyro
+
+from patchrank.pipeline.errors import UserError
+
+Hidden = Annotated[tuple[str, ...], tyro.conf.Suppress]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CorporaConfig:
+    """Where corpora arrive and where their tables go."""
+
+    source: tuple[str, ...]
+    """Folders of corpora, as patterns on any fsspec URL: 's3://bucket/corpora/*/' (quote them)."""
+    out: str
+    """Folder for the outputs, one below it for each corpus, named as the corpus is below the pattern's fixed part."""
+    root: str | None = None
+    """Name shards by their path below this URL, so that the corpora may move (score's --root)."""
+    min_age: float | None = None
+    """A corpus without a file _SUCCESS is complete once its newest shard is this many hours old."""
+
+    def __post_init__(self) -> None:
+        if not self.source:
+            raise UserError("no --source given: name folders of corpora, such as 's3://bucket/corpora/*/'")
+        if self.min_age is not None and self.min_age < 0:
+            raise UserError(f"--min-age is {self.min_age}, must be 0 hours or more")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ListConfig(CorporaConfig):
+    """Show corpora and what is scored of them; changes nothing and needs no cluster."""
+
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SubmitConfig(CorporaConfig):
+    """How a tick submits its jobs."""
+
+    score_options: Hidden = ()
+    address: str | None = None
+    """The cluster's Jobs API, http://HOST:8265; by default what RAY_API_SERVER_ADDRESS or RAY_ADDRESS say."""
+    working_dir: str | None = None
+    """Checkout that is uploaded with each job; by default jobs run the patchrank installed on the cluster."""
+    retry_failed: bool = False
+    """Submit shards again that have been given up and did not change since."""
+    max_jobs: int = 16
+    """At most this many jobs of schedules at once; what is beyond them is left to a later tick."""
+    dry_run: bool = False
+    """Say what would be submitted; submits and writes nothing."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_jobs < 1:
+            raise UserError(f"--max-jobs is {self.max_jobs}, must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OnceConfig(SubmitConfig):
+    """Submit one score job for each complete corpus with shards to score, then end.
+
+    What follows a lone `--` are options of `patchrank score` for every job: `-- --teacher mae-base`.
+    """
+
+    tick: str | None = None
+    """Name of this tick, part of the submission ids; by default the time, to the minute."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tick is not None and not (self.tick.isascii() and self.tick.replace("-", "").isalnum()):
+            raise UserError(f"--tick is {self.tick!r}, must be letters, digits and hyphens")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig(SubmitConfig):
+    """Tick again and again at the times of a cron expression, until stopped.
+
+    Nothing is kept between ticks but the output folders: stop it and start it whenever you like.
+    """
+
+    cron: str
+    """When to tick, as five fields of cron: "0 3 * * *" is every night at 3."""
+    timezone: str = "UTC"
+    """Time zone of --cron, such as Europe/Berlin."""
+    tick_at_start: bool = False
+    """Tick once at the start, too, which makes up for one that was missed."""
