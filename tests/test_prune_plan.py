@@ -88,7 +88,7 @@ def test_combinations_that_cannot_work(
 
 def test_places(folder: Path, ranker: str, tmp_path: Path) -> None:
     both = [folder / "one" / "photos.tar", folder / "two" / "photos.tar"]
-    with pytest.raises(UserError, match="would both be written to shards/photos.tar"):
+    with pytest.raises(UserError, match="would both be written to"):
         make_request(prune_config(both, tmp_path, ranker))
     rooted = make_request(prune_config(both, tmp_path, ranker, root=str(folder)))
     assert sorted(rooted.paths.values()) == ["shards/one/photos.tar", "shards/two/photos.tar"]

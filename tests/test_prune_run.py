@@ -1,0 +1,150 @@
+"""The whole prune job on Ray Data: equal to this process, resumed, killed, with a budget that is frozen."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from patchrank.pipeline.config_file import config_to_yaml
+from patchrank.pipeline.errors import UserError
+from patchrank.pipeline.output_status import read_status
+from patchrank.ranker import prune_feed, ray_prune
+from patchrank.ranker.prune_config import PruneConfig
+from patchrank.ranker.prune_plan import make_request
+from patchrank.ranker.prune_run import prune
+from patchrank.ranker.prune_summary import PruneSummary
+from patchrank.ranker.prune_worker import PruneWorker
+from tests.helpers.photos import photo_samples, write_shard
+from tests.helpers.prune_runs import contents, index_of, prune_config, prune_here, save_small_ranker
+from tests.helpers.score_processes import leftovers
+from tests.helpers.score_runs import Watched
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+
+@pytest.fixture(scope="module")
+def ranker(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_small_ranker(tmp_path_factory.mktemp("ranker"))
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("in")
+    listed = [
+        write_shard(folder / f"{n}.tar", photo_samples(5 + n, n, height=80, width=100)) for n in range(3)
+    ]
+    bad = [*photo_samples(3, 7, 80, 100), ("text", {"jpg": b"no picture"})]
+    return [*listed, write_shard(folder / "bad.tar", bad)]
+
+
+def run_prune(config: PruneConfig, display: Watched | None = None) -> PruneSummary:
+    return prune(make_request(config), display or Watched(), settings=config_to_yaml(config))
+
+
+def killing(marks: Path, *, always: str = "", before: str = "") -> Any:
+    """A worker that dies at every sample of the key `always`, and once before it names a file that fits `before`."""
+
+    class Worker(PruneWorker):
+        def __init__(self, order: Any) -> None:
+            super().__init__(order)
+            prepare, replace = prune_feed.prepare, os.replace
+
+            def faulty_prepare(item: Any, spec: Any) -> Any:
+                if always and getattr(item, "key", None) == always:
+                    with (marks / "always").open("a") as file:
+                        file.write("x")
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return prepare(item, spec)
+
+            def faulty_replace(source: Any, target: Any, **options: Any) -> None:
+                done = marks / "before"
+                if before and fnmatch.fnmatch(os.fspath(target), before) and not done.exists():
+                    done.touch()
+                    os.kill(os.getpid(), signal.SIGKILL)
+                replace(source, target, **options)
+
+            prune_feed.prepare = faulty_prepare
+            os.replace = faulty_replace  # type: ignore[assignment]
+
+    return Worker
+
+
+def test_the_job_gives_what_this_process_gives(shards: list[Path], ranker: str, tmp_path: Path) -> None:
+    config = prune_config(shards, tmp_path / "out", ranker)
+    display = Watched()
+    summary = run_prune(config, display)
+    assert (summary.exit_code, summary.done, summary.done_before) == (0, 4, 0)
+    assert (summary.samples, summary.bad, summary.images) == (22, 1, 21)
+    assert (summary.kept, summary.patches) == (21 * 8, 21 * 16)
+    prune_here(prune_config(shards, tmp_path / "here", ranker))
+    assert contents(tmp_path / "out") == contents(tmp_path / "here")
+    assert display.seen[-1].done == 4
+    status = read_status(config.out)
+    assert (status.done, status.missing, status.failed, status.quarantined) == (4, 0, 0, 1)
+    assert leftovers(tmp_path / "out") == []
+
+    again = run_prune(config)
+    assert (again.exit_code, again.done_before, again.images) == (0, 4, 0)
+    # A tar that was lost or cut is made again; its index alone does not make a shard done.
+    (tmp_path / "out" / "shards" / "1.tar").unlink()
+    (tmp_path / "out" / "shards" / "2.tar").write_bytes(b"short")
+    assert run_prune(config).done_before == 2
+    assert contents(tmp_path / "out") == contents(tmp_path / "here")
+    with pytest.raises(UserError, match="select_count: 8 -> 4"):
+        run_prune(prune_config(shards, tmp_path / "out", ranker, keep=0.25))
+
+
+def test_killed_between_tar_and_index(
+    shards: list[Path], ranker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    monkeypatch.setattr(ray_prune, "PruneWorker", killing(marks, before="*/out/index/1-*.parquet"))
+    summary = run_prune(prune_config(shards, tmp_path / "out", ranker))
+    assert (marks / "before").exists()
+    assert (summary.exit_code, summary.done, summary.failed) == (0, 4, {})
+    prune_here(prune_config(shards, tmp_path / "here", ranker))
+    assert contents(tmp_path / "out") == contents(tmp_path / "here")
+    assert leftovers(tmp_path / "out") == []
+
+
+def test_a_shard_that_always_kills_its_worker_fails_alone(
+    shards: list[Path], ranker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    monkeypatch.setattr(ray_prune, "PruneWorker", killing(marks, always="photo-1-0002"))
+    summary = run_prune(prune_config(shards, tmp_path / "out", ranker))
+    assert (summary.exit_code, summary.done) == (1, 3)
+    assert list(summary.failed) == [str(shards[1])]
+    assert (marks / "always").read_text() == "x" * ray_prune.ROUNDS
+    assert read_status(str(tmp_path / "out")).failed == 1
+    monkeypatch.undo()
+    healed = run_prune(prune_config(shards, tmp_path / "out", ranker))
+    assert (healed.exit_code, healed.done_before, healed.done) == (0, 3, 4)
+
+
+def test_a_budget_is_found_once_and_holds_for_later_shards(
+    shards: list[Path], ranker: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    changes: dict[str, Any] = {"target_ratio": 0.4}
+    first = run_prune(prune_config(shards[:2], out, ranker, **changes))
+    kept = [row["kept"] for row in index_of(out)]
+    assert (first.exit_code, first.kept, sum(kept)) == (0, int(11 * 16 * 0.4), first.kept)
+    plan = (out / "plan.json").read_bytes()
+    times = {path.name: path.stat().st_mtime_ns for path in (out / "shards").iterdir()}
+    second = run_prune(prune_config(shards[:3], out, ranker, **changes))
+    assert (second.exit_code, second.done_before, second.done) == (0, 2, 3)
+    assert (out / "plan.json").read_bytes() == plan
+    after: dict[str, int] = {path.name: path.stat().st_mtime_ns for path in (out / "shards").iterdir()}
+    assert {name: time for name, time in after.items() if name in times} == times
+    # A plan that is there decides, also where nothing else is.
+    shutil.rmtree(out / "shards")
+    assert run_prune(prune_config(shards[:3], out, ranker, **changes)).done_before == 0
