@@ -1,0 +1,129 @@
+"""What a tick decides, and when it comes: pure."""
+
+from __future__ import annotations
+
+import datetime
+from itertools import pairwise
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from patchrank.pipeline.errors import UserError
+from patchrank.pipeline.schedule_tick import Corpus, Decision, decide, score_command, submission_id
+from patchrank.pipeline.schedule_times import next_time
+from patchrank.pipeline.shard_specs import Shard, shard_id
+
+
+def shards(*names: str) -> tuple[Shard, ...]:
+    return tuple(Shard(f"/data/{name}", f"/data/{name}", shard_id(name), 10, "tag") for name in names)
+
+
+def corpus(name: str = "a", **changes: Any) -> Corpus:
+    return Corpus(
+        **{"name": name, "url": f"/in/{name}", "out": f"/out/{name}", "todo": shards("1.tar"), **changes}
+    )
+
+
+def decision(found: Corpus, active: dict[str, str] | None = None, **options: Any) -> Decision:
+    (made,) = decide([found], active or {}, **{"retry_failed": False, "max_jobs": 5, **options})
+    return made
+
+
+def test_a_complete_corpus_with_shards_to_score_is_submitted() -> None:
+    made = decision(corpus(done=3, todo=shards("1.tar", "2.tar")))
+    assert made.shards == shards("1.tar", "2.tar")
+    assert made.reason == "2 of 5 shards to score"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"todo": ()}, "no shards"),
+        ({"todo": (), "done": 4}, "scored"),
+        ({"incomplete": "no _SUCCESS"}, "not complete: no _SUCCESS"),
+        ({"owned": True}, "a run works on it"),
+        ({"problem": "listing s3://b failed"}, "listing s3://b failed"),
+        (
+            {"todo": (), "failed": shards("9.tar")},
+            "1 given up and unchanged (--retry-failed submits them again)",
+        ),
+    ],
+)
+def test_what_is_left_alone(changes: dict[str, Any], reason: str) -> None:
+    made = decision(corpus(**changes))
+    assert not made.shards
+    assert made.reason == reason
+
+
+def test_a_corpus_that_has_a_job_is_left_alone() -> None:
+    assert decision(corpus(), {"/out/a": "job-1"}).reason == "submitted as job-1"
+    assert decision(corpus(), {"/out/b": "job-1"}).shards
+
+
+def test_shards_that_were_given_up_are_submitted_only_when_asked() -> None:
+    found = corpus(todo=shards("1.tar"), failed=shards("9.tar"))
+    assert decision(found).shards == shards("1.tar")
+    assert decision(found, retry_failed=True).shards == shards("1.tar", "9.tar")
+
+
+def test_what_is_beyond_the_limit_of_jobs_waits_and_what_is_left_alone_takes_no_place() -> None:
+    found = [corpus("a"), corpus("b", done=1, todo=()), corpus("c"), corpus("d")]
+    made = decide(found, {"/out/x": "job-1"}, retry_failed=False, max_jobs=3)
+    assert [bool(one.shards) for one in made] == [True, False, True, False]
+    assert made[3].reason == "left to a later tick: there are --max-jobs 3 jobs already"
+
+
+def test_ids_name_corpus_output_and_tick() -> None:
+    first = submission_id(corpus("2024/May photos"), "20240501T0300Z")
+    assert first.startswith("patchrank-2024-May-photos-")
+    assert first.endswith("-20240501T0300Z")
+    assert first == submission_id(corpus("2024/May photos"), "20240501T0300Z")
+    assert first != submission_id(corpus("2024/May photos", out="/elsewhere"), "20240501T0300Z")
+    assert first != submission_id(corpus("2024/May photos"), "20240502T0300Z")
+
+
+def test_the_command_of_a_job() -> None:
+    options = ["--teacher", "tiny"]
+    assert score_command(corpus(), "/l.txt", options, root=None, uploaded=False) == [
+        *("patchrank", "score", "@/l.txt", "--out", "/out/a", "--teacher", "tiny")
+    ]
+    uploaded = score_command(corpus(), "/l.txt", [], root="/in", uploaded=True)
+    assert uploaded == ["python", "-m", "jobs.score", "@/l.txt", "--out", "/out/a", "--root", "/in"]
+
+
+def utc(text: str) -> datetime.datetime:
+    return datetime.datetime.fromisoformat(text).replace(tzinfo=datetime.UTC)
+
+
+def test_times_are_those_of_the_time_zone() -> None:
+    due = next_time("0 3 * * *", "Europe/Berlin", utc("2024-01-10T12:00"))
+    assert due == datetime.datetime(2024, 1, 11, 3, tzinfo=ZoneInfo("Europe/Berlin"))
+    assert due.astimezone(datetime.UTC) == utc("2024-01-11T02:00")
+    assert next_time("0 3 * * *", "UTC", utc("2024-01-10T03:00")) == utc("2024-01-11T03:00")
+
+
+@pytest.mark.parametrize("year_and_day", ["2024-03-29", "2024-10-25"])
+def test_every_night_has_one_tick_when_clocks_change(year_and_day: str) -> None:
+    """Half past two is skipped in Berlin on 2024-03-31 and told twice on 2024-10-27."""
+    due, nights = utc(f"{year_and_day}T00:00"), []
+    for _ in range(5):
+        due = next_time("30 2 * * *", "Europe/Berlin", due)
+        nights.append(due)
+    assert [after.date() - before.date() for before, after in pairwise(nights)] == [datetime.timedelta(1)] * 4
+    assert len({night.astimezone(datetime.UTC) for night in nights}) == 5
+
+
+@pytest.mark.parametrize(
+    ("cron", "timezone", "message"),
+    [
+        ("0 3 * *", "UTC", "five fields"),
+        ("0 25 * * *", "UTC", "bad hour"),
+        ("0 0 30 2 *", "UTC", "--cron"),
+        ("0 3 * * *", "Berlin/Europe", "--timezone is 'Berlin/Europe'"),
+        ("0 3 * * *", "../etc", "--timezone"),
+    ],
+)
+def test_what_is_no_time_is_refused(cron: str, timezone: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        next_time(cron, timezone, utc("2024-01-01T00:00"))
