@@ -52,10 +52,11 @@ INDEX_SCHEMA = pa.schema(
         pa.field("reason", pa.string()),
     ]
 )
-"""A row is a sample; what makes none (a key seen before, say) is in the errors file alone. `reason` is null where it was
-pruned, else why it was copied as it is or left out; then sizes, crop, positions, scores and kept are null. `positions`:
-kept patches, ascending, and their `scores`. `bytes_before` and `bytes_after`: of the image, or of all members where it
-was not pruned; after is 0 for the format `index`. `image_score`: the teacher's, where whole images were chosen by it."""
+"""A row is a sample; what makes none (a key seen before, say) is in the errors file alone. `reason` is null where it
+was pruned, else why it was copied as it is or left out; then sizes, crop, positions, scores and kept are null.
+`positions`: kept patches, ascending, and their `scores`. `bytes_before` and `bytes_after`: of the image, or of all
+members where it was not pruned; after is 0 for the format `index`. `image_score`: the teacher's, where whole images
+were chosen by it."""
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
