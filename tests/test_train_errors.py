@@ -45,8 +45,11 @@ def half_written(folder: Path) -> list[str]:
 def damaged_within(folder: Path) -> list[str]:
     path = Path(a_table(folder / "a.parquet"))
     content = bytearray(path.read_bytes())
-    column = pq.ParquetFile(path).metadata.row_group(1).column(1)
-    content[column.data_page_offset + 40] ^= 0xFF
+    group = pq.ParquetFile(path).metadata.row_group(1)
+    columns = [group.column(number) for number in range(group.num_columns)]
+    (score,) = [column for column in columns if column.path_in_schema.startswith("score")]
+    # The last byte of its only page.
+    content[score.data_page_offset + score.total_compressed_size - 1] ^= 0xFF
     path.write_bytes(content)
     return [str(path)]
 

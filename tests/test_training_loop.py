@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from patchrank.pipeline.errors import UserError
-from patchrank.ranker.baselines import make_baseline
+from patchrank.ranker.baselines import BaselineSources, make_baseline
 from patchrank.ranker.checkpoint import load_ranker
 from patchrank.ranker.initial_weights import initial_ranker
 from patchrank.ranker.train_plan import TrainPlan, make_plan
@@ -22,7 +22,7 @@ from patchrank.ranker.train_record import begin, begun, check_resume, some_rows,
 from patchrank.ranker.training_loop import Fit, State
 from patchrank.ranker.workers import Worker
 from tests.helpers.partition_tables import write_partition_table
-from tests.helpers.pixel_tables import write_pixel_table
+from tests.helpers.pixel_tables import GRID, PATCH, write_pixel_table
 from tests.test_training import config_for
 
 SETTINGS: dict[str, Any] = {"head": "token", "depth": 1, "base_lr": 0.02, "weight_decay": 0.05}
@@ -121,7 +121,7 @@ def test_a_ranker_says_what_it_was_trained_on(table: str, tmp_path: Path) -> Non
     assert ranker.extra["training"]["loss"] == "list_mle"
     fits = ranker.extra["baselines"]
     assert fits["position"]["rows"] == plan.index.train_rows.sum()
-    make_baseline("ridge", fits=fits)
+    make_baseline("ridge", BaselineSources(grid=GRID, patch_size=PATCH, fits=fits))
     assert "epochs: 1" in (tmp_path / "out" / "train.yaml").read_text()
 
 
