@@ -6,6 +6,8 @@ positions and stand a class token before them. Filled with all its blocks, a ran
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
@@ -82,7 +84,7 @@ def _fill(ranker: Ranker, teacher: TeacherFile) -> None:
 
 def _check_sizes(backbone: VisionTransformer, config: RankerConfig, teacher: TeacherFile) -> None:
     theirs = teacher.config
-    heads = backbone.blocks[0].attn.num_heads
+    heads: Any = backbone.blocks[0].get_submodule("attn").num_heads
     if (backbone.embed_dim, heads) != (theirs.width, theirs.heads):
         raise UserError(
             f"--model {config.model} is {backbone.embed_dim} wide with {heads} heads, the encoder of teacher "

@@ -147,10 +147,10 @@ def _work(settings: dict[str, Any]) -> None:
             ray.train.report(metrics)
             return
         with scratch_folder() as scratch:
-            folder = scratch / "checkpoint"
-            folder.mkdir()
-            torch.save(state(), folder / STATE_FILE)
-            ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
+            local_folder = scratch / "checkpoint"
+            local_folder.mkdir()
+            torch.save(state(), local_folder / STATE_FILE)
+            ray.train.report(metrics, checkpoint=Checkpoint.from_directory(local_folder))
 
     fit.run(report)
 
