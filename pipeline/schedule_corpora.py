@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from patchrank.pipeline import storage
 from patchrank.pipeline.done_check import State
@@ -82,14 +82,16 @@ def survey(
     *,
     root: str | None,
     min_age_s: float | None,
+    busy: Collection[str] = (),
     now: Callable[[], float] = time.time,
     sleep: Callable[[float], None] = time.sleep,
 ) -> list[Corpus]:
     """The state of every corpus, in the order given. A corpus that cannot be looked at has a `problem`.
 
-    Where outputs have owners, all of them are looked at again after 15 s of `sleep`: one that beats is alive.
+    Where outputs have owners, all of them are looked at again after 15 s of `sleep`: one that beats is alive. Not
+    those of `busy`, outputs that are known to have a job.
     """
-    before = map_threads(_owner, places)
+    before = map_threads(lambda place: None if place.out in busy else _owner(place), places)
     if any(before):
         sleep(OWNER_LOOK_S)
     # Read after the wait, so that what a run finished meanwhile is not submitted.

@@ -59,7 +59,9 @@ def tick_once(
     jobs = connect(config.address)
     # Asked first: what a job finishes before it ends is then seen by the survey.
     active = jobs.active()
-    corpora = survey(places, root=config.root, min_age_s=_seconds(config.min_age), now=now, sleep=sleep)
+    corpora = survey(
+        places, root=config.root, min_age_s=_seconds(config.min_age), busy=active, now=now, sleep=sleep
+    )
     decisions = decide(corpora, active, retry_failed=config.retry_failed, max_jobs=config.max_jobs)
     name, code = tick or _tick_name(now()), 0
     if not places:

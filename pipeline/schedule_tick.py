@@ -81,10 +81,10 @@ def _decide(corpus: Corpus, job: str | None, *, retry_failed: bool) -> Decision:
         return leave(corpus.problem)
     if not corpus.shards:
         return leave("no shards")
-    if corpus.owned:
-        return leave("a run works on it")
     if job is not None:
         return leave(f"submitted as {job}")
+    if corpus.owned:
+        return leave("a run works on it")
     if not wanted:
         kept = f"{len(corpus.failed)} given up and unchanged (--retry-failed submits them again)"
         return leave(kept if corpus.failed else "scored")

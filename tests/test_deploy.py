@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import tomllib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,6 +14,10 @@ from typing import Any
 
 import pytest
 import yaml
+
+from patchrank.jobs.command_line import read_config
+from patchrank.pipeline.job_config import ScoreConfig
+from patchrank.pipeline.schedule_config import OnceConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 AWS, KUBERAY, DOCKERFILE = ROOT / "ray_cluster.yaml", ROOT / "deploy/kuberay.yaml", ROOT / "deploy/Dockerfile"
@@ -82,7 +87,7 @@ def test_ray_accepts_the_cluster_file(aws: dict[str, Any]) -> None:
 
 def test_ray_refuses_a_misspelt_name(aws: dict[str, Any]) -> None:
     """What the test before is worth."""
-    from jsonschema import ValidationError
+    from jsonschema import ValidationError  # type: ignore[import-untyped]
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     aws["available_node_types"]["gpu_worker"]["min_worker"] = 1
@@ -164,6 +169,22 @@ def test_kubernetes_pods_are_confined_and_have_time_to_drain(kubernetes: dict[st
     assert 0 < drain < worker["terminationGracePeriodSeconds"] - 10
     assert kubernetes["RayCluster"]["spec"]["authOptions"] == {"mode": "token"}
     assert kubernetes["RayCluster"]["spec"]["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+
+
+def test_commands_of_kubernetes_are_ones_that_patchrank_takes(kubernetes: dict[str, Any]) -> None:
+    (container,) = pods(kubernetes)["tick"]["spec"]["containers"]
+    words = container["args"]
+    assert words[:3] == ["patchrank", "schedule", "once"]
+    cut = words.index("--")
+    tick = read_config("schedule once", OnceConfig, words[3:cut])
+    cluster, dashboard = kubernetes["RayCluster"]["metadata"]["name"], "8265"
+    assert tick.address == f"http://{cluster}-head-svc:{dashboard}"
+    assert read_config("score", ScoreConfig, ["x.tar", "--out", "o", *words[cut + 1 :]]).max_actors == 16
+    entrypoint = shlex.split(kubernetes["RayJob"]["spec"]["entrypoint"])
+    assert entrypoint[:2] == ["patchrank", "score"]
+    assert read_config("score", ScoreConfig, entrypoint[2:]).teacher == "mae-base"
+    (secret,) = container["env"]
+    assert secret["valueFrom"]["secretKeyRef"] == {"name": cluster, "key": "auth_token"}
 
 
 def test_ray_knows_the_drain_setting_that_kubernetes_is_given() -> None:

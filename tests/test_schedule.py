@@ -182,6 +182,10 @@ def test_an_owner_that_lives_keeps_a_corpus_and_one_that_is_dead_does_not(bench:
     bench.tick(meanwhile=lambda: alive.write_text('{"run_id": "run-1", "beats": 2}'))
     assert bench.naps == [OWNER_LOOK_S]
     assert bench.said[0] == "a: a run works on it"
+    dead.write_text('{"run_id": "run-2", "beats": 1}')  # of the job that was submitted
+    alive.unlink()
+    bench.tick(tick="later", dry_run=True)
+    assert bench.naps == [OWNER_LOOK_S]
     assert list(bench.jobs.outputs.values()) == [f"{bench.folder}/out/b"]
 
 

@@ -76,7 +76,7 @@ def main() -> None:
     }
     cluster = Cluster(initialize_head=True, head_node_args=head)
     cluster.add_node(num_cpus=2, object_store_memory=STORE_BYTES)
-    print(cluster.head_node.webui_url, flush=True)
+    print(cluster.head_node.webui_url, flush=True)  # type: ignore[attr-defined]
     sys.stdin.read()
     cluster.shutdown()
 
