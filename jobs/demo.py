@@ -1,25 +1,26 @@
-"""`patchrank demo`: photographs into shards, shards into scores, scores into a picture."""
+"""`patchrank demo`: photographs into shards, shards into scores, scores into a picture and a small ranker."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from patchrank.jobs import evaluate, score, train
 from patchrank.jobs.command_line import run_job
-from patchrank.pipeline.config_file import config_to_yaml
 from patchrank.pipeline.job_config import DemoConfig, ScoreConfig
 
 
 def run(config: DemoConfig) -> int:
-    """Pack, score, draw; returns the exit code of the scoring."""
+    """Pack, score, draw, train, measure; returns the exit code of the first step that is not complete."""
     from patchrank.pipeline import demo_sheet, storage
     from patchrank.pipeline.demo_photos import find_photos, pack_photos
     from patchrank.pipeline.output import new_run_id
-    from patchrank.pipeline.progress import make_display
-    from patchrank.pipeline.score_request import make_request
-    from patchrank.pipeline.score_run import score
+    from patchrank.pipeline.teacher.checkpoint import read_teacher
+    from patchrank.ranker.demo_ranker import FEWEST_SAMPLES, demo_evaluation, demo_training
 
     run_id = new_run_id()
-    shards, labels = storage.join(config.out, "shards"), storage.join(config.out, "labels")
+    shards, labels, ranker = (storage.join(config.out, name) for name in ("shards", "labels", "ranker"))
+    teacher = read_teacher(config.teacher)
+    demo_sheet.check_teacher(teacher)
     packed = pack_photos(find_photos(config.images), shards, samples=config.samples, run_id=run_id)
     print("\n".join(packed.lines()), flush=True)
     scoring = ScoreConfig(
@@ -31,16 +32,21 @@ def run(config: DemoConfig) -> int:
         masks="spread",
         max_actors=config.max_actors,
     )
-    request = make_request(scoring)
-    demo_sheet.check_teacher(request.teacher)
-    summary = score(request, make_display(), settings=config_to_yaml(scoring))
-    print("\n".join(summary.lines(labels)), flush=True)
-    if summary.exit_code == 0:
-        picture = storage.join(config.out, "contact-sheet.png")
-        storage.commit_bytes(demo_sheet.draw(packed, labels, request.teacher), picture, run_id=run_id)
-        lines = demo_sheet.closing_lines(out=config.out, picture=picture, shards=shards, labels=labels)
-        print("\n".join(lines))
-    return summary.exit_code
+    if code := score.run(scoring):
+        return code
+    picture = storage.join(config.out, "contact-sheet.png")
+    storage.commit_bytes(demo_sheet.draw(packed, labels, teacher), picture, run_id=run_id)
+    if packed.samples < FEWEST_SAMPLES:
+        print(f"\n{packed.samples} samples are too few to train a ranker on: {FEWEST_SAMPLES} are needed")
+    else:
+        print("\ntraining a small ranker on the scores", flush=True)
+        if code := train.run(demo_training(labels, ranker)):
+            return code
+        print("\nmeasuring it on samples that it did not see: other crops of the same photos", flush=True)
+        evaluate.run(demo_evaluation(packed.shards, ranker, config.teacher))
+    lines = demo_sheet.closing_lines(out=config.out, picture=picture, shards=shards, labels=labels)
+    print("\n".join(lines))
+    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

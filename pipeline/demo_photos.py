@@ -78,11 +78,15 @@ class PackedPhotos:
     found: int
     unreadable: Sequence[str]
 
+    @property
+    def samples(self) -> int:
+        """Samples of all photos together."""
+        return sum(len(photo.parts) for photo in self.photos)
+
     def lines(self) -> list[str]:
         """What a user should know before scoring starts."""
-        samples = sum(len(photo.parts) for photo in self.photos)
         lines = [
-            f"packed {len(self.photos)} photos as {samples} samples (each whole and as overlapping crops) "
+            f"packed {len(self.photos)} photos as {self.samples} samples (each whole and as overlapping crops) "
             f"into {len(self.shards)} shards"
         ]
         tried = len(self.photos) + len(self.unreadable)

@@ -212,7 +212,7 @@ class StatusConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """Score photographs with the bundled teacher on two actors and draw what it found."""
+    """Score photographs with the bundled teacher on two actors, draw what it found, and train a small ranker on it."""
 
     out: str = "demo-out"
     """Output folder (any fsspec URL). Run again on it to resume."""

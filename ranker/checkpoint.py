@@ -32,6 +32,7 @@ from patchrank.pipeline.storage import (
     split_name,
 )
 from patchrank.ranker.model import Ranker, RankerConfig
+from patchrank.ranker.sources import resolve_ranker
 
 SCHEMA_VERSION = 1
 CONFIG_FILE = "config.json"
@@ -136,12 +137,13 @@ def save_ranker(
 
 
 def load_ranker(folder: str, *, device: str | None = None) -> LoadedRanker:
-    """Load the ranker in a folder, given by path or URL. `device` None: the first GPU, else the processor.
+    """Load the ranker in a folder, given by path or URL, or the bundled `tiny`. `device` None: the first GPU, else the
+    processor.
 
     Raises UserError, one line, for a folder without a ranker, of an unknown schema or not complete, and for weights
     that are damaged or not those of its `config.json`; InfrastructureError where a URL cannot be read now.
     """
-    url = absolute_url(folder)
+    url = absolute_url(resolve_ranker(folder))
     shown = canonical_url(url)
     about = _read_about(url, shown)
     config = _config_of(about, shown)

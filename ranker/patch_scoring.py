@@ -20,7 +20,6 @@ from patchrank.pipeline.teacher.checkpoint import TeacherFile, build_teacher, re
 from patchrank.ranker.baseline_fits import FITS
 from patchrank.ranker.baselines import BASELINES, Baseline, BaselineSources, make_baseline
 from patchrank.ranker.checkpoint import LoadedRanker, load_ranker
-from patchrank.ranker.sources import resolve_ranker
 
 BASELINE_PREFIX = "baseline:"
 _GRID, _PATCH_SIZE = 14, 16
@@ -61,7 +60,7 @@ def open_patch_source(name: str, *, fits: str | None, teacher: str | None, seed:
         return _open_baseline(name.removeprefix(BASELINE_PREFIX), fits, teacher, seed)
     if fits is not None or teacher is not None:
         raise UserError(f"--from and --teacher are for baselines, and --ranker is {name}: leave them out")
-    ranker = load_ranker(resolve_ranker(name), device="cpu")
+    ranker = load_ranker(name, device="cpu")
     config = ranker.config
     return PatchSource(
         name=ranker.name,
@@ -85,7 +84,7 @@ def _open_baseline(name: str, fits: str | None, teacher: str | None, seed: int) 
     stored: dict[str, Any] = {}
     file = None
     if fits is not None:
-        giver = load_ranker(resolve_ranker(fits), device="cpu")
+        giver = load_ranker(fits, device="cpu")
         grid, patch_size = giver.config.grid, giver.config.patch_size
         stored = {key: fit for key, fit in (giver.extra.get(FITS) or {}).items() if key == name}
         fields["fit"] = digest_of(stored)

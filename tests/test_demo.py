@@ -17,6 +17,7 @@ from patchrank.pipeline.errors import UserError
 from patchrank.pipeline.sheet_rows import read_samples, scored_photo
 from patchrank.pipeline.table_reader import ScoreTables
 from patchrank.pipeline.teacher.checkpoint import build_teacher, read_teacher
+from patchrank.ranker.checkpoint import load_ranker
 from tests.helpers.demo_photos import pack, samples_of, write_photos
 from tests.helpers.photos import encode, photo_pixels
 from tests.helpers.score_runs import save_small_teacher, score_config, score_here
@@ -84,29 +85,33 @@ def test_the_demo_from_photos_to_picture_and_again(tmp_path, capsys) -> None:
     photos = {
         "one.jpg": encode(photo_pixels(1)),
         "sub/two.png": encode(photo_pixels(2), "PNG"),
+        "three.jpg": encode(photo_pixels(3)),
+        "four.jpg": encode(photo_pixels(4)),
         "bad.jpg": b"x",
     }
     folder, out = write_photos(tmp_path / "photos", photos), tmp_path / "out"
-    arguments = ["--images", str(folder), "--out", str(out), "--samples", "12", "--views", "4"]
+    arguments = ["--images", str(folder), "--out", str(out), "--samples", "40", "--views", "4"]
     # A process of its own, as a user starts it: with a Ray of its own.
     ended = subprocess.run(
         [sys.executable, "-m", "patchrank.jobs.cli", "demo", *arguments],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=500,
         check=False,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "packed 2 photos as 8 samples" in ended.stdout
+    assert "packed 4 photos as 40 samples" in ended.stdout
     assert "cannot read bad.jpg" in ended.stdout
-    assert "complete: 4 of 4 shards done, 32 rows" in ended.stdout
+    assert "agreement with the teacher's dense scores" in ended.stdout
+    assert load_ranker(str(out / "ranker")).config.depth == 2
+    assert "complete: 4 of 4 shards done, 160 rows" in ended.stdout
     assert re.search(rf"^  \S+ status {out}/labels$", ended.stdout, re.MULTILINE)
     picture = (out / "contact-sheet.png").read_bytes()
     with Image.open(out / "contact-sheet.png") as image:
         assert image.width > 5 * 224
         assert image.height > 2 * 224
     rows = ScoreTables(str(out / "labels")).rows
-    assert rows == 32
+    assert rows == 160
 
     (out / "contact-sheet.png").unlink()
     with pytest.raises(SystemExit) as again:

@@ -39,16 +39,17 @@ LISTED = {
     """,
     "ranker": """
         losses targets metrics
-        backbone model checkpoint api
+        backbone model sources checkpoint api
         reading_order prefetch shard_bytes image_shards image_views table_index training_batch stored_rows dataset
         selection budget online
         features clustering baseline_fits baselines
         evaluation_images partition_scores dense_teacher dense_table
         reconstruction_check evaluate_config evaluation evaluation_run evaluation_report evaluation_plot
-        sources patch_scoring prune_config selector prune_feed prune_encode prune
+        patch_scoring prune_config selector prune_feed prune_encode prune
         prune_plan prune_survey prune_summary prune_estimate prune_worker ray_prune prune_run
         curves initial_weights optimiser training validation_plan validation workers
         train_config train_plan train_estimate train_record training_loop train_progress ray_train
+        demo_ranker
     """,
     "jobs": "command_line score train prune evaluate pretrain report schedule status demo cli",
 }
