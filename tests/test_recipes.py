@@ -25,9 +25,16 @@ def test_a_shipped_recipe_sets_what_it_says(recipe: str) -> None:
 def test_the_published_recipe_is_that_of_the_paper() -> None:
     config = read_config("train", TrainConfig, ["labels", "--out", "ranker", "--config=published"])
     published = {
-        **{"base_lr": 1.5e-4, "beta2": 0.95, "weight_decay": 0.06, "clip": 0},
-        **{"epochs": 400, "warmup_epochs": 40, "batch_size": 4096},
-        **{"model": "vit_small_patch16_224", "head": "cls", "loss": "list_mle"},
+        "base_lr": 1.5e-4,
+        "beta2": 0.95,
+        "weight_decay": 0.06,
+        "clip": 0,
+        "epochs": 400,
+        "warmup_epochs": 40,
+        "batch_size": 4096,
+        "model": "vit_small_patch16_224",
+        "head": "cls",
+        "loss": "list_mle",
     }
     assert {name: getattr(config, name) for name in published} == published
 
