@@ -69,7 +69,16 @@ def _draw_agreement(panel: Any, evaluation: Evaluation) -> None:
     )
     top = evaluation.ceiling
     panel.axvspan(top.low, top.high, color=_CEILING, alpha=0.12, linewidth=0)
-    panel.axvline(top.value, color=_CEILING, linewidth=1.4, label=f"ceiling sqrt(rho) = {top.value:.2f}")
+    panel.axvline(top.value, color=_CEILING, linewidth=1.4)
+    panel.annotate(
+        f"ceiling sqrt(rho)\n= {top.value:.2f}",
+        (min(top.low, top.value), 0),
+        xytext=(-5, 0),
+        textcoords="offset points",
+        ha="right",
+        va="center",
+        color=_CEILING,
+    )
     panel.axvline(0, color=_INK, linewidth=0.8)
     panel.set_xlim(min(0.0, *(interval.low for interval in found)) - 0.06, 1.0)
     panel.set_xlabel("Spearman with the teacher's dense scores, mean over images")
@@ -79,7 +88,6 @@ def _draw_agreement(panel: Any, evaluation: Evaluation) -> None:
         loc="left",
         fontsize=11,
     )
-    panel.legend(loc="lower right", frameon=False)
     _tidy(panel, grid="x")
 
 
@@ -93,22 +101,21 @@ def _draw_curves(panel: Any, evaluation: Evaluation, space: str) -> None:
         label = name if style else None if others else "other baselines"
         others = others or style is None
         values = [interval.value for interval in found]
-        if style is None:
-            panel.plot(percent, values, color=_PALE, linewidth=1, label=label, zorder=2)
-        else:
-            panel.errorbar(
-                percent, values, yerr=_whiskers(found), label=label, capsize=2.5, elinewidth=1, **style
-            )
+        panel.plot(percent, values, label=label, **(style or {"color": _PALE, "linewidth": 1, "zorder": 2}))
+        if name == RANKER:
+            # The intervals of all would hide each other; the JSON has them.
+            low, high = ([getattr(interval, end) for interval in found] for end in ("low", "high"))
+            panel.fill_between(percent, low, high, color=_ACCENT, alpha=0.12, linewidth=0, zorder=1)
     panel.set_xticks(percent, [f"{share:.0f} %" for share in percent])
     panel.set_ylim(bottom=0)
-    panel.set_xlabel("patches kept, by highest score")
+    panel.set_xlabel("patches kept, by highest score (band: 95 % interval of the ranker)")
     panel.set_ylabel(_LABELS[space])
     panel.set_title(f"Teacher's error over all patches, {space} (diagnostic)", loc="left", fontsize=11)
     panel.legend(frameon=False, fontsize=9)
     _tidy(panel, grid="y")
 
 
-def _whiskers(found: list[Interval] | tuple[Interval, ...]) -> list[list[float]]:
+def _whiskers(found: list[Interval]) -> list[list[float]]:
     """Distances from the values to the ends of their intervals."""
     low = [max(0.0, interval.value - interval.low) for interval in found]
     high = [max(0.0, interval.high - interval.value) for interval in found]

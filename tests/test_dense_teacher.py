@@ -107,7 +107,8 @@ def test_partitions_grow_until_the_scores_are_reliable(teacher: Teacher, images:
     noise: dict[Masks, float] = {"uniform": 1.5, "spread": 1.5}
     found = {}
     for reliability in (0.3, 0.7, 0.999):
-        scorer, said = KnownNoise(teacher, noise), []
+        scorer = KnownNoise(teacher, noise)
+        said: list[str] = []
         dense = measure_dense(
             images,
             scorer,

@@ -64,7 +64,8 @@ def test_an_oracle_reaches_the_ceiling_and_chance_does_not(teacher: Teacher) -> 
     random = np.random.default_rng(0)
     truth = random.normal(size=(300, 196))
     dense = noisy_dense(truth, 0.5, teacher, patches=torch.zeros(300, 196, 1, dtype=torch.uint8))
-    found = agreements({RANKER: truth, "random": random.normal(size=truth.shape)}, dense)
+    chances = random.normal(size=truth.shape).astype(np.float32)
+    found = agreements({RANKER: truth.astype(np.float32), "random": chances}, dense)
     # Truth of variance 1 beside noise of variance 0.25.
     assert dense.rho == pytest.approx(0.8, abs=0.02)
     oracle, chance = found[RANKER], found["random"]
@@ -194,7 +195,8 @@ def test_the_ranker_runs_in_batches(ranker: LoadedRanker, teacher: Teacher, trut
     class Counting(nn.Module):
         def __init__(self, model: Any) -> None:
             super().__init__()
-            self.inner, self.head, self.sizes = model, model.head, []
+            self.inner, self.head = model, model.head
+            self.sizes: list[int] = []
 
         def forward_image(self, patches: torch.Tensor) -> torch.Tensor:
             self.sizes.append(len(patches))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from patchrank.pipeline.patches import IMAGENET_MEAN, IMAGENET_STD
+from patchrank.pipeline.teacher.model import MaskedAutoencoder
 from patchrank.ranker.reconstruction_check import (
     FLAT_VARIANCE,
     SHARES,
@@ -22,7 +23,7 @@ IMAGES = 3
 
 
 def slow_errors(
-    model: torch.nn.Module, patches: torch.Tensor, order: list[int], kept: int, space: str
+    model: MaskedAutoencoder, patches: torch.Tensor, order: list[int], kept: int, space: str
 ) -> tuple:
     """Errors of one image by definition, from the model itself."""
     mean, deviation = np.array(IMAGENET_MEAN), np.array(IMAGENET_STD)

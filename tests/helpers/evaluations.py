@@ -42,7 +42,7 @@ def ranker_of(
 ) -> LoadedRanker:
     """A ranker saved in a folder and loaded from it; `extra` is what training would store with it."""
     model = ranker or model_for_teacher()
-    about = {"name": teacher.file.name, "digest": teacher.file.digest}
+    about: dict[str, Any] = {"name": teacher.file.name, "digest": teacher.file.digest}
     about |= {"grid": model.config.grid, "patch_size": model.config.patch_size}
     save_ranker(str(folder), model, teacher=about, tables=tables, temperature=1.0, extra=extra)
     return load_ranker(str(folder), device="cpu")
