@@ -47,45 +47,59 @@ FOUR = ("spread-0-1", "spread-1-2", "spread-2-4")
 class Arm:
     """One training. `own`: the reference with the settings of its tables; all are measured against `spread` too.
 
-    `lr` is the peak learning rate; `steps` of `batch` views. `weights`: see `initial_ranker`.
+    `lr` is the peak learning rate; `steps` of `batch` views. `weights`: see `initial_ranker`. `also`: references
+    beside its own that it is measured against.
     """
 
     name: str
     group: str
     tables: tuple[str, ...] = FOUR
     own: str = "spread"
-    context: Literal["visible", "full"] = "full"
+    also: tuple[str, ...] = ("spread",)
+    context: Literal["visible", "full"] = "visible"
     head: Head = "token"
     loss: LossName = "list_mle"
-    lr: float = 3e-4
-    steps: int = 100
+    lr: float = 1e-3
+    steps: int = 200
     batch: int = 64
     depth: int = 4
-    weights: str = "teacher"
+    weights: str = "random"
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """All that it is measured against."""
+        return tuple(dict.fromkeys((*self.also, self.own)))
 
 
 LOSSES: tuple[LossName, ...] = ("list_mle", "list_mle_sub", "list_net", "rank_net", "mse", "focused")
-RATES = (1e-4, 3e-4, 1e-3)
+RATES = (3e-4, 1e-3, 3e-3)
 
 
 def arms() -> list[Arm]:
-    """All of them; `base` is what the others differ from in one thing."""
+    """All of them; `base` is what the others differ from in one thing, at the best of three learning rates."""
+    both = ("spread", "uniform")
     found = [
-        Arm(name="base", group="base"),
-        Arm(name="context visible", group="context", context="visible"),
-        Arm(name="context visible, 8x steps", group="context", context="visible", steps=800),
-        Arm(name="head cls", group="head", head="cls"),
-        Arm(name="weights random", group="weights", weights="random", lr=1e-3),
-        Arm(name="masks uniform", group="masks", tables=("uniform-0-4",), own="uniform"),
+        Arm(name="base", group="base", also=both),
+        Arm(name="masks uniform", group="masks", tables=("uniform-0-4",), own="uniform", also=both),
+    ]
+    for lr in RATES:
+        found.append(Arm(name=f"head cls, rate {lr:g}", group="head", head="cls", lr=lr))
+        found.append(Arm(name=f"context full, rate {lr:g}", group="context", context="full", lr=lr))
+        found.append(Arm(name=f"weights teacher, rate {lr:g}", group="weights", weights="teacher", lr=lr))
+    found += [
         Arm(name="removal encoder", group="removal", tables=("encoder-0-4",), own="encoder"),
         Arm(name="mask ratio 0.75", group="mask ratio", tables=("r75-0-2",), own="r75"),
         Arm(name="mask ratio 0.5", group="mask ratio", tables=("r50-0-1",), own="r50"),
+    ]
+    for loss, lr in itertools.product(LOSSES, RATES):
+        if (loss, lr) != ("list_mle", 1e-3):
+            found.append(Arm(name=f"loss {loss}, rate {lr:g}", group="loss", loss=loss, lr=lr))
+    found += [
+        Arm(name="steps 800", group="steps", steps=800),
+        Arm(name="context full, steps 800", group="steps", context="full", steps=800),
         Arm(name="teacher normalised", group="teacher", tables=("normalised-0-4",), own="normalised"),
     ]
     tables = ("spread-0-1", "spread-1-2", "spread-2-4", "spread-4-8", "spread-8-16")
     for count, views in zip((1, 2, 3, 4, 5), (1, 2, 4, 8, 16), strict=True):
-        found.append(Arm(name=f"views {views}", group="views", tables=tables[:count]))
-    for loss, lr in itertools.product(LOSSES, RATES):
-        name = f"loss {loss}, rate {lr:g}"
-        found.append(Arm(name=name, group="loss", loss=loss, lr=lr, context="visible", steps=200))
+        found.append(Arm(name=f"views {views}", group="views", tables=tables[:count], steps=400))
     return found

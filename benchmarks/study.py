@@ -97,7 +97,7 @@ def run_arm(
     ranker, losses = fit(arm, [str(work / "tables" / name) for name in arm.tables], half)
     seconds = time.perf_counter() - started
     agreement = {}
-    for name in dict.fromkeys(("spread", arm.own)):
+    for name in arm.references:
         dense = references[name]
         found = spearman(whole_image_scores(ranker, dense.patches), dense.dense)
         agreement[name] = [round(float(value), 4) for value in found]
@@ -138,7 +138,7 @@ def main() -> None:
     photos = held_out_images(options.held_out, RankerConfig())
     references: dict[str, DenseTeacher] = {}
     for arm in chosen:
-        for name in dict.fromkeys(("spread", arm.own)):
+        for name in arm.references:
             if name not in references:
                 folder = work / "references" / name
                 score(folder, options.held_out, f"--crop center {REFERENCES[name]}", options)

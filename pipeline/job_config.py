@@ -55,8 +55,8 @@ class ScoreConfig:
     """How the change of the reconstruction is measured."""
     crop: Crop = "random"
     """Random resized crops, or one centre crop whose views cover all patches."""
-    masks: Masks = "uniform"
-    """Visible patches drawn uniformly, or spread apart."""
+    masks: Masks = "spread"
+    """Visible patches spread apart, whose scores repeat better, or drawn uniformly, as published."""
     store: Store = "patches"
     """Pixels kept in the table: the visible patches, the whole view as JPEG, or none."""
     seed: int = 0

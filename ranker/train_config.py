@@ -27,8 +27,8 @@ class TrainConfig:
     that scored the tables: same width and heads), or a local .safetensors or .pth."""
     teacher: str | None = None
     """For --weights teacher, where the tables' teacher is found; default: by the name in the tables."""
-    head: Literal["cls", "token"] = "cls"
-    """Scores from the class token (the paper's), or from each patch's own token."""
+    head: Literal["cls", "token"] = "token"
+    """Scores from each patch's own token, or from the class token (the paper's, which needs far longer training)."""
     loss: Literal["list_mle", "list_mle_sub", "list_net", "rank_net", "mse", "focused"] = "list_mle"
     """Learning-to-rank loss."""
     target: Literal["auto", "raw", "standardised", "log"] = "auto"
@@ -42,29 +42,29 @@ class TrainConfig:
     """The folder that --root named when the tables were scored: shards are then known by their path below it."""
     flip: bool = False
     """Mirror half of the stored rows, others in every pass."""
-    epochs: float = 400.0
-    """Length of the training in views per image; 400 are 100 passes over a table of 4 views."""
-    warmup_epochs: float = 40.0
+    epochs: float = 48.0
+    """Length of the training in views per image; 48 are 12 passes over a table of 4 views."""
+    warmup_epochs: float = 4.0
     """Views per image over which the learning rate rises."""
-    batch_size: int = 4096
+    batch_size: int = 256
     """Rows per step, of all workers together."""
     accumulate: int = 1
     """Parts that a worker splits its share of a batch into, to save memory."""
-    base_lr: float = 1.5e-4
+    base_lr: float = 1e-3
     """Learning rate per 256 rows of a batch."""
-    weight_decay: float = 0.06
+    weight_decay: float = 0.05
     """Decoupled weight decay of matrices."""
     beta2: float = 0.95
     """AdamW's second decay rate."""
     layer_decay: float = 1.0
     """Factor on the learning rate from each block to the one before it; 1 is one rate for all."""
-    clip: float = 0.0
+    clip: float = 1.0
     """Largest norm of the gradient; 0 clips nothing."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of matrix products; auto is fp16 on a GPU, as published, and fp32 on processors."""
     held_out: float = 0.05
     """Share of the images, chosen by key, that is measured and never trained on."""
-    measure_every: float = 20.0
+    measure_every: float = 4.0
     """Views per image between measurements; each writes a checkpoint, and the ranker if it is the best so far."""
     checkpoint_minutes: float = 10.0
     """Minutes between checkpoints; what a killed worker costs at most."""
