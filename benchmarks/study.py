@@ -1,6 +1,6 @@
 """Which settings of score and train make the better ranker: one thing changed at a time, at equal steps.
 
-    python -m benchmarks.study TRAIN_SHARDS... --held-out SHARDS... --work DIR [--arms PATTERN] [--normalised TEACHER]
+    python -m benchmarks.study TRAIN_SHARDS... --held-out SHARDS... --work DIR [--arms PATTERN]
 
 Scores what it needs with `patchrank score` (tiny teacher), trains every arm from the tables alone and measures
 Spearman's correlation with dense teacher scores of photos that no arm saw. Tables, references and arms that DIR holds
@@ -28,6 +28,7 @@ from benchmarks._common import machine
 from benchmarks._held_out import held_out_images
 from benchmarks._study_arms import IMAGE_SHARE, REFERENCES, TABLES, Arm, arms
 from benchmarks._study_report import draw, print_study
+from benchmarks._study_teacher import normalised_teacher
 from patchrank.pipeline.table_reader import ScoreTables
 from patchrank.pipeline.teacher.checkpoint import read_teacher
 from patchrank.ranker.dataset import TableBatches
@@ -119,17 +120,18 @@ def main() -> None:
     parser.add_argument("--held-out", nargs="+", required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--arms", default="", help="regular expression that names of arms must hold")
-    parser.add_argument(
-        "--normalised", help="teacher that predicts normalised pixels, for the arm of that name"
-    )
+    parser.set_defaults(normalised=None)
     parser.add_argument("--precision", default="auto", help="of scoring, as `patchrank score` takes it")
     parser.add_argument("--fp32", action="store_true", help="train in float32 instead of bfloat16")
     options = parser.parse_args()
     chosen = [arm for arm in arms() if re.search(options.arms, arm.name)]
-    if not options.normalised:
-        chosen = [arm for arm in chosen if arm.own != "normalised"]
     work: Path = options.work
     work.mkdir(parents=True, exist_ok=True)
+    if any(arm.own == "normalised" for arm in chosen):
+        folder = work / "teacher-normalised"
+        options.normalised = normalised_teacher(
+            folder, options.shards, options.held_out, half=not options.fp32
+        )
     kept = work / "study.json"
     results: dict[str, Any] = (
         json.loads(kept.read_text()) if kept.exists() else {"arms": {}, "references": {}}
