@@ -108,7 +108,7 @@ def _draw_curves(panel: Any, evaluation: Evaluation, space: str) -> None:
             panel.fill_between(percent, low, high, color=_ACCENT, alpha=0.12, linewidth=0, zorder=1)
     panel.set_xticks(percent, [f"{share:.0f} %" for share in percent])
     panel.set_ylim(bottom=0)
-    panel.set_xlabel("patches kept, by highest score (band: 95 % interval of the ranker)")
+    panel.set_xlabel("patches kept, highest first (band: 95 %, ranker)")
     panel.set_ylabel(_LABELS[space])
     panel.set_title(f"Teacher's error over all patches, {space} (diagnostic)", loc="left", fontsize=11)
     panel.legend(frameon=False, fontsize=9)
