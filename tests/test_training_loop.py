@@ -118,7 +118,7 @@ def test_a_ranker_says_what_it_was_trained_on(table: str, tmp_path: Path) -> Non
     assert ranker.extra["held_out"] == plan.validation.rows
     assert ranker.extra["rows"]["removal"] == "decoder"
     assert ranker.extra["rows"]["views"] == "0:2"
-    assert ranker.extra["training"]["loss"] == "list_mle"
+    assert ranker.extra["training"]["loss"] == "rank_net"
     fits = ranker.extra["baselines"]
     assert fits["position"]["rows"] == plan.index.train_rows.sum()
     make_baseline("ridge", BaselineSources(grid=GRID, patch_size=PATCH, fits=fits))
@@ -146,7 +146,7 @@ def test_going_on_needs_the_same_settings_and_tables(table: str, tmp_path: Path)
 
     check_resume(a_plan(table, out, resume=True, epochs=100, workers=2, measure_every=1), begun(str(out)))
     refused("add --resume", resume=False)
-    refused(r"base_lr: 0.02 -> 0.1; loss: list_mle -> mse\. Ask for the same", base_lr=0.1, loss="mse")
+    refused(r"base_lr: 0.02 -> 0.1; loss: rank_net -> mse\. Ask for the same", base_lr=0.1, loss="mse")
     refused(r"held_out: 0.2 -> 0.3", held_out=0.3)
     other = write_pixel_table(tmp_path / "b.parquet", images=range(41), views=2)
     refused("begun with other tables", other)
