@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and a second run: a run ends at once with nothing torn, and the next one goes on."""
+"""SIGINT, SIGTERM, SIGKILL and a second run: nothing is torn, and the next run goes on."""
 
 from __future__ import annotations
 
@@ -54,6 +54,13 @@ def test_stopped_by_signals_with_a_second_run_refused_meanwhile(
             pq.read_table(table)
         _gone, left = psutil.wait_procs(below, timeout=20)
         assert left == [], "Ray ends with the run"
+    # Nobody tells the actor of this one, which holds a shard; the next run does not wait until it is gone.
+    (tmp_path / "SIGKILL").mkdir()
+    faults = Faults(folder=str(tmp_path / "SIGKILL"), hold=(key,), environment={"TMPDIR": str(scratch)})
+    with score_process(config, tmp_path, faults) as run:
+        run.wait_for(lambda: faults.marks(f"hold.{key}"), f"{key} is in hand")
+        assert run.stop(signal.SIGKILL) == -9
+    assert leftovers(out) == ["owner.json"]
     done = {table: table.stat().st_mtime_ns for table in (out / "scores").iterdir()}
     assert 1 <= len(done) < 3
 
