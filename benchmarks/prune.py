@@ -1,0 +1,198 @@
+"""What pruning saves: bytes and quality of the image files, tokens, and the time of a training step.
+
+    python -m benchmarks.prune SHARDS... [--keep 0.5] [--ranker ranker/tiny]
+
+The honest baseline is a plain re-encode of the same crop with the same codec and quality. Beside the pruned forms
+stand two ways to spend as little without a ranker: the whole image at a lower resolution (as many tokens), and at a
+lower quality (as many bytes). Bytes are those of image files and records; `in a tar` adds headers and padding. PSNR is
+pooled over all images: of the patches that the ranker keeps, and of the whole crop where a form has it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+import tyro
+from numpy.typing import NDArray
+
+from benchmarks._common import measure, ratio, show, write_json
+from benchmarks._pruned_forms import Form, Photo, packed, progressive, psnr, quality_of_bytes, whole
+from patchrank.pipeline.config import IMAGE_FIELDS
+from patchrank.pipeline.images import apply_view, decode_image, draw_view
+from patchrank.pipeline.pruned_codec import ImageCodec, flatten_dropped
+from patchrank.pipeline.pruned_collate import collate_naflex, place_by_coordinate
+from patchrank.pipeline.pruned_format import mosaic_columns
+from patchrank.pipeline.pruned_sample import PrunedSample, gather_patches
+from patchrank.pipeline.shards import Sample, ShardReader, expand_shards, pick_image
+from patchrank.ranker.api import load_ranker
+from patchrank.ranker.online import keep_topk
+
+GOAL = 0.6
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Benchmark of the pruned formats."""
+
+    shards: tyro.conf.Positional[tuple[str, ...]]
+    """Shards of photographs."""
+    ranker: str = str(Path(__file__).parents[1] / "ranker" / "tiny")
+    """Folder of the ranker."""
+    keep: float = 0.5
+    """Share of the patches that stay."""
+    quality: int = 90
+    """JPEG quality of every form but the one of equal bytes."""
+    batch_size: int = 8
+    """Images per measured training step."""
+    rounds: int = 3
+    """Measured steps; 0 leaves them out."""
+    out: Path = Path("bench-out/prune.json")
+    """Results as JSON."""
+
+
+def photos_of(options: Options) -> tuple[list[Photo], int, int]:
+    """The photos with their keep masks, and the ranker's grid and patch size."""
+    ranker = load_ranker(options.ranker)
+    choose, size, photos = keep_topk(ranker, options.keep), ranker.config.image_size, []
+    for shard in expand_shards(options.shards):
+        with ShardReader(shard) as reader:
+            for item in reader:
+                found = pick_image(item, IMAGE_FIELDS) if isinstance(item, Sample) else None
+                if found is None:
+                    continue
+                image = decode_image(found[1])
+                height, width = image.shape[1:]
+                box = draw_view(0, "", 0, height=height, width=width, crop="center", size=size)
+                pixels = apply_view(image, box, size)
+                photos.append(
+                    Photo(
+                        file_bytes=len(found[1]),
+                        image_size=(height, width),
+                        crop=(box.top, box.left, box.height, box.width),
+                        pixels=pixels,
+                        keep=choose(pixels),
+                    )
+                )
+    return photos, ranker.config.grid, ranker.config.patch_size
+
+
+def forms_of(photos: Sequence[Photo], grid: int, block: int, options: Options) -> dict[str, Form]:
+    """Every way to store the photos, by name."""
+    encode, other = ImageCodec("jpeg", options.quality).encode, progressive(options.quality)
+    size, row = grid * block, mosaic_columns
+    forms = {
+        "re-encode": whole(photos, block, encode),
+        "packed": packed(photos, grid, block, row, encode),
+        "masked": whole(photos, block, encode, lambda photo: flatten_dropped(photo.pixels, photo.keep, grid)),
+        "re-encode, progressive": whole(photos, block, other),
+        "packed, progressive": packed(photos, grid, block, row, other),
+        "packed, square mosaic": packed(photos, grid, block, lambda n, _: math.isqrt(n - 1) + 1, encode),
+        "packed, two blocks wide": packed(photos, grid, block, lambda n, _: min(2, n), encode),
+    }
+    side = max(1, round(math.sqrt(options.keep) * grid)) * block
+    forms[f"whole at {side} px"] = whole(photos, block, encode, side=side)
+    quality = quality_of_bytes(photos, forms["packed"].bytes)
+    forms[f"whole at {size} px, quality {quality}"] = whole(photos, block, ImageCodec("jpeg", quality).encode)
+    return forms
+
+
+def multiply_adds(tokens: int, width: int = 768, depth: int = 12, patch_values: int = 768) -> float:
+    """Billions of multiply-adds of a ViT-B (what papers call GFLOPs) for an image of so many tokens."""
+    return (depth * (12 * tokens * width**2 + 2 * tokens**2 * width) + tokens * patch_values * width) / 1e9
+
+
+def step_seconds(photos: Sequence[Photo], grid: int, block: int, options: Options) -> dict[str, list[float]]:
+    """Seconds of training steps of timm's NaFlexVit of ViT-B size on pruned and on full images, taking turns."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = timm.create_model(
+        "naflexvit_base_patch16_gap", num_classes=1000, pos_embed_grid_size=(grid, grid)
+    )
+    model = place_by_coordinate(model).to(device).train()
+    optimiser = torch.optim.AdamW(model.parameters(), 1e-4)
+    few = [photos[number % len(photos)] for number in range(options.batch_size)]
+
+    def run_of(masks: Sequence[NDArray[np.bool_]]) -> Callable[[], None]:
+        batch = collate_naflex([_sample(*pair, grid, block) for pair in zip(few, masks, strict=True)])
+        batch = {name: value.to(device) for name, value in batch.items()}
+        labels = torch.zeros(len(few), dtype=torch.int64, device=device)
+
+        def run() -> None:
+            loss = torch.nn.functional.cross_entropy(model(batch), labels)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            loss.item()  # waits for a GPU
+
+        return run
+
+    every = [np.ones(grid**2, np.bool_)] * len(few)
+    return measure({"full": run_of(every), "pruned": run_of([photo.keep for photo in few])}, options.rounds)
+
+
+def main(options: Options) -> None:
+    """Measure, print tables, write the JSON."""
+    photos, grid, block = photos_of(options)
+    forms = forms_of(photos, grid, block, options)
+    before, base = sum(photo.file_bytes for photo in photos), forms["re-encode"]
+    rows, results = (
+        [["originals", f"{before / len(photos):.0f}", "", f"{before / base.bytes:.3f}", "", "", ""]],
+        {},
+    )
+    for name, form in forms.items():
+        told = {
+            "bytes": form.bytes,
+            "of_originals": form.bytes / before,
+            "of_re_encode": form.bytes / base.bytes,
+            "of_re_encode_in_tar": form.tar_bytes / base.tar_bytes,
+            "kept_psnr": psnr(form.kept_error),
+            "whole_psnr": psnr(form.whole_error) if form.whole_error else None,
+        }
+        results[name] = told
+        shown = [f"{told[key]:.3f}" for key in ("of_originals", "of_re_encode", "of_re_encode_in_tar")]
+        quality = ["" if told[key] is None else f"{told[key]:.2f}" for key in ("kept_psnr", "whole_psnr")]
+        rows.append([name, f"{form.bytes / len(photos):.0f}", *shown, *quality])
+    columns = ["", "bytes", "of originals", "of re-encode", "in a tar", "kept dB", "whole dB"]
+    show(f"{len(photos)} photos, {options.keep} of the patches, quality {options.quality}", columns, rows)
+    share = results["packed"]["of_re_encode"]
+    print(
+        f"packed is {share:.3f} of the re-encode (goal: {GOAL} or below: {'met' if share <= GOAL else 'missed'})"
+    )
+    kept = int(photos[0].keep.sum())
+    cost = {"tokens": [grid**2, kept], "vit_b_gmacs": [multiply_adds(grid**2), multiply_adds(kept)]}
+    print(
+        f"tokens {grid**2} -> {kept}; ViT-B {cost['vit_b_gmacs'][0]:.2f} -> {cost['vit_b_gmacs'][1]:.2f} GFLOPs"
+    )
+    report: dict[str, Any] = {"bytes_before": before, "images": len(photos), "forms": results, "cost": cost}
+    if options.rounds:
+        report["step_seconds"] = seconds = step_seconds(photos, grid, block, options)
+        report["step_speedup"] = ratio(seconds, "pruned", "full")
+        print(
+            f"training steps of {options.batch_size}: pruned {report['step_speedup']:.2f} times as fast as full"
+        )
+    write_json({"prune": report}, options.out)
+
+
+def _sample(photo: Photo, keep_L: NDArray[np.bool_], grid: int, block: int) -> PrunedSample:
+    at = torch.from_numpy(np.flatnonzero(keep_L))
+    return PrunedSample(
+        shard="",
+        key="",
+        patches=gather_patches(photo.pixels, at, block),
+        positions=at,
+        grid=grid,
+        block=block,
+        original_size=photo.image_size,
+        crop=photo.crop,
+        fields={},
+    )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
