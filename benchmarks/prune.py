@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from benchmarks._common import measure, ratio, show, write_json
 from benchmarks._pruned_forms import Form, Photo, packed, progressive, psnr, quality_of_bytes, whole
 from patchrank.pipeline.config import IMAGE_FIELDS
+from patchrank.pipeline.errors import UserError
 from patchrank.pipeline.images import apply_view, decode_image, draw_view
 from patchrank.pipeline.pruned_codec import ImageCodec, flatten_dropped
 from patchrank.pipeline.pruned_collate import collate_naflex, place_by_coordinate
@@ -139,6 +140,8 @@ def step_seconds(photos: Sequence[Photo], grid: int, block: int, options: Option
 def main(options: Options) -> None:
     """Measure, print tables, write the JSON."""
     photos, grid, block = photos_of(options)
+    if not photos:
+        raise UserError(f"no photos in {list(options.shards)}: name shards of photographs")
     forms = forms_of(photos, grid, block, options)
     before, base = sum(photo.file_bytes for photo in photos), forms["re-encode"]
     rows, results = (
