@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray
 import ray.data
+from ray.util.annotations import RayDeprecationWarning
 
 from patchrank.pipeline.actor_pool import autoscaler_gpus, cluster_nodes
 from patchrank.pipeline.actor_slots import ActorSize, choose_size, count_slots
@@ -79,7 +81,9 @@ class PruneWaves:
         most = self._request.config.max_actors or max(1, slots)
         most = min(most, len(shards))
         self.actors = most
-        with _tolerant():
+        with _tolerant(), warnings.catch_warnings():
+            # Ray 2.60 has no other way to bound an actor's retries; it warns of the one it has.
+            warnings.simplefilter("ignore", RayDeprecationWarning)
             rows = ray.data.from_items(
                 [{"index": self._index[shard.id]} for shard in shards], override_num_blocks=len(shards)
             ).flat_map(
