@@ -100,18 +100,18 @@ def test_the_demo_from_photos_to_picture_and_again(tmp_path, capsys) -> None:
         check=False,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "packed 4 photos as 40 samples" in ended.stdout
+    assert "packed 4 photos as 32 samples" in ended.stdout
     assert "cannot read bad.jpg" in ended.stdout
     assert "agreement with the teacher's dense scores" in ended.stdout
     assert load_ranker(str(out / "ranker")).config.depth == 2
-    assert "complete: 4 of 4 shards done, 160 rows" in ended.stdout
+    assert "complete: 4 of 4 shards done, 128 rows" in ended.stdout
     assert re.search(rf"^  \S+ status {out}/labels$", ended.stdout, re.MULTILINE)
     picture = (out / "contact-sheet.png").read_bytes()
     with Image.open(out / "contact-sheet.png") as image:
         assert image.width > 5 * 224
         assert image.height > 2 * 224
     rows = ScoreTables(str(out / "labels")).rows
-    assert rows == 160
+    assert rows == 128
 
     (out / "contact-sheet.png").unlink()
     with pytest.raises(SystemExit) as again:
