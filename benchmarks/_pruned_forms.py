@@ -40,14 +40,14 @@ class Photo:
 class Form:
     """Sums over all images of one way to store them."""
 
-    bytes: int = 0
+    image_bytes: int = 0
     tar_bytes: int = 0
     kept_error: list[float] = dataclasses.field(default_factory=list)
     whole_error: list[float] = dataclasses.field(default_factory=list)
 
     def add(self, *members: bytes) -> None:
         """Count the files of one image."""
-        self.bytes += sum(map(len, members))
+        self.image_bytes += sum(map(len, members))
         self.tar_bytes += sum(512 + -(-len(member) // 512) * 512 for member in members)
 
 

@@ -47,8 +47,8 @@ def slow_worth(values: list[float], place: int, aggregate: str) -> float:
 def test_every_aggregate_equals_the_loops(aggregate: Aggregate, levels: int) -> None:
     random = np.random.default_rng(1)
     visible = np.stack([random.permutation(12)[:5] for _ in range(9)]).astype(np.int16)
-    score = random.integers(1, levels + 1, (9, 5)) if levels else random.gamma(1.0, size=(9, 5))
-    score = score.astype(np.float32)
+    drawn = random.integers(1, levels + 1, (9, 5)) if levels else random.gamma(1.0, size=(9, 5))
+    score = drawn.astype(np.float32)
     expected: list[float] = []
     for patch in range(12):
         worth = [
