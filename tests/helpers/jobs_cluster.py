@@ -72,10 +72,12 @@ def main() -> None:
         "num_cpus": 0,
         "include_dashboard": True,
         "dashboard_port": 0,
+        # The usual port may belong to another cluster on this machine; its agent would then start no job.
+        "dashboard_agent_listen_port": 0,
         "object_store_memory": STORE_BYTES,
     }
     cluster = Cluster(initialize_head=True, head_node_args=head)
-    cluster.add_node(num_cpus=2, object_store_memory=STORE_BYTES)
+    cluster.add_node(num_cpus=2, object_store_memory=STORE_BYTES, dashboard_agent_listen_port=0)
     print(cluster.head_node.webui_url, flush=True)  # type: ignore[attr-defined]
     sys.stdin.read()
     cluster.shutdown()
