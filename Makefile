@@ -2,7 +2,7 @@
 # 3.13, git and make has to be there, and no network but the package registry.
 #
 #   make install        .venv with the project and all extras, at the versions of constraints.txt
-#   make demo           scores real photographs with the bundled teacher and draws what it found
+#   make demo           scores real photographs, draws what it found, trains a small ranker and measures it
 #   make test           lint, types, tests            (make test ARGS="-k shards" for some of the tests)
 #   make bench          benchmarks, one after the other
 #   make lint           ruff and mypy
