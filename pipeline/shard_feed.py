@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
+from patchrank.pipeline.record_file import ShardRecord
 from patchrank.pipeline.shards import Fault, Rejected, Sample, ShardReader
 
 MAX_BYTES = 256 * 2**20
@@ -55,6 +56,18 @@ class ShardFeed(Generic[T]):
         self.damaged = False
         self._thread = threading.Thread(target=self._read, name=f"read {reader.shard.id}", daemon=True)
         self._thread.start()
+
+    def record(self, faults: Sequence[Fault]) -> ShardRecord:
+        """The shard as it was read, for its record file, once the feed has ended; `faults`: all there were."""
+        return ShardRecord(
+            name=self._reader.shard.name,
+            size=self.size,
+            tag=self._reader.shard.tag,
+            sha256=self.sha256,
+            samples=self.samples,
+            quarantined=count_samples(faults),
+            damaged=self.damaged,
+        )
 
     def __iter__(self) -> Iterator[T]:
         while True:
@@ -118,3 +131,9 @@ class ShardFeed(Generic[T]):
 
     def _full(self, weight: int) -> bool:
         return self._held >= self._ahead or (self._held > 0 and self._held_bytes + weight > MAX_BYTES)
+
+
+def count_samples(faults: Sequence[Fault]) -> int:
+    """Samples that the faults are of: each has one, but for those of single views and of the archive itself."""
+    whole = sum(fault.sample_key is not None and fault.stage != "score" for fault in faults)
+    return whole + len({fault.sample_key for fault in faults if fault.stage == "score"})

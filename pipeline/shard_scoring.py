@@ -128,15 +128,7 @@ class ShardScoring:
                 images_before = self.progress.images
                 waited = self._fill(shard, feed, writer, faults)
                 images = self.progress.images - images_before
-            record = ShardRecord(
-                name=shard.name,
-                size=feed.size,
-                tag=shard.tag,
-                sha256=feed.sha256,
-                samples=feed.samples,
-                quarantined=count_samples(faults),
-                damaged=feed.damaged,
-            )
+            record = feed.record(faults)
             writer.close(
                 table_metadata(
                     config=self._rows,
@@ -236,12 +228,6 @@ def _row(shard: Shard, view: View, score_V: NDArray[np.float32], store: Store) -
         patches=seen.numpy().tobytes() if seen is not None else None,
         pixels=view.jpeg if store == "view" else None,
     )
-
-
-def count_samples(faults: Sequence[Fault]) -> int:
-    """Samples that the faults are of: each has one, but for those of single views and of the archive itself."""
-    whole = sum(fault.sample_key is not None and fault.stage != "score" for fault in faults)
-    return whole + len({fault.sample_key for fault in faults if fault.stage == "score"})
 
 
 def count_reasons(faults: Sequence[Fault]) -> dict[str, int]:

@@ -25,7 +25,7 @@ from patchrank.pipeline.record_file import ShardRecord
 from patchrank.pipeline.score_table import write_errors
 from patchrank.pipeline.scratch import scratch_folder
 from patchrank.pipeline.shard_feed import MAX_BYTES
-from patchrank.pipeline.shard_scoring import count_reasons, count_samples, failure_reason
+from patchrank.pipeline.shard_scoring import count_reasons, failure_reason
 from patchrank.pipeline.shards import Fault, Shard
 from patchrank.ranker.patch_scoring import PatchScorer
 from patchrank.ranker.prune_encode import Written, encode
@@ -110,15 +110,7 @@ class ShardPruning:
                 stack.callback(feed.close)
                 tar = stack.enter_context(PrunedTar(archive)) if self._spec.codec is not None else None
                 self._fill(batches(feed, self._scorer.batch_size), tar, writer, tally)
-            record = ShardRecord(
-                name=shard.name,
-                size=feed.size,
-                tag=shard.tag,
-                sha256=feed.sha256,
-                samples=feed.samples,
-                quarantined=count_samples(tally.faults),
-                damaged=feed.damaged,
-            )
+            record = feed.record(tally.faults)
             told = {} if tar is None else {"path": path, "size": tar.size, "sha256": tar.sha256}
             writer.close(
                 index_metadata(

@@ -22,13 +22,12 @@ from patchrank.pipeline import storage
 from patchrank.pipeline.output import OutputFolder
 from patchrank.pipeline.record_file import (
     METADATA_KEY,
-    ShardRecord,
     canonical_json,
     digest_of,
     verify_file,
 )
 from patchrank.pipeline.scratch import scratch_folder
-from patchrank.pipeline.shard_scoring import count_reasons, count_samples
+from patchrank.pipeline.shard_scoring import count_reasons
 from patchrank.pipeline.shards import Fault, Shard
 from patchrank.ranker.budget import Budget, find_budget
 from patchrank.ranker.patch_scoring import PatchScorer
@@ -88,15 +87,7 @@ class ShardSurvey:
                             column = pa.FixedSizeListArray.from_arrays(flat, positions)
                             writer.write_table(pa.table([column], schema=schema))
                         images += len(scores)
-                    record = ShardRecord(
-                        name=shard.name,
-                        size=feed.size,
-                        tag=shard.tag,
-                        sha256=feed.sha256,
-                        samples=feed.samples,
-                        quarantined=count_samples(faults),
-                        damaged=feed.damaged,
-                    )
+                    record = feed.record(faults)
                     metadata = {
                         "schema_version": SCHEMA_VERSION,
                         "identity": digest_of(self._fields),

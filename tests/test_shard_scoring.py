@@ -13,10 +13,10 @@ import pytest
 
 from patchrank.pipeline.errors import InfrastructureError
 from patchrank.pipeline.score_table import TeacherRecord
+from patchrank.pipeline.shard_feed import count_samples
 from patchrank.pipeline.shard_scoring import (
     MOST_REASONS,
     count_reasons,
-    count_samples,
     failure_reason,
     teacher_record,
 )
