@@ -19,13 +19,14 @@ from patchrank.pipeline.config import Precision, RowConfig
 from patchrank.pipeline.errors import PatchrankError
 from patchrank.pipeline.job_config import parse_views
 from patchrank.pipeline.output import OutputFolder, Plan, new_run_id
+from patchrank.pipeline.owned_run import run_to_end
 from patchrank.pipeline.progress import Display, Totals
 from patchrank.pipeline.record_file import digest_of
 from patchrank.pipeline.run_summary import RunSummary, summarise
 from patchrank.pipeline.score_request import ScoreRequest
 from patchrank.pipeline.scratch import remove_dead_scratch
 from patchrank.pipeline.shard_queue import QueueOptions, ShardQueue
-from patchrank.pipeline.stop_signals import SIGNALS, StopRequest, stop_on_signals
+from patchrank.pipeline.stop_signals import SIGNALS, StopRequest
 
 
 def score(request: ScoreRequest, display: Display, *, settings: bytes) -> RunSummary:
@@ -37,25 +38,7 @@ def score(request: ScoreRequest, display: Display, *, settings: bytes) -> RunSum
     output = OutputFolder(request.config.out, run_id=new_run_id())
     run = _Run(request, output, settings)
     run.check_stored_settings()
-
-    def stopped(number: signal.Signals) -> RunSummary:
-        return run.finish(f"stopped by {number.name}", 128 + number)
-
-    def tidy_up(number: signal.Signals) -> None:
-        stopped(number)
-        output.release()
-
-    with stop_on_signals(tidy_up) as stop:
-        try:
-            return run.execute(display, stop)
-        except KeyboardInterrupt:
-            return stopped(stop.accept())
-        except PatchrankError as error:
-            with contextlib.suppress(PatchrankError):
-                run.finish(f"ended: {error}", 1)
-            raise
-        finally:
-            output.release()
+    return run_to_end(run, output, display)
 
 
 class _Run:

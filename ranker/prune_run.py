@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import signal
 import time
 from typing import Any
 
 from patchrank.pipeline import storage
 from patchrank.pipeline.errors import PatchrankError
 from patchrank.pipeline.output import OutputFolder, Plan, new_run_id
+from patchrank.pipeline.owned_run import run_to_end
 from patchrank.pipeline.progress import Display, Totals
 from patchrank.pipeline.pruned_index import INDEX_FOLDER, SCHEMA_VERSION
 from patchrank.pipeline.record_file import digest_of, map_threads
 from patchrank.pipeline.score_run import ray_session
 from patchrank.pipeline.scratch import remove_dead_scratch
 from patchrank.pipeline.shards import Shard
-from patchrank.pipeline.stop_signals import StopRequest, stop_on_signals
+from patchrank.pipeline.stop_signals import StopRequest
 from patchrank.ranker.prune_plan import PruneRequest, freeze_plan, read_plan
 from patchrank.ranker.prune_summary import PruneSummary, summarise
 from patchrank.ranker.prune_survey import SURVEY_FOLDER, budget_of, remove_survey
@@ -40,25 +40,7 @@ def prune(request: PruneRequest, display: Display, *, settings: bytes) -> PruneS
     )
     run = _Run(request, output, settings)
     run.check_stored_settings()
-
-    def stopped(number: signal.Signals) -> PruneSummary:
-        return run.finish(f"stopped by {number.name}", 128 + number)
-
-    def tidy_up(number: signal.Signals) -> None:
-        stopped(number)
-        output.release()
-
-    with stop_on_signals(tidy_up) as stop:
-        try:
-            return run.execute(display, stop)
-        except KeyboardInterrupt:
-            return stopped(stop.accept())
-        except PatchrankError as error:
-            with contextlib.suppress(PatchrankError):
-                run.finish(f"ended: {error}", 1)
-            raise
-        finally:
-            output.release()
+    return run_to_end(run, output, display)
 
 
 class _Session:

@@ -33,7 +33,7 @@ LISTED = {
         shard_feed pruned_index
         queue_policy view_feed aggregate api scratch score_request shard_scoring
         actor_slots access scoring_actor actor_pool
-        progress pretraining_job estimate shard_queue run_summary stop_signals score_run
+        progress pretraining_job estimate shard_queue run_summary stop_signals owned_run score_run
         schedule_config schedule_times schedule_tick schedule_corpora job_submission schedule_run
         shard_writer demo_photos picture_sheet contact_sheet sheet_rows demo_sheet
     """,
@@ -66,7 +66,7 @@ RAY_FILES = {
     "ranker/ray_prune.py",
 }
 DRIVER = """
-    job_config config_file progress pretraining pretraining_job score_request estimate run_summary score_run
+    job_config config_file progress pretraining pretraining_job score_request estimate run_summary owned_run score_run
     schedule_config schedule_times schedule_corpora schedule_tick schedule_run
 """
 DRIVER_FILES = {f"pipeline/{name}.py" for name in DRIVER.split()}
