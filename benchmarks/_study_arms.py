@@ -21,6 +21,8 @@ TABLES: dict[str, str] = {
     "spread-2-4": f"{SPREAD} --views 2:4",
     "spread-4-8": f"{SPREAD} --views 4:8",
     "spread-8-16": f"{SPREAD} --views 8:16",
+    # With the above 40 views of every image: more than 400 steps of 64 read, so that none is seen twice.
+    "spread-16-40": f"{SPREAD} --views 16:40",
     "uniform-0-4": "--masks uniform --views 0:4",
     # About as many decoder passes as 4 views of 19 patches: 76.
     "r75-0-2": f"{SPREAD} --mask-ratio 0.75 --views 0:2",
@@ -102,4 +104,5 @@ def arms() -> list[Arm]:
     tables = ("spread-0-1", "spread-1-2", "spread-2-4", "spread-4-8", "spread-8-16")
     for count, views in zip((1, 2, 3, 4, 5), (1, 2, 4, 8, 16), strict=True):
         found.append(Arm(name=f"views {views}", group="views", tables=tables[:count], steps=400))
+    found.append(Arm(name="views fresh", group="views fresh", tables=(*tables, "spread-16-40"), steps=400))
     return found

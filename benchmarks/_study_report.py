@@ -45,7 +45,7 @@ def draw(results: dict[str, Any], scratch: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    arms = [arm for arm in results["arms"].values() if arm["group"] != "views"]
+    arms = [arm for arm in results["arms"].values() if not arm["group"].startswith("views")]
     views = [arm for arm in results["arms"].values() if arm["group"] == "views"]
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 0.28 * len(arms) + 2), width_ratios=(3, 2))
     intervals = [mean_interval(np.array(arm["agreement"]["spread"])) for arm in arms]
@@ -63,6 +63,13 @@ def draw(results: dict[str, Any], scratch: Path) -> None:
         means = np.array([each.value for each in found])
         errors = [means - [each.low for each in found], [each.high for each in found] - means]
         right.errorbar(counts, means, yerr=errors, marker="o", capsize=3)
+        for arm in results["arms"].values():
+            if arm["group"] == "views fresh":
+                fresh = float(np.mean(arm["agreement"]["spread"]))
+                right.axhline(
+                    fresh, color="grey", linestyle="--", label=f"a fresh view each time {fresh:.3f}"
+                )
+                right.legend(loc="lower right")
         right.set_xscale("log", base=2)
         right.set_xticks(counts, [str(count) for count in counts])
         right.set_xlabel("views per image in the table, at equal steps")

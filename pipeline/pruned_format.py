@@ -2,6 +2,9 @@
 
 `<key>.patches.jpg` (or webp, png) holds the kept blocks of a square crop, side by side in the order of their positions;
 `<key>.patches.json` tells where they belong. Read back, both are untrusted input.
+
+In the JSON the positions are a bit mask, `kept`: one bit for each block of the grid, row by row, packed into bytes from
+the highest bit on, as two hexadecimal digits a byte. `np.unpackbits` of the bytes gives the mask, zeros behind it.
 """
 
 from __future__ import annotations
@@ -10,18 +13,20 @@ import dataclasses
 import json
 from typing import Any, Literal, get_args
 
+import numpy as np
+
 from patchrank.pipeline.errors import ContentError
 
 CodecName = Literal["jpeg", "webp", "png"]
 
-VERSION = 1
+VERSION = 2
 RECORD_FIELD = "patches.json"
 EXTENSIONS: dict[CodecName, str] = {"jpeg": "jpg", "webp": "webp", "png": "png"}
 MAX_SIDE = 8192
 """Longest side of a pruned image in pixels: 192 MiB as RGB."""
 MAX_GRID = 1024
-MAX_JSON = 2**23
-"""Longest JSON that is parsed, in bytes; the positions of the largest grid fit."""
+MAX_JSON = 2**19
+"""Longest JSON that is parsed, in bytes; the mask of the largest grid fits."""
 MAX_MOSAIC_SIDE = 16_383
 """Longest side of a mosaic in pixels, which is what WebP can hold."""
 
@@ -69,7 +74,9 @@ class PackedRecord:
 
     def to_json(self) -> bytes:
         """The record as one line of JSON; the same bytes for the same record."""
-        return json.dumps(dataclasses.asdict(self), separators=(",", ":")).encode()
+        values = dataclasses.asdict(self)
+        told = {"kept" if name == "positions" else name: value for name, value in values.items()}
+        return json.dumps({**told, "kept": _mask(self.positions, self.grid)}, separators=(",", ":")).encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> PackedRecord:
@@ -80,15 +87,17 @@ class PackedRecord:
             values = json.loads(data)
         except (ValueError, RecursionError):
             raise ContentError(f"{RECORD_FIELD}: not JSON") from None
-        names = {field.name for field in dataclasses.fields(cls)}
+        if isinstance(values, dict) and "version" in values:
+            _check_version(values["version"])
+        names = {field.name for field in dataclasses.fields(cls)} - {"positions"} | {"kept"}
         if not isinstance(values, dict) or set(values) != names:
             raise ContentError(f"{RECORD_FIELD}: must be an object of {', '.join(sorted(names))}")
-        lists = ("positions", "original_size", "crop")
+        lists = ("original_size", "crop")
         if not all(isinstance(values[name], list) for name in lists):
             raise ContentError(f"{RECORD_FIELD}: {', '.join(lists)} must be lists")
         arguments: dict[str, Any] = {name: tuple(v) if name in lists else v for name, v in values.items()}
         try:
-            return cls(**arguments)
+            return cls(**arguments, positions=_positions(arguments.pop("kept"), values["grid"]))
         except ValueError as error:
             raise ContentError(f"{RECORD_FIELD}: {error}") from None
 
