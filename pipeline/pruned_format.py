@@ -31,6 +31,7 @@ MAX_MOSAIC_SIDE = 16_383
 """Longest side of a mosaic in pixels, which is what WebP can hold."""
 
 _LARGEST_SIZE = 2**31 - 1
+_KEPT = "kept"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,8 +76,8 @@ class PackedRecord:
     def to_json(self) -> bytes:
         """The record as one line of JSON; the same bytes for the same record."""
         values = dataclasses.asdict(self)
-        told = {"kept" if name == "positions" else name: value for name, value in values.items()}
-        return json.dumps({**told, "kept": _mask(self.positions, self.grid)}, separators=(",", ":")).encode()
+        values[_KEPT] = _mask_of(values.pop("positions"), self.grid)
+        return json.dumps(values, separators=(",", ":")).encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> PackedRecord:
@@ -87,23 +88,27 @@ class PackedRecord:
             values = json.loads(data)
         except (ValueError, RecursionError):
             raise ContentError(f"{RECORD_FIELD}: not JSON") from None
-        if isinstance(values, dict) and "version" in values:
-            _check_version(values["version"])
-        names = {field.name for field in dataclasses.fields(cls)} - {"positions"} | {"kept"}
+        # First of all: what other versions hold is not known here.
+        problem = _version_problem(values.get("version", VERSION)) if isinstance(values, dict) else None
+        if problem:
+            raise ContentError(f"{RECORD_FIELD}: {problem}")
+        names = {_KEPT if field.name == "positions" else field.name for field in dataclasses.fields(cls)}
         if not isinstance(values, dict) or set(values) != names:
             raise ContentError(f"{RECORD_FIELD}: must be an object of {', '.join(sorted(names))}")
         lists = ("original_size", "crop")
         if not all(isinstance(values[name], list) for name in lists):
             raise ContentError(f"{RECORD_FIELD}: {', '.join(lists)} must be lists")
+        mask = values.pop(_KEPT)
         arguments: dict[str, Any] = {name: tuple(v) if name in lists else v for name, v in values.items()}
         try:
-            return cls(**arguments, positions=_positions(arguments.pop("kept"), values["grid"]))
+            return cls(**arguments, positions=_positions_of(mask, values["grid"]))
         except ValueError as error:
             raise ContentError(f"{RECORD_FIELD}: {error}") from None
 
     def _shape_problem(self) -> str | None:
-        if type(self.version) is not int or self.version != VERSION:
-            return f"version {_shown(self.version)} is not {VERSION}, which this patchrank reads"
+        problem = _version_problem(self.version)
+        if problem:
+            return problem
         if not _whole(self.grid, 1, MAX_GRID) or not _whole(self.block, 1, MAX_SIDE):
             return f"a grid of {_shown(self.grid)} blocks of {_shown(self.block)} px cannot be"
         if self.size > MAX_SIDE:
@@ -152,6 +157,33 @@ def mosaic_columns(count: int, block: int) -> int:
     """
     rows = -(-count // max(1, MAX_MOSAIC_SIDE // block))
     return -(-count // rows)
+
+
+def _mask_of(positions: tuple[int, ...], grid: int) -> str:
+    """The positions as a bit mask in hexadecimal digits."""
+    keep_L = np.zeros(grid**2, np.bool_)
+    keep_L[list(positions)] = True
+    return np.packbits(keep_L).tobytes().hex()
+
+
+def _positions_of(mask: Any, grid: Any) -> tuple[int, ...]:
+    """The positions in a bit mask; ValueError for what `_mask_of` does not give for this grid."""
+    if not _whole(grid, 1, MAX_GRID):
+        raise ValueError(f"a grid of {_shown(grid)} blocks cannot be")
+    try:
+        packed = bytes.fromhex(mask)
+    except (TypeError, ValueError):
+        packed = b""
+    bits = np.flatnonzero(np.unpackbits(np.frombuffer(packed, np.uint8)))
+    if packed.hex() != mask or len(packed) != -(-(grid**2) // 8) or (bits >= grid**2).any():
+        raise ValueError(f"{_KEPT} {_shown(mask)} is no mask of a grid of {grid} x {grid}")
+    return tuple(bits.tolist())
+
+
+def _version_problem(version: Any) -> str | None:
+    if type(version) is int and version == VERSION:
+        return None
+    return f"version {_shown(version)} is not {VERSION}, which this patchrank reads"
 
 
 def _whole(value: Any, low: int, high: int) -> bool:

@@ -23,7 +23,7 @@ from patchrank.ranker.prune_config import DEFAULT_QUALITY, PruneConfig
 from patchrank.ranker.prune_feed import PruneSpec
 from patchrank.ranker.selector import Selector, make_selector
 
-PRUNE_VERSION = 1
+PRUNE_VERSION = 2
 """Raised only when the same settings give other shards. Part of the identity."""
 
 PLAN_FILE = "plan.json"

@@ -29,11 +29,22 @@ def as_json(**changes: Any) -> bytes:
     return json.dumps({**json.loads(record().to_json()), **changes}).encode()
 
 
+MASK = "9" + 47 * "0" + "10"
+"""Bits 0, 3 and 195 of 196, and four that are none."""
+
+
 def test_golden_json() -> None:
     assert record().to_json() == (
-        b'{"version":1,"grid":14,"block":16,"positions":[0,3,195],"columns":3,'
-        b'"original_size":[240,320],"crop":[15,55,210,210],"codec":"jpeg"}'
+        b'{"version":2,"grid":14,"block":16,"columns":3,"original_size":[240,320],"crop":[15,55,210,210],'
+        b'"codec":"jpeg","kept":"%s"}' % MASK.encode()
     )
+
+
+def test_the_mask_reads_as_documented() -> None:
+    told = json.loads(record().to_json())
+    bits = "".join(f"{int(digit, 16):04b}" for digit in told["kept"])
+    assert [at for at, bit in enumerate(bits) if bit == "1"] == [0, 3, 195]
+    assert len(bits) == 200
 
 
 @pytest.mark.parametrize(
@@ -58,26 +69,29 @@ def test_sizes() -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"version": 2}, "version 2 is not 1"),
+        ({"version": 1}, "version 1 is not 2"),
+        ({"version": 3, "kept": None, "positions": []}, "version 3 is not 2"),
         ({"version": True}, "version True"),
         ({"grid": 0}, "a grid of 0"),
+        ({"grid": 13}, "is no mask of a grid of 13 x 13"),
         ({"grid": "14"}, "a grid of '14'"),
         ({"grid": 10**30}, "a grid of 1000"),
         ({"block": 16.0}, "blocks of 16.0"),
-        ({"grid": 1024, "block": 16}, "16384 px are more than the limit"),
+        ({"grid": 1024, "kept": "f" * 2**18}, "16384 px are more than the limit"),
         ({"codec": "gif"}, "codec 'gif'"),
         ({"codec": ["jpeg"]}, "codec"),
-        ({"positions": []}, "0 positions"),
-        ({"positions": list(range(197))}, "197 positions"),
-        ({"positions": [0, 3, 196]}, "position 196 is out"),
-        ({"positions": [0, 3, 3]}, "position 3 is out"),
-        ({"positions": [-1, 3, 4]}, "position -1"),
-        ({"positions": [0, [3], 4]}, r"position \[3\]"),
-        ({"positions": [0, False, 4]}, "position False"),
-        ({"positions": 7}, "must be lists"),
+        ({"kept": "0" * 50}, "0 positions"),
+        ({"kept": MASK[:-2]}, "is no mask of a grid of 14 x 14"),
+        ({"kept": MASK[:-1] + "1"}, "is no mask of a grid"),
+        ({"kept": MASK + "00"}, "is no mask of a grid"),
+        ({"kept": MASK.upper().replace("9", "F")}, "is no mask of a grid"),
+        ({"kept": " " + MASK}, "is no mask of a grid"),
+        ({"kept": "x" * 50}, "is no mask of a grid"),
+        ({"kept": [0, 3, 195]}, r"kept \[0, 3, 195\] is no mask"),
+        ({"kept": 7}, "kept 7 is no mask"),
         ({"columns": 0}, "0 columns"),
         ({"columns": 4}, "4 columns for 3 blocks"),
-        ({"grid": 2, "block": 4096, "positions": [0, 1, 2, 3], "columns": 4}, "a mosaic of"),
+        ({"grid": 2, "block": 4096, "kept": "f0", "columns": 4}, "a mosaic of"),
         ({"original_size": [240]}, "original size"),
         ({"original_size": [240, 0]}, "original size"),
         ({"crop": [0, 0, 0, 10]}, "does not lie"),
@@ -109,6 +123,10 @@ def test_endless_json_is_not_parsed() -> None:
 def test_a_record_that_cannot_be_is_not_made() -> None:
     with pytest.raises(ValueError, match="out of order"):
         record(positions=(3, 0, 195))
+    with pytest.raises(ValueError, match="position 196 is out"):
+        record(positions=(0, 196))
+    with pytest.raises(ValueError, match="position False"):
+        record(positions=(False, 3))
     assert dataclasses.replace(record(), columns=1).mosaic_size == (48, 16)
 
 
