@@ -24,10 +24,11 @@ from patchrank.pipeline.capacity import (
     sequence_bytes,
 )
 from patchrank.pipeline.config import Metric, Precision, Removal
+from patchrank.pipeline.cost import gflop_per_view
 from patchrank.pipeline.errors import InfrastructureError, UserError
 from patchrank.pipeline.inference import choose_precision, prepare
 from patchrank.pipeline.patches import hidden_positions, normalise, take_patches, visible_count
-from patchrank.pipeline.teacher.model import MaskedAutoencoder, TeacherConfig
+from patchrank.pipeline.teacher.model import MaskedAutoencoder
 
 __all__ = ["Scorer", "choose_precision", "gflop_per_view", "reconstruct"]
 
@@ -47,27 +48,6 @@ def reconstruct(model: MaskedAutoencoder, pixels_NLP: Tensor, visible_NV: Tensor
     visible_NV = visible_NV.long()
     latent = model.encode(normalise(take_patches(pixels_NLP, visible_NV)), visible_NV)
     return model.decode(latent, visible_NV, hidden_NH, hidden_NH.shape[1]).float(), hidden_NH
-
-
-def gflop_per_view(config: TeacherConfig, visible: int, removal: Removal) -> float:
-    """Nominal cost of a view in 10^9 operations: two per multiply-add of linear layers and attention."""
-
-    def blocks(tokens: int, width: int, depth: int) -> float:
-        return depth * (tokens * width**2 * (4 + 2 * config.mlp_ratio) + 2 * tokens**2 * width)
-
-    def encoder(patches: int) -> float:
-        return patches * config.patch_values * config.width + blocks(1 + patches, config.width, config.depth)
-
-    def decoder(latents: int, tokens: int) -> float:
-        ends = latents * config.width + (config.positions - visible) * config.patch_values
-        return ends * config.decoder_width + blocks(tokens, config.decoder_width, config.decoder_depth)
-
-    anchor = encoder(visible) + decoder(1 + visible, 1 + config.positions)
-    if removal == "decoder":
-        one = decoder(visible, config.positions)
-    else:
-        one = encoder(visible - 1) + decoder(visible, 1 + config.positions)
-    return 2e-9 * (anchor + visible * one)
 
 
 class Scorer:

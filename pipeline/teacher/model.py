@@ -162,6 +162,15 @@ class MaskedAutoencoder(nn.Module):
         latent: Tensor = self.norm(x)
         return latent
 
+    def decoder_tokens(self, latent: Tensor, visible_NV: Tensor, hidden_NH: Tensor) -> Tensor:
+        """What the decoder's first block gets, `[N, H + 1 + V, E]`: hidden patches, class token, visible ones."""
+        seen_NSE = self.decoder_embed(latent)
+        positions = self.decoder_pos_embed[0]
+        cls_N1E = seen_NSE[:, :1] + positions[0]
+        visible_NVE = seen_NSE[:, 1:] + positions[1:][visible_NV]
+        hidden_NHE = (self.mask_token + positions[1:][hidden_NH]).to(seen_NSE.dtype)
+        return torch.cat([hidden_NHE, cls_N1E, visible_NVE], dim=1)
+
     def decode(self, latent: Tensor, visible_NV: Tensor, hidden_NH: Tensor, read: int) -> Tensor:
         """Predicted patches at the first `read` of the hidden positions, `[N, read, P]`.
 
@@ -169,12 +178,7 @@ class MaskedAutoencoder(nn.Module):
         that get a mask token. Positions in neither list do not take part. The prediction is in the
         teacher's output space.
         """
-        seen_NSE = self.decoder_embed(latent)
-        positions = self.decoder_pos_embed[0]
-        cls_N1E = seen_NSE[:, :1] + positions[0]
-        visible_NVE = seen_NSE[:, 1:] + positions[1:][visible_NV]
-        hidden_NHE = (self.mask_token + positions[1:][hidden_NH]).to(seen_NSE.dtype)
-        x = torch.cat([hidden_NHE, cls_N1E, visible_NVE], dim=1)
+        x = self.decoder_tokens(latent, visible_NV, hidden_NH)
         for block in self.decoder_blocks:
             x = block(x)
         predicted: Tensor = self.decoder_pred(self.decoder_norm(x[:, :read]))

@@ -1,0 +1,39 @@
+"""What scoring a view costs in arithmetic, whatever runs it."""
+
+from __future__ import annotations
+
+from patchrank.pipeline.config import Removal
+from patchrank.pipeline.teacher.model import TeacherConfig
+
+
+def gflop_per_view(
+    config: TeacherConfig, visible: int, removal: Removal, frozen_tokens: int | None = None
+) -> float:
+    """Nominal cost of a view in 10^9 operations: two per multiply-add of linear layers and attention.
+
+    `frozen_tokens`: hidden tokens that the frozen estimator computes anew for each removal (see `frozen.py`), None for
+    exact scores. Nothing is taken off for work that is shared or left out in the first and the last layer.
+    """
+    width, hidden = config.decoder_width, config.positions - visible
+
+    def blocks(tokens: int, keys: int, width: int, depth: int) -> float:
+        return depth * (tokens * width**2 * (4 + 2 * config.mlp_ratio) + 2 * tokens * keys * width)
+
+    def encoder(patches: int) -> float:
+        ends = patches * config.patch_values * config.width
+        return ends + blocks(1 + patches, 1 + patches, config.width, config.depth)
+
+    def decoder(latents: int, tokens: int, keys: int, read: int) -> float:
+        ends = (latents * config.width + read * config.patch_values) * width
+        return ends + blocks(tokens, keys, width, config.decoder_depth)
+
+    anchor = encoder(visible) + decoder(1 + visible, 1 + config.positions, 1 + config.positions, hidden)
+    if frozen_tokens is not None:
+        # What attention each hidden token pays to each visible one, as a matrix.
+        anchor += config.decoder_depth * hidden * (1 + config.positions) * width
+        one = decoder(0, visible + frozen_tokens, config.positions, frozen_tokens)
+    elif removal == "decoder":
+        one = decoder(visible, config.positions, config.positions, hidden)
+    else:
+        one = encoder(visible - 1) + decoder(visible, 1 + config.positions, 1 + config.positions, hidden)
+    return 2e-9 * (anchor + visible * one)
