@@ -1,0 +1,130 @@
+"""Pruned shards as other programs see them, and masks equal to the bundled ranker's outside of the job."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+from PIL import Image
+
+from patchrank.pipeline.pruned import PrunedDataset
+from patchrank.ranker.api import load_ranker, rank_images
+from tests.helpers.crops import crop_samples
+from tests.helpers.photos import write_shard
+from tests.helpers.prune_runs import index_of, members_of, prune_config, prune_here
+
+IMAGES, KEPT = 50, 98
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("in")
+    samples = crop_samples(IMAGES)
+    return [write_shard(folder / f"{n}.tar", samples[n * 25 :][:25]) for n in range(IMAGES // 25)]
+
+
+@pytest.fixture(scope="module")
+def outputs(shards: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+    """Output folders by format, of the bundled ranker; inputs must be what they were."""
+    before = [path.read_bytes() for path in shards]
+    made = {}
+    for form in ("packed", "masked"):
+        made[form] = tmp_path_factory.mktemp(form)
+        config = prune_config(shards, made[form], "tiny", format=form, batch_size=16)
+        results = prune_here(config).values()
+        assert [(result.images, result.failed) for result in results] == [(25, None)] * 2
+    yield made
+    assert [path.read_bytes() for path in shards] == before
+
+
+def photos_of(shards: list[Path]) -> dict[str, bytes]:
+    return {
+        name.removesuffix(".jpg"): data
+        for path in shards
+        for name, data in members_of(path)
+        if name.endswith(".jpg")
+    }
+
+
+def test_masks_are_those_of_the_ranker_alone(shards: list[Path], outputs: dict[str, Path]) -> None:
+    photos = photos_of(shards)
+    pictures = [np.asarray(Image.open(io.BytesIO(data))) for data in photos.values()]
+    scores_NL = rank_images(pictures, load_ranker("tiny"), batch_size=7)
+    expected = {
+        key: sorted(np.argsort(-scores_L, kind="stable")[:KEPT].tolist())
+        for key, scores_L in zip(photos, scores_NL, strict=True)
+    }
+    assert len(expected) == IMAGES
+    assert len({tuple(positions) for positions in expected.values()}) == IMAGES
+    for out in outputs.values():
+        assert {row["sample_key"]: row["positions"] for row in index_of(out)} == expected
+    read = PrunedDataset(str(outputs["packed"] / "shards"))
+    assert {sample.key: sample.positions.tolist() for sample in read} == expected
+
+
+# It leaves the file to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("form", ["packed", "masked"])
+def test_every_reader_of_tars_finds_the_same(
+    shards: list[Path], outputs: dict[str, Path], form: str, tmp_path: Path
+) -> None:
+    for before in shards:
+        after = outputs[form] / "shards" / before.name
+        members = members_of(after)
+        (tmp_path / before.name).mkdir()
+        command = ["tar", "-xf", after, "-C", tmp_path / before.name]
+        assert subprocess.run(command, capture_output=True, check=True).stderr == b""
+        assert {path.name for path in (tmp_path / before.name).iterdir()} == {name for name, _ in members}
+        assert all((tmp_path / before.name / name).read_bytes() == data for name, data in members)
+        by_key = list(webdataset.WebDataset(str(after), shardshuffle=False))
+        assert len(by_key) == 25
+        told = {f"{s['__key__']}.{field}": s[field] for s in by_key for field in s if field[0] != "_"}
+        assert told == dict(members)
+        # Counts, order and every other field are those of the input.
+        keys = list(dict.fromkeys(name.partition(".")[0] for name, _ in members_of(before)))
+        assert [sample["__key__"] for sample in by_key] == keys
+        assert others(after) == others(before)
+
+
+def others(path: Path) -> list[tuple[str, str]]:
+    """Names and hashes of all members that pruning has no business with."""
+    found = [(name, sha256(data).hexdigest()) for name, data in members_of(path)]
+    kept = [(name, digest) for name, digest in found if name.partition(".")[2] in ("json", "cls")]
+    assert len(kept) == 50
+    return kept
+
+
+def test_viewers_open_the_images(outputs: dict[str, Path]) -> None:
+    for form, ending, size in (("masked", ".jpg", (224, 224)), ("packed", ".patches.jpg", (KEPT * 16, 16))):
+        files = [
+            data
+            for path in (outputs[form] / "shards").iterdir()
+            for name, data in members_of(path)
+            if name.endswith(ending)
+        ]
+        assert len(files) == IMAGES
+        for data in files:
+            with Image.open(io.BytesIO(data)) as picture:
+                picture.load()
+                assert (picture.format, picture.mode, picture.size) == ("JPEG", "RGB", size)
+
+
+def test_records_read_as_documented(outputs: dict[str, Path]) -> None:
+    """With numpy and the standard library alone, as docs/pruning.md has it."""
+    rows = {row["sample_key"]: row for row in index_of(outputs["packed"])}
+    members = [item for path in (outputs["packed"] / "shards").iterdir() for item in members_of(path)]
+    records = {
+        name.partition(".")[0]: json.loads(data) for name, data in members if name.endswith("patches.json")
+    }
+    assert len(records) == IMAGES
+    for key, record in records.items():
+        bits = np.unpackbits(np.frombuffer(bytes.fromhex(record["kept"]), np.uint8))
+        assert np.flatnonzero(bits).tolist() == rows[key]["positions"]
+        assert record["columns"] == KEPT
