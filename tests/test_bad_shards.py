@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from patchrank.pipeline.shard_scoring import ShardResult
-from tests.helpers.archives import END, archive, member
-from tests.helpers.photos import encode, photo, photo_pixels, photo_samples, write_shard
+from tests.helpers.archives import END, archive
+from tests.helpers.bad_samples import DAMAGED, FAULTS, GOOD, mixed_members, whole_members
+from tests.helpers.photos import photo_samples, write_shard
 from tests.helpers.score_runs import (
     errors_of,
     footers_of,
@@ -21,82 +20,28 @@ from tests.helpers.score_runs import (
     score_here,
 )
 
-PHOTO = photo(1, 60, 80)
-HEADER = 512
-
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save_small_teacher(tmp_path_factory.mktemp("teacher"))
 
 
-def png_bomb(side: int) -> bytes:
-    """A valid one-bit PNG of side x side pixels in a few hundred kilobytes, without ever holding the pixels."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    packer = zlib.compressobj(9)
-    line = bytes(1 + -(-side // 8))
-    body = b"".join(packer.compress(line) for _ in range(side)) + packer.flush()
-    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
-
-
-GOOD = {
-    "first": [("first.jpg", PHOTO), ("first.cls", b"3")],
-    "pixel": [("pixel.png", encode(photo_pixels(2, 1, 1), "PNG"))],
-    "strip": [("strip.png", encode(photo_pixels(3, 3, 2000), "PNG"))],
-    "both": [("both.png", photo(4, 50, 90)), ("both.jpg", photo(5, 40, 30))],
-    "in/folder": [("in/folder.seg.png", photo(6, 50, 90)), ("in/folder.JPG", photo(6, 50, 90))],
-    "last": [("last.webp", encode(photo_pixels(7, 60, 60), "WEBP"))],
-}
-BAD = {
-    "cut": ([("cut.jpg", PHOTO[: len(PHOTO) // 2])], "decode", "cut.jpg", "JPEG breaks off"),
-    "empty": ([("empty.jpg", b"")], "decode", "empty.jpg", "empty file"),
-    "text": ([("text.jpg", b"<html>not found</html>")], "decode", "text.jpg", "not an image"),
-    "bomb": ([("bomb.png", png_bomb(30_000))], "decode", "bomb.png", "too large"),
-    "bare": ([("bare.json", b"{}"), ("bare.txt", b"a cat")], "sample", None, "json, txt"),
-    "first": ([("first.jpg", photo(8, 60, 80))], "sample", "first.jpg", "duplicate key"),
-    "apart": ([("apart.jpg", PHOTO)], "sample", "apart.jpg", "duplicate key"),
-}
-
-
 def test_good_and_bad_samples_of_one_shard(teacher: str, tmp_path: Path) -> None:
-    apart = [("apart.cls", b"1")]
-    members = [
-        *GOOD["first"],
-        *BAD["cut"][0],
-        *GOOD["pixel"],
-        *apart,
-        *BAD["empty"][0],
-        *GOOD["strip"],
-        *BAD["bomb"][0],
-        *BAD["apart"][0],
-        *GOOD["both"],
-        *BAD["bare"][0],
-        *GOOD["in/folder"],
-        *BAD["text"][0],
-        *BAD["first"][0],
-        *GOOD["last"],
-    ]
     path = tmp_path / "mixed.tar"
-    path.write_bytes(archive(members))
+    path.write_bytes(archive(mixed_members()))
     (result,) = score_here(score_config([path], tmp_path / "out", teacher)).values()
     rows = rows_of(tmp_path / "out")
     assert {key for _, key, _ in rows} == set(GOOD)
     assert len(rows) == 2 * len(GOOD)
     sizes = {key: (row["image_height"], row["image_width"]) for (_, key, _), row in rows.items()}
     assert (sizes["pixel"], sizes["strip"], sizes["both"]) == ((1, 1), (3, 2000), (40, 30))
-    # What is alone of a sample when its members lie apart has no image; the rest is a duplicate of its key.
-    expected = [(key, *what) for key, (_, *what) in BAD.items()] + [("apart", "sample", None, "cls")]
     found = [(e["sample_key"], e["stage"], e["member"], e["reason"]) for e in errors_of(tmp_path / "out")]
-    assert len(found) == len(expected)
-    for key, stage, name, reason in expected:
+    assert len(found) == len(FAULTS)
+    for key, stage, name, reason in FAULTS:
         assert [e for e in found if e[:3] == (key, stage, name) and reason in e[3]], (key, reason, found)
     assert {error["shard"] for error in errors_of(tmp_path / "out")} == {str(path)}
     assert result.failed is None
-    assert (result.images, result.quarantined, result.damaged) == (len(GOOD), len(expected), False)
+    assert (result.images, result.quarantined, result.damaged) == (len(GOOD), len(FAULTS), False)
     assert result.samples == result.images + result.quarantined
     # The good rows are those of a shard that never had the bad ones.
     clean = tmp_path / "clean" / "mixed.tar"
@@ -109,23 +54,6 @@ def test_good_and_bad_samples_of_one_shard(teacher: str, tmp_path: Path) -> None
         for key, row in rows_of(tmp_path / "clean-out").items()
     }
     assert rows == alone
-
-
-def whole_members(count: int) -> list[bytes]:
-    return [member(f"s{number}.jpg", photo(number, 40, 50)) for number in range(count)]
-
-
-def garbage_header() -> bytes:
-    return b"\xa5" * HEADER
-
-
-DAMAGED = {
-    "cut in the middle of an image": lambda m: b"".join(m[:3]) + m[3][: len(m[3]) // 2],
-    "cut inside a header": lambda m: b"".join(m[:3]) + m[3][:100],
-    "cut at a member boundary": lambda m: b"".join(m[:3]),
-    "one end block of two": lambda m: b"".join(m[:3]) + END[:HEADER],
-    "garbage in a later header": lambda m: b"".join(m[:3]) + garbage_header() + m[3][HEADER:] + m[4] + END,
-}
 
 
 @pytest.mark.parametrize("damage", DAMAGED)

@@ -1,0 +1,112 @@
+"""The score job's bad shards pruned, and what cannot be asked: one line, exit 2, inputs untouched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from patchrank.jobs.prune import main
+from patchrank.pipeline.output import OutputFolder
+from patchrank.ranker.checkpoint import save_ranker
+from patchrank.ranker.prune_plan import make_request
+from tests.helpers.archives import archive
+from tests.helpers.bad_samples import DAMAGED, FAULTS, GOOD, mixed_members, whole_members
+from tests.helpers.photos import photo_samples, write_shard
+from tests.helpers.prune_runs import index_of, members_of, prune_config, prune_here, save_small_ranker
+from tests.helpers.rankers import TEACHER, small_ranker
+
+
+@pytest.fixture(scope="module")
+def ranker(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_small_ranker(tmp_path_factory.mktemp("ranker"))
+
+
+def test_the_bad_samples_of_the_score_job_are_copied_and_listed(ranker: str, tmp_path: Path) -> None:
+    path = tmp_path / "in" / "mixed.tar"
+    path.parent.mkdir()
+    content = archive(mixed_members())
+    path.write_bytes(content)
+    (result,) = prune_here(prune_config([path], tmp_path / "out", ranker)).values()
+    assert path.read_bytes() == content
+    assert (result.failed, result.images, result.quarantined) == (None, len(GOOD), len(FAULTS))
+    images = {"first.jpg", "pixel.png", "strip.png", "both.jpg", "in/folder.JPG", "last.webp"}
+    expected: list[Any] = []
+    seen = set()
+    for name, data in mixed_members():
+        # The second "first" is a key seen before: it is copied.
+        if name in images and name not in seen:
+            stem = name.rpartition(".")[0]
+            expected += [f"{stem}.patches.jpg", f"{stem}.patches.json"]
+        else:
+            expected.append((name, data))
+        seen.add(name)
+    after = members_of(tmp_path / "out" / "shards" / "mixed.tar")
+    assert [name if ".patches." in name else (name, data) for name, data in after] == expected
+    (errors,) = (tmp_path / "out" / "errors").glob("*.parquet")
+    found = [
+        (e["sample_key"], e["stage"], e["member"], e["reason"]) for e in pq.read_table(errors).to_pylist()
+    ]
+    assert len(found) == len(FAULTS)
+    for key, stage, name, reason in FAULTS:
+        assert [e for e in found if e[:3] == (key, stage, name) and reason in e[3]], (key, reason, found)
+    pruned = [row["sample_key"] for row in index_of(tmp_path / "out") if row["reason"] is None]
+    assert pruned == list(GOOD)
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_archive_fails_or_is_salvaged(ranker: str, tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "in" / "damaged.tar"
+    path.parent.mkdir()
+    content = DAMAGED[damage](whole_members(5))
+    path.write_bytes(content)
+    (result,) = prune_here(prune_config([path], tmp_path / "out", ranker)).values()
+    if damage == "one end block of two":
+        assert (result.failed, result.images) == (None, 3)
+        return
+    assert (result.failed or "").startswith("damaged archive: ")
+    assert not list((tmp_path / "out").rglob("*.tar"))
+    (salvaged,) = prune_here(prune_config([path], tmp_path / "salvaged", ranker, salvage=True)).values()
+    assert (salvaged.failed, salvaged.damaged, salvaged.images) == (None, True, 3)
+    assert path.read_bytes() == content
+
+
+def test_what_cannot_be_asked_is_one_line_and_exit_2(
+    ranker: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards = [
+        write_shard(tmp_path / name / "a.tar", photo_samples(1, number, 40, 40))
+        for number, name in enumerate(("one", "two"))
+    ]
+    first, second = map(str, shards)
+    contents = [path.read_bytes() for path in shards]
+    out = tmp_path / "out"
+    other = str(tmp_path / "other")
+    save_ranker(
+        other, small_ranker(image_size=96), teacher={**TEACHER, "grid": 6}, tables=[], temperature=1.0
+    )
+    made = make_request(prune_config([first], out, ranker))
+    OutputFolder(str(out), run_id="r").adopt_config(made.fields, other={})
+    asked: dict[str, list[str]] = {
+        "--keep is 0.0, must be above 0": [first, "--keep", "0"],
+        "--keep is 1.01, must be above 0 and at most 1": [first, "--keep", "1.01"],
+        "--size 100 must be a multiple of 64": [first, "--size", "100"],
+        "would both be written to shards/a.tar": [first, second],
+        "a folder of shards to prune: choose another": [first, "--out", str(tmp_path / "one" / "pruned")],
+        "grid: 4 -> 6": [first, "--ranker", other],
+        "no ranker at ": [first, "--ranker", str(tmp_path / "nowhere")],
+    }
+    for message, arguments in asked.items():
+        options = ["--out", str(out)] if "--out" not in arguments else []
+        options += ["--ranker", ranker] if "--ranker" not in arguments else []
+        with pytest.raises(SystemExit) as ended:
+            main([*arguments, *options])
+        told = capsys.readouterr().err
+        assert ended.value.code == 2, told
+        assert message in told
+        assert told.count("\n") == 1
+    assert [path.read_bytes() for path in shards] == contents
+    assert [path.name for path in (tmp_path / "one").iterdir()] == ["a.tar"]
+    assert not list(out.rglob("*.tar"))
