@@ -12,8 +12,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from patchrank.pipeline.aggregate import Aggregate, dense_scores
-from patchrank.pipeline.config import Crop, Masks, Metric, Precision, Removal, RowConfig
+from patchrank.pipeline.config import (
+    FROZEN_TOKENS,
+    Crop,
+    Estimator,
+    FrozenTokens,
+    Masks,
+    Metric,
+    Precision,
+    Removal,
+    RowConfig,
+)
 from patchrank.pipeline.errors import UserError
+from patchrank.pipeline.frozen import draw_starts
 from patchrank.pipeline.images import DECODER, ViewBox
 from patchrank.pipeline.inference import choose_precision
 from patchrank.pipeline.patches import visible_count
@@ -84,13 +95,16 @@ def score_images(
     mask_ratio: float = 0.9,
     removal: Removal = "decoder",
     metric: Metric = "l1",
+    estimator: Estimator = "exact",
+    frozen_tokens: FrozenTokens = FROZEN_TOKENS,
     seed: int = 0,
     batch_size: int | None = None,
 ) -> list[ImageScores]:
     """Pseudo-scores of images: PIL images, uint8 arrays `[H, W, 3]` or `[H, W]`, or uint8 tensors `[3, H, W]`.
 
     `views` None: as many as show every patch of the grid once. `keys` seed the masks, as sample keys do in a
-    table; by default they are "0", "1", ... Raises UserError for settings that this teacher cannot do.
+    table; by default they are "0", "1", ... `frozen_tokens` is for the frozen estimator.
+    Raises UserError for settings that this teacher cannot do.
     """
     if hasattr(images, "convert") or getattr(images, "ndim", 4) < 4:
         raise UserError("score_images takes several images: put a single one into a list")
@@ -103,7 +117,8 @@ def score_images(
         views=views if views is not None else -(-shape.positions // visible),
         crop=crop,
         masks=masks,
-        estimator="exact",
+        estimator=estimator,
+        frozen_tokens=frozen_tokens if estimator == "frozen" else None,
         removal=removal,
         metric=metric,
         seed=seed,
@@ -122,13 +137,15 @@ def score_images(
         precision=teacher.precision,
         device=teacher.device,
         batch_size=batch_size or rows.views,
+        frozen_tokens=rows.frozen_tokens,
     )
     results = []
     for index, image in enumerate(images):
         key = keys[index] if keys is not None else str(index)
         drawn = draw_views(key, as_pixels(image), rows, shape.patch_size)
         shown = np.stack([view.visible for view in drawn])
-        score = scorer.score(torch.stack([view.pixels for view in drawn]), torch.from_numpy(shown))
+        starts = draw_starts(rows, [(key, view.view) for view in drawn], visible)
+        score = scorer.score(torch.stack([view.pixels for view in drawn]), torch.from_numpy(shown), starts)
         boxes = tuple(view.box for view in drawn)
         if not bool(score.isfinite().all()):
             raise UserError(f"the scores of image {key} are not finite in {teacher.precision}; take fp32")

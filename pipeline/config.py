@@ -12,7 +12,8 @@ IMAGE_FIELDS = "jpg;jpeg;png;webp;gif;bmp;tif;tiff"
 
 Crop = Literal["random", "center"]
 Masks = Literal["uniform", "spread"]
-Estimator = Literal["exact"]
+Estimator = Literal["exact", "frozen"]
+FrozenTokens = int | Literal["all"]
 Removal = Literal["decoder", "encoder"]
 Metric = Literal["l1", "l2", "ssim", "psnr"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -20,6 +21,9 @@ Store = Literal["patches", "view", "none"]
 
 VIEW_LIMIT = 2**15
 """Views are numbered by int16."""
+
+FROZEN_TOKENS = 30
+"""Hidden tokens that the frozen estimator computes anew, where nothing else is asked for."""
 
 _CHOICES = {
     "crop": Crop,
@@ -38,7 +42,8 @@ class RowConfig:
 
     `views` counts the views from `first_view` on; `size` is the side of a view in pixels; `sample` is the
     share of the samples that is scored; `image_field` lists fields in order of preference, lower case,
-    separated by semicolons; `decoder` names the decoder whose pixels the rows hold (`images.DECODER`).
+    separated by semicolons; `decoder` names the decoder whose pixels the rows hold (`images.DECODER`);
+    `frozen_tokens` is for the frozen estimator alone, None for another.
     """
 
     mask_ratio: float
@@ -56,6 +61,7 @@ class RowConfig:
     sample: float
     image_field: str
     decoder: str
+    frozen_tokens: FrozenTokens | None = None
 
     def __post_init__(self) -> None:
         # One spelling for one meaning: these values are hashed into the identity of the rows.
@@ -83,3 +89,18 @@ class RowConfig:
             raise UserError(f"image field is empty, must name fields such as {IMAGE_FIELDS}")
         if not self.decoder:
             raise UserError("decoder is empty, must name the image decoder")
+        if (self.estimator == "frozen") != (self.frozen_tokens is not None):
+            raise UserError(f"frozen tokens are {self.frozen_tokens} with estimator {self.estimator}")
+        if self.frozen_tokens is not None:
+            check_frozen(self.frozen_tokens, self.removal, self.metric)
+
+
+def check_frozen(tokens: FrozenTokens, removal: Removal, metric: Metric) -> None:
+    """UserError where the frozen estimator cannot do what is asked, whatever the teacher."""
+    if tokens != "all" and (type(tokens) is not int or tokens < 1):
+        raise UserError(f"frozen tokens are {tokens!r}, must be a number from 1 on, or all")
+    if removal != "decoder" or metric not in ("l1", "l2"):
+        raise UserError(
+            f"estimator frozen takes removal decoder and metric l1 or l2, not removal {removal} and metric {metric}:"
+            " take estimator exact for these"
+        )

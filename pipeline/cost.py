@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from patchrank.pipeline.config import Removal
+from patchrank.pipeline.config import FrozenTokens, Removal
 from patchrank.pipeline.teacher.model import TeacherConfig
 
 
 def gflop_per_view(
-    config: TeacherConfig, visible: int, removal: Removal, frozen_tokens: int | None = None
+    config: TeacherConfig, visible: int, removal: Removal, frozen_tokens: FrozenTokens | None = None
 ) -> float:
     """Nominal cost of a view in 10^9 operations: two per multiply-add of linear layers and attention.
 
@@ -31,7 +31,8 @@ def gflop_per_view(
     if frozen_tokens is not None:
         # What attention each hidden token pays to each visible one, as a matrix.
         anchor += config.decoder_depth * hidden * (1 + config.positions) * width
-        one = decoder(0, visible + frozen_tokens, config.positions, frozen_tokens)
+        fresh = hidden if frozen_tokens == "all" else frozen_tokens
+        one = decoder(0, visible + fresh, config.positions, fresh)
     elif removal == "decoder":
         one = decoder(visible, config.positions, config.positions, hidden)
     else:

@@ -11,7 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
+from patchrank.pipeline.config import RowConfig
 from patchrank.pipeline.errors import UserError
+from patchrank.pipeline.frozen import draw_starts
 from patchrank.pipeline.inference import choose_precision
 from patchrank.pipeline.progress import byte_size, duration
 from patchrank.pipeline.score_request import ScoreRequest
@@ -83,8 +85,9 @@ def estimate(request: ScoreRequest) -> Estimate:
         precision=rows.precision,
         device=device,
         batch_size=None if request.config.batch_size == "auto" else request.config.batch_size,
+        frozen_tokens=rows.frozen_tokens,
     )
-    teacher_rate = _teacher_rate(scorer, decode.views)
+    teacher_rate = _teacher_rate(scorer, decode.views, rows)
     rate = (
         min(teacher_rate, decode.views_per_s)
         if device.type == "cuda"
@@ -103,7 +106,9 @@ def estimate(request: ScoreRequest) -> Estimate:
         views=views,
         precision=rows.precision,
         views_per_s=rate,
-        gflop_per_view=gflop_per_view(request.teacher.config, request.visible, rows.removal),
+        gflop_per_view=gflop_per_view(
+            request.teacher.config, request.visible, rows.removal, rows.frozen_tokens
+        ),
         table_bytes=predicted_bytes(
             images=counted,
             views=rows.views,
@@ -152,14 +157,15 @@ def _prepared(samples: Sequence[Sample], request: ScoreRequest, device: torch.de
     return _Prepared(views, len(views) / seconds)
 
 
-def _teacher_rate(scorer: Scorer, views: Sequence[View]) -> float:
+def _teacher_rate(scorer: Scorer, views: Sequence[View], rows: RowConfig) -> float:
     batch = list(itertools.islice(itertools.cycle(views), scorer.batch_size))
     pixels = torch.stack([view.pixels for view in batch])
     visible = torch.stack([torch.from_numpy(view.visible) for view in batch])
-    scorer.score(pixels, visible)
+    starts = draw_starts(rows, [(view.sample_key, view.view) for view in batch], scorer.visible)
+    scorer.score(pixels, visible, starts)
     count, started = 0, time.perf_counter()
     while not count or time.perf_counter() - started < PROBE_S:
-        scorer.score(pixels, visible)
+        scorer.score(pixels, visible, starts)
         count += len(batch)
     return count / (time.perf_counter() - started)
 

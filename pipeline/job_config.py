@@ -11,8 +11,11 @@ from typing import Annotated, Literal
 import tyro
 
 from patchrank.pipeline.config import (
+    FROZEN_TOKENS,
     IMAGE_FIELDS,
     Crop,
+    Estimator,
+    FrozenTokens,
     Masks,
     Metric,
     Precision,
@@ -53,6 +56,10 @@ class ScoreConfig:
     """Leave a patch out before the decoder (cheap, as published) or before the encoder (exact)."""
     metric: Metric = "l1"
     """How the change of the reconstruction is measured."""
+    estimator: Estimator = "exact"
+    """Scores exactly, or from a few hidden tokens at a fraction of the cost (decoder removal, l1 and l2)."""
+    frozen_tokens: FrozenTokens | Literal["auto"] = "auto"
+    """With --estimator frozen: hidden tokens computed anew for each removal; auto is 30."""
     crop: Crop = "random"
     """Random resized crops, or one centre crop whose views cover all patches."""
     masks: Masks = "spread"
@@ -97,6 +104,8 @@ class ScoreConfig:
     def __post_init__(self) -> None:
         # What no row can have is refused before anything is looked up; size and decoder come later.
         self.rows(size=1, precision="fp32", decoder="any")
+        if self.frozen_tokens != "auto" and self.estimator != "frozen":
+            raise UserError(f"--frozen-tokens {self.frozen_tokens} is for --estimator frozen")
         for name in ("max_actors", "limit_shards", "batch_size", "cpus_per_actor"):
             value = getattr(self, name)
             if isinstance(value, int) and value < 1:
@@ -113,13 +122,15 @@ class ScoreConfig:
     def rows(self, *, size: int, precision: Precision, decoder: str) -> RowConfig:
         """The settings that can change a row, given what the teacher, the probe and the decoder decide."""
         first_view, views = parse_views(self.views)
+        tokens = FROZEN_TOKENS if self.frozen_tokens == "auto" else self.frozen_tokens
         return RowConfig(
             mask_ratio=self.mask_ratio,
             first_view=first_view,
             views=views,
             crop=self.crop,
             masks=self.masks,
-            estimator="exact",
+            estimator=self.estimator,
+            frozen_tokens=tokens if self.estimator == "frozen" else None,
             removal=self.removal,
             metric=self.metric,
             seed=self.seed,

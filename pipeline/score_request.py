@@ -8,6 +8,7 @@ from typing import Any
 
 from patchrank.pipeline.config import Precision, RowConfig
 from patchrank.pipeline.errors import UserError
+from patchrank.pipeline.frozen import count_tokens
 from patchrank.pipeline.images import DECODER
 from patchrank.pipeline.job_config import ScoreConfig
 from patchrank.pipeline.patches import visible_count
@@ -63,6 +64,9 @@ def make_request(config: ScoreConfig) -> ScoreRequest:
             f"--mask-ratio {config.mask_ratio} shows {visible} of {positions} patches; "
             f"leaving one out takes at least 2 visible and 1 hidden: choose a ratio up to {1 - 2 / positions:.2f}"
         )
+    tokens = config.rows(size=1, precision="fp32", decoder="any").frozen_tokens
+    if tokens is not None:
+        count_tokens(tokens, positions - visible)
     if config.metric in ("ssim", "psnr") and teacher.config.output_space == "unknown":
         raise UserError(
             f"--metric {config.metric} compares images, and {teacher.name} does not tell what it predicts: "

@@ -108,6 +108,8 @@ def row_fields(config: RowConfig, teacher_digest: str, output_space: str = "unkn
     dict while it has the value that older rows were made with.
     """
     fields = {**dataclasses.asdict(config), "teacher": teacher_digest, "rows_version": ROWS_VERSION}
+    if config.frozen_tokens is None:
+        del fields["frozen_tokens"]
     return {**fields, "output_space": output_space} if config.metric in ("ssim", "psnr") else fields
 
 

@@ -23,9 +23,10 @@ from patchrank.pipeline.capacity import (
     is_out_of_memory,
     sequence_bytes,
 )
-from patchrank.pipeline.config import Metric, Precision, Removal
+from patchrank.pipeline.config import FrozenTokens, Metric, Precision, Removal, check_frozen
 from patchrank.pipeline.cost import gflop_per_view
 from patchrank.pipeline.errors import InfrastructureError, UserError
+from patchrank.pipeline.frozen import FrozenEstimator, count_tokens
 from patchrank.pipeline.inference import choose_precision, prepare
 from patchrank.pipeline.patches import hidden_positions, normalise, take_patches, visible_count
 from patchrank.pipeline.teacher.model import MaskedAutoencoder
@@ -67,8 +68,10 @@ class Scorer:
         precision: Precision = "fp32",
         device: torch.device | str = "cpu",
         batch_size: int | None = None,
+        frozen_tokens: FrozenTokens | None = None,
     ) -> None:
         """`batch_size`: views; None measures a few sizes for some seconds and takes the fastest that fits.
+        `frozen_tokens`: K of the frozen estimator (see `frozen.py`); None for exact scores.
 
         The model itself stays as it is. Raises UserError for a mask ratio, metric or precision that this
         teacher or device cannot do.
@@ -79,6 +82,11 @@ class Scorer:
         self.visible = visible_count(model.config.positions, mask_ratio)
         self._check(mask_ratio, batch_size)
         self._model = prepare(model, precision, self._device)
+        self._frozen: FrozenEstimator | None = None
+        if frozen_tokens is not None:
+            check_frozen(frozen_tokens, removal, metric)
+            count = count_tokens(frozen_tokens, model.config.positions - self.visible)
+            self._frozen = FrozenEstimator(self._model, count, metric)
         everyone = torch.arange(self.visible)
         # Row r: the visible patches without r, and the same for latents, where the class token comes first.
         others = torch.stack([everyone[everyone != r] for r in range(self.visible)])
@@ -151,16 +159,17 @@ class Scorer:
         seconds = float("inf")
         for _ in range(PROBE_RUNS):
             started = time.perf_counter()
-            self._score_pass(pixels, visible, hidden, torch.arange(count)).cpu()
+            self._score_pass(pixels, visible, hidden, torch.arange(count), visible / self.visible).cpu()
             seconds = min(seconds, time.perf_counter() - started)
         return seconds / count
 
     @torch.inference_mode()
-    def score(self, pixels_NLP: Tensor, visible_NV: Tensor) -> Tensor:
+    def score(self, pixels_NLP: Tensor, visible_NV: Tensor, starts_NV: Tensor | None = None) -> Tensor:
         """Pseudo-score of each visible patch of each view, float32 `[N, V]` in main memory.
 
         `pixels_NLP`: uint8 patches of the views; `visible_NV`: positions of the visible ones, any integer
-        type and any order. A last batch that is not full is filled up with repeats of its last view, so that
+        type and any order; `starts_NV`: the frozen estimator's random numbers (`frozen.draw_starts`), float64, which
+        exact scores do not take. A last batch that is not full is filled up with repeats of its last view, so that
         a view's scores do not depend on how many views there are, bit for bit.
 
         A score that leaves the range of the arithmetic is inf or NaN. Raises ValueError for arguments that do not
@@ -174,6 +183,8 @@ class Scorer:
             )
         if visible_NV.shape != (count, self.visible):
             raise ValueError(f"visible {list(visible_NV.shape)} is not [{count}, {self.visible}]")
+        if (starts_NV is None) != (self._frozen is None):
+            raise ValueError("the frozen estimator takes random numbers, and exact scores none")
         visible_NV = visible_NV.long()
         hidden_NH = hidden_positions(visible_NV, positions)
         rows = torch.arange(count + -count % self._batch_size).clamp_(max=count - 1)
@@ -186,7 +197,9 @@ class Scorer:
                 start - start % self._batch_size + self._batch_size,
             )
             try:
-                scores.append(self._score_pass(pixels_NLP, visible_NV, hidden_NH, rows[start:stop]))
+                scores.append(
+                    self._score_pass(pixels_NLP, visible_NV, hidden_NH, rows[start:stop], starts_NV)
+                )
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -206,11 +219,20 @@ class Scorer:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _score_pass(self, pixels_NLP: Tensor, visible_NV: Tensor, hidden_NH: Tensor, rows: Tensor) -> Tensor:
+    def _score_pass(
+        self,
+        pixels_NLP: Tensor,
+        visible_NV: Tensor,
+        hidden_NH: Tensor,
+        rows: Tensor,
+        starts_NV: Tensor | None,
+    ) -> Tensor:
         """Scores `[N, V]` of the views in `rows`, on the device; several only if all their removals fit."""
         visible, hidden = self._upload(visible_NV[rows]), self._upload(hidden_NH[rows])
         patches_NVP = normalise(self._upload(pixels_NLP[rows[:, None], visible_NV[rows]]))
         latent = self._model.encode(patches_NVP, visible)
+        if self._frozen is not None and starts_NV is not None:
+            return self._frozen.scores(latent, visible, hidden, self._upload(starts_NV[rows]), self._pass)
         anchor_NHP = self._model.decode(latent, visible, hidden, hidden.shape[1]).float()
         whole_NLP = self._upload(pixels_NLP[rows]) if self._metric in {"ssim", "psnr"} else None
         scores: list[Tensor] = []

@@ -106,6 +106,7 @@ class ScoringActor:
             precision=rows.precision,
             device=_device(),
             batch_size=order.batch_size,
+            frozen_tokens=rows.frozen_tokens,
         )
         provenance = {
             "run_id": order.run_id,

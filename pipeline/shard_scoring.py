@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from patchrank.pipeline.config import RowConfig, Store
+from patchrank.pipeline.frozen import draw_starts
 from patchrank.pipeline.output import OutputFolder
 from patchrank.pipeline.patches import visible_count
 from patchrank.pipeline.record_file import ShardRecord
@@ -198,7 +199,9 @@ class ShardScoring:
     def _score_batch(self, shard: Shard, batch: list[View], faults: list[Fault]) -> list[Row]:
         pixels_NLP = torch.stack([view.pixels for view in batch])
         visible_NV = torch.from_numpy(np.stack([view.visible for view in batch])).long()
-        scores_NV = self._scorer.score(pixels_NLP, visible_NV).numpy()
+        keys = [(view.sample_key, view.view) for view in batch]
+        starts_NV = draw_starts(self._rows, keys, self._visible)
+        scores_NV = self._scorer.score(pixels_NLP, visible_NV, starts_NV).numpy()
         rows: list[Row] = []
         for view, score_V in zip(batch, scores_NV, strict=True):
             if np.isfinite(score_V).all():

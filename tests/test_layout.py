@@ -25,7 +25,7 @@ LISTED = {
         image_header images patches
         teacher/model teacher/formats teacher/sources teacher/checkpoint
         pretraining_report pretraining
-        metrics capacity inference cost scoring
+        metrics capacity inference cost frozen scoring
         record_file row_buffer score_table table_reader
         machine owner done_check output_settings output output_status
         pruned_format pruned_codec pruned_tar

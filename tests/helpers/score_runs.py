@@ -104,6 +104,7 @@ def local_scoring(
             removal=rows.removal,
             metric=rows.metric,
             batch_size=config.batch_size,
+            frozen_tokens=rows.frozen_tokens,
         )
         provenance = {"run_id": output.run_id}
         record = teacher_record(request.teacher)
