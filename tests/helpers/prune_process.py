@@ -45,7 +45,7 @@ def faulty_worker(victim: int, marks: Path, *, key: str = "", before: str = "") 
         def __init__(self, order: Any) -> None:
             super().__init__(order)
             if key:
-                prune_feed.prepare = faulty(prune_feed.prepare, lambda item, _: item.key == key)
+                prune_feed.prepare = faulty(prune_feed.prepare, lambda item, *_: item.key == key)
             if before:
                 os.replace = faulty(os.replace, lambda _, target: fnmatch.fnmatch(os.fspath(target), before))
 
