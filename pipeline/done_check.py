@@ -60,11 +60,16 @@ def compare(shard: Shard, record: Record, *, known_tag: str = "") -> State:
 
 def same_content(shard: Shard, record: Record) -> bool:
     """Read the whole shard and compare its SHA-256; raises InfrastructureError where it cannot be read."""
+    return content_digest(shard) == record.sha256
+
+
+def content_digest(shard: Shard) -> str:
+    """SHA-256, in hex, of the whole shard; raises InfrastructureError where it cannot be read."""
     digest = hashlib.sha256()
     with storage.open_stream(shard.url) as stream:
         while chunk := stream.read(_READ_BYTES):
             digest.update(chunk)
-    return digest.hexdigest() == record.sha256
+    return digest.hexdigest()
 
 
 @dataclasses.dataclass(slots=True)

@@ -22,7 +22,7 @@ RATE_WINDOW_S = 30.0
 class Totals:
     """Counts at one moment. `waited_share`: of the teachers' time, the share without a batch to score.
 
-    `worker`: what works, a teacher on views or a ranker on images.
+    `worker`: what works, a teacher on views or a ranker on images; `dropped`: images left out on purpose.
     """
 
     shards: int
@@ -37,6 +37,7 @@ class Totals:
     bytes_total: int
     bytes_done: int
     worker: str = "teacher"
+    dropped: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,6 +103,7 @@ def cells(totals: Totals, rates: Rates) -> dict[str, str]:
         shown["failed"] = str(totals.failed)
     shown |= {
         "images": f"{totals.images:,}",
+        **({"dropped": f"{totals.dropped:,}"} if totals.dropped else {}),
         "images/s": f"{rates.images_per_s:.1f}",
         **({"views/s": f"{rates.views_per_s:.1f}"} if totals.worker == "teacher" else {}),
         "ETA": duration(rates.eta_s) if rates.eta_s is not None else "?",

@@ -31,15 +31,18 @@ TABLE_SUFFIX = ".parquet"
 class TableFile:
     """One table: its rows, the content of its shard, and its views `first_view` to `last_view` - 1.
 
-    `teacher` is name and digest, `grid` patches along a side, `visible` V, `columns` their names, `settings` those that
-    decided the rows, as JSON (fields of `RowConfig`).
+    `size` in bytes and `sha256` are the shard's, `identity` that of the rows (`score_table.row_identity`). `teacher` is
+    name and digest, `grid` patches along a side, `visible` V, `columns` their names, `settings` those that decided the
+    rows, as JSON (fields of `RowConfig`).
     """
 
     url: str
     rows: int
     row_groups: int
     shard: str
+    size: int
     sha256: str
+    identity: str
     first_view: int
     last_view: int
     teacher: str
@@ -88,12 +91,7 @@ class ScoreTables:
         """
         wanted = self._columns(columns)
         for file in self.files:
-            with storage.parquet_source(file.url) as source:
-                try:
-                    parquet = pq.ParquetFile(source, page_checksum_verification=True)
-                    yield from parquet.iter_batches(batch_rows, columns=wanted)
-                except (pa.ArrowException, OSError) as error:
-                    raise UserError(f"{file.url} is damaged: {storage.describe_error(error)}") from error
+            yield from table_batches(file.url, wanted, batch_rows=batch_rows)
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """All rows of the given columns, all columns by default; errors as in `iter_batches`."""
@@ -116,6 +114,19 @@ def read_scores(source: str | Sequence[str], columns: Sequence[str] | None = Non
     `ScoreTables(source).iter_batches()` reads the same rows in bounded memory. Raises UserError as it does.
     """
     return ScoreTables(source).read(columns)
+
+
+def table_batches(url: str, columns: Sequence[str], *, batch_rows: int = 1024) -> Iterator[pa.RecordBatch]:
+    """Batches of at most `batch_rows` rows of one table; one row group is in memory at a time.
+
+    Raises FileNotFoundError where it is gone, UserError where it is damaged within.
+    """
+    with storage.parquet_source(url) as source:
+        try:
+            parquet = pq.ParquetFile(source, page_checksum_verification=True)
+            yield from parquet.iter_batches(batch_rows, columns=list(columns))
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(f"{url} is damaged: {storage.describe_error(error)}") from error
 
 
 def _tables_of(source: str) -> list[storage.ObjectInfo]:
@@ -145,7 +156,9 @@ def _table_file(info: storage.ObjectInfo) -> TableFile:
             rows=footer.rows,
             row_groups=footer.row_groups,
             shard=footer.metadata["shard"]["name"],
+            size=footer.metadata["shard"]["size"],
             sha256=footer.metadata["shard"]["sha256"],
+            identity=sys.intern(footer.metadata["identity"]),
             first_view=config["first_view"],
             last_view=config["first_view"] + config["views"],
             teacher=f"{teacher['name']} {teacher['digest']}",

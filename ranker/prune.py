@@ -27,6 +27,7 @@ from patchrank.pipeline.scratch import scratch_folder
 from patchrank.pipeline.shard_feed import MAX_BYTES
 from patchrank.pipeline.shard_scoring import count_reasons, failure_reason
 from patchrank.pipeline.shards import Fault, Shard
+from patchrank.ranker.image_choice import ImageChoice, ShardChoice
 from patchrank.ranker.patch_scoring import PatchScorer
 from patchrank.ranker.prune_encode import Written, encode
 from patchrank.ranker.prune_feed import Item, Left, PruneSpec, Ranked, batches, feed_of, rank, weight_of
@@ -38,7 +39,8 @@ from patchrank.ranker.selector import Selector
 class PruneResult:
     """What became of a shard. `failed` is the reason it gave no output, None when it committed.
 
-    `kept` of `patches` stay, of `images` pruned ones; bytes of whole shards and of the pruned images alone; times in
+    `kept` of `patches` stay, of `images` pruned ones; `dropped` images went whole for their score, `unscored` ones were
+    pruned although the tables have no score of them; bytes of whole shards and of the pruned images alone; times in
     seconds, `waited_s`: in which no batch was there to rank.
     """
 
@@ -57,12 +59,16 @@ class PruneResult:
     failed: str | None
     seconds: float
     waited_s: float
+    dropped: int = 0
+    unscored: int = 0
 
 
 @dataclasses.dataclass
 class _Tally:
     images: int = 0
     kept: int = 0
+    dropped: int = 0
+    unscored: int = 0
     bytes_before: int = 0
     bytes_after: int = 0
     waited_s: float = 0.0
@@ -79,12 +85,16 @@ class ShardPruning:
         spec: PruneSpec,
         output: OutputFolder,
         *,
+        choice: ImageChoice | None,
         fields: dict[str, Any],
         provenance: dict[str, Any],
         threads: int,
         salvage: bool,
     ) -> None:
-        """`fields`: everything that can change a pruned shard. `threads`: those that decode and encode."""
+        """`choice`: which images stay, None for all. `fields`: everything that can change a pruned shard. `threads`:
+        those that decode and encode.
+        """
+        self._choice = choice
         self._scorer, self._selector, self._spec, self._output = scorer, selector, spec, output
         self._fields, self._provenance, self._salvage = fields, provenance, salvage
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="images")
@@ -104,7 +114,8 @@ class ShardPruning:
     def _prune(self, shard: Shard, path: str, scratch: Path) -> PruneResult:
         index, errors, archive = scratch / "index.parquet", scratch / "errors.parquet", scratch / "shard.tar"
         tally = _Tally()
-        feed = feed_of(shard, self._spec, self._pool, self._ahead)
+        choice = None if self._choice is None else self._choice.of(shard)
+        feed = feed_of(shard, self._spec, self._pool, self._ahead, choice)
         with IndexWriter(index, shard=shard.name, grid=self._spec.grid) as writer:
             with contextlib.ExitStack() as stack:
                 stack.callback(feed.close)
@@ -122,7 +133,9 @@ class ShardPruning:
                     provenance=self._provenance,
                 )
             )
-        failed = why_failed(record, tally.images, tally.faults, salvage=self._salvage)
+        failed = why_failed(
+            record, tally.images + tally.dropped, tally.faults, salvage=self._salvage, choice=choice
+        )
         if tally.faults:
             write_errors(errors, tally.faults, shard.name)
         if failed is None:
@@ -148,6 +161,8 @@ class ShardPruning:
             failed=failed,
             seconds=0.0,
             waited_s=tally.waited_s,
+            dropped=tally.dropped,
+            unscored=0 if choice is None else tally.unscored,
         )
 
     def _fill(
@@ -184,8 +199,17 @@ class ShardPruning:
         return [(item, None if isinstance(item, Left) else next(following)) for item in ranked]
 
 
-def why_failed(shard: ShardRecord, images: int, faults: Sequence[Fault], *, salvage: bool) -> str | None:
-    """Why a shard that was read to its end gives no output; None where it does."""
+def why_failed(
+    shard: ShardRecord,
+    images: int,
+    faults: Sequence[Fault],
+    *,
+    salvage: bool,
+    choice: ShardChoice | None,
+) -> str | None:
+    """Why a shard that was read to its end gives no output; None where it does. `images`: dropped ones with them."""
+    if choice is not None and choice.sha256 not in ("", shard.sha256):
+        return "it is not the shard that its score tables were made from: score it again"
     if shard.damaged and not salvage:
         reason = next(fault.reason for fault in faults if fault.stage == "archive")
         return f"damaged archive: {reason}; --salvage prunes what it gave"
@@ -199,8 +223,11 @@ def _write(written: Written, tar: PrunedTar | None, writer: IndexWriter, tally: 
     row = written.row
     if row is not None:
         writer.add(row)
-        if row.positions is not None:
+        if row.positions is None:
+            tally.dropped += row.image_score is not None
+        else:
             tally.images += 1
+            tally.unscored += row.image_score is None
             tally.kept += len(row.positions)
             tally.bytes_before += row.bytes_before
             tally.bytes_after += row.bytes_after

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Annotated, Literal
 
 import tyro
@@ -39,7 +40,7 @@ class PruneConfig:
     fits: Annotated[str | None, tyro.conf.arg(name="from")] = None
     """Ranker whose stored fits baseline:position and baseline:ridge take."""
     teacher: str | None = None
-    """Teacher of baseline:attention."""
+    """Teacher of baseline:attention; with --dry-run, also the one whose error is told when it rebuilds the images."""
     select: Select = "topk"
     """The highest scores; the smallest set with a share of the softmax; for diversity, as published; at random."""
     keep: float | None = None
@@ -58,6 +59,13 @@ class PruneConfig:
     """Centres added for clusters without a kept patch (ours, the default), or whose centre is not kept."""
     seed: int | None = None
     """Seed of --select random and of --ranker baseline:random; by default 0."""
+    keep_images: float | None = None
+    """Experimental. Keep this share of the images, those with the highest teacher's scores in --table; the others go
+    with their whole sample. Images without a score stay."""
+    min_score: float | None = None
+    """Experimental. As --keep-images, but keep the images whose mean score in --table is at least this."""
+    table: tuple[str, ...] = ()
+    """Score tables of the shards, for --keep-images and --min-score: output folders of patchrank score, or .parquet."""
     format: PruneFormat = "packed"
     """A mosaic of the kept patches; an image with the dropped ones flattened; or the index alone."""
     codec: Literal["jpeg", "webp", "png"] = "jpeg"
@@ -113,6 +121,7 @@ class PruneConfig:
             if told:
                 raise UserError(f"--sweep tries ratios in place of --{told}: leave one of them out")
         self._check_selection()
+        self._check_images()
         self._check_writing()
 
     @property
@@ -140,10 +149,27 @@ class PruneConfig:
                 raise UserError(f"--{_flag(name)} does nothing with {said}: leave it out")
         if self.seed is not None and "random" not in (self.way, self.ranker.removeprefix("baseline:")):
             raise UserError("--seed is for --select random and baseline:random: leave it out")
-        for name in ("keep", "mass", "target_ratio"):
+        for name in ("keep", "mass", "target_ratio", "keep_images"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
                 raise UserError(f"--{_flag(name)} is {value}, must be above 0 and at most 1")
+
+    def _check_images(self) -> None:
+        given = next((name for name in ("keep_images", "min_score") if getattr(self, name) is not None), None)
+        if given is None:
+            if self.table:
+                raise UserError(
+                    "--table is for --keep-images and --min-score: add one of them, or leave it out"
+                )
+            return
+        if not self.table:
+            raise UserError(
+                f"--{_flag(given)} needs the images' scores: name tables of patchrank score with --table"
+            )
+        if self.keep_images is not None and self.min_score is not None:
+            raise UserError("--keep-images and --min-score both say which images stay: leave one of them out")
+        if self.min_score is not None and not math.isfinite(self.min_score):
+            raise UserError(f"--min-score is {self.min_score}, must be a number")
 
     def _check_writing(self) -> None:
         written = self.format != "index"

@@ -50,13 +50,14 @@ def encode(item: Ranked, keep_L: NDArray[np.bool_] | None, spec: PruneSpec) -> W
         crop=crop,
         positions=positions.astype(np.int16),
         scores=scores_L[positions],
+        image_score=image.image_score,
     )
     return Written(members=members, row=row, fault=None)
 
 
 def _encode_left(item: Left, spec: PruneSpec) -> Written:
     size = sum(len(data) for _, data in item.members)
-    copied = spec.codec is not None and not spec.drop_bad
+    copied = spec.codec is not None and not spec.drop_bad and not item.dropped
     row = None
     if item.is_sample:
         assert item.fault.sample_key is not None
@@ -64,9 +65,12 @@ def _encode_left(item: Left, spec: PruneSpec) -> Written:
             sample_key=item.fault.sample_key,
             bytes_before=size,
             bytes_after=size if copied else 0,
+            image_score=item.image_score,
             reason=f"{item.fault.stage}: {item.fault.reason}",
         )
-    return Written(members=list(item.members) if copied else [], row=row, fault=item.fault)
+    return Written(
+        members=list(item.members) if copied else [], row=row, fault=None if item.dropped else item.fault
+    )
 
 
 def _image_files(

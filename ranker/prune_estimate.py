@@ -16,32 +16,24 @@ import torch
 from numpy.typing import NDArray
 
 from patchrank.pipeline import storage
-from patchrank.pipeline.contact_sheet import only_patches
+from patchrank.pipeline.api import Teacher, load_teacher
 from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.patches import unpatchify
-from patchrank.pipeline.picture_sheet import (
-    Column,
-    Row,
-    Sheet,
-    colours,
-    draw_sheet,
-    enlarge,
-    picture_file,
-    stretch,
-)
+from patchrank.pipeline.picture_sheet import picture_file
 from patchrank.pipeline.progress import byte_size
-from patchrank.pipeline.shards import Sample, Shard, ShardReader
+from patchrank.pipeline.shards import Sample, ShardReader
 from patchrank.pipeline.tar_stream import BLOCK
 from patchrank.ranker.budget import find_budget
+from patchrank.ranker.image_choice import ImagePlan, ShardChoice, plan_images
 from patchrank.ranker.patch_scoring import PatchScorer
 from patchrank.ranker.prune_encode import encode
 from patchrank.ranker.prune_feed import Left, Prepared, prepare, rank
 from patchrank.ranker.prune_plan import PruneRequest, read_plan
+from patchrank.ranker.prune_sheet import draw_choices
+from patchrank.ranker.reconstruction_check import mask_errors
 from patchrank.ranker.selection import Mask, keep_count, kept_mass, log_masses
 from patchrank.ranker.selector import Selector
 
 SAMPLED_SHARDS, SAMPLED_IMAGES = 4, 64
-SHEET_PHOTOS = 8
 
 Ranked = tuple[Prepared, NDArray[np.float32]]
 
@@ -51,7 +43,8 @@ class Choice:
     """One way to prune, as the sample shows it; `bytes_after`: of all shards, predicted.
 
     `kept`: share of the patches; `mass`: mean share of the softmax that stays, None without a temperature;
-    `of_reencoded`: bytes of the images over those of the whole crops in the same codec, None for an index.
+    `of_reencoded`: bytes of the images over those of whole crops in the same codec, None for an index. `errors`: the
+    teacher's mean square error in rebuilding the images from what stays, in pixels and normalised.
     """
 
     label: str
@@ -59,14 +52,22 @@ class Choice:
     mass: float | None
     bytes_after: int
     of_reencoded: float | None
+    errors: tuple[float, float] | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PruneEstimate:
-    """Predictions for a run. `lost`: share of the pixels outside the crop, mean over images; `left`: not pruned."""
+    """Predictions for a run. `lost`: share of the pixels outside the crop, mean over images.
+
+    Of the sample, `images` are ranked, `unscored` of them because the tables have no score of theirs; `left` ones are
+    not pruned and `dropped` ones go for their score. `plan`: which images of the whole dataset stay, None for all.
+    """
 
     images: int
+    unscored: int
     left: int
+    dropped: int
+    plan: ImagePlan | None
     lost: float
     shard_bytes: int
     choices: Sequence[Choice]
@@ -81,6 +82,12 @@ class PruneEstimate:
             f"sample    {self.images} images ranked, {self.left} left as they are",
             f"crop      {spec.crop} to {spec.size} px, {self.lost:.1%} of the pixels are lost",
         ]
+        if self.plan is not None:
+            lines.append(
+                f"images    {self.plan.kept:,} of {self.plan.scored:,} with a score stay, those from "
+                f"{self.plan.threshold:.6g} on (experimental); in the sample {self.dropped} go, {self.unscored} "
+                "without a score stay"
+            )
         for choice in self.choices:
             parts = [f"{choice.kept * positions:.1f} of {positions} patches"]
             if choice.mass is not None:
@@ -88,32 +95,44 @@ class PruneEstimate:
             if choice.of_reencoded is not None:
                 parts.append(f"shards about {byte_size(choice.bytes_after)}")
                 parts.append(f"images {choice.of_reencoded:.1%} of whole crops in the same codec")
+            if choice.errors is not None:
+                parts.append(f"error {choice.errors[0]:.4f} in pixels, {choice.errors[1]:.3f} normalised")
             lines.append(f"{choice.label:10}{', '.join(parts)}")
+        if any(choice.errors is not None for choice in self.choices):
+            lines.append(
+                f"error     mean square, of {request.config.teacher} rebuilding the images from what stays"
+            )
         return lines
 
 
 def estimate(request: PruneRequest) -> PruneEstimate:
     """Rank, select and encode a sample on this machine; Ray is not started. Writes the contact sheet, if asked for.
 
-    Raises UserError where no sampled image can be pruned.
+    Raises UserError where no sampled image can be pruned, and for a teacher of another grid.
     """
     config = request.config
+    teacher = _teacher(request)
+    request, plan = _planned(request)
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        items = list(pool.map(lambda sample: prepare(sample, request.spec), _sample(request.shards)))
+        items = list(pool.map(lambda pair: prepare(pair[0], request.spec, pair[1]), _sample(request)))
         scorer = PatchScorer(request.source, device=_device(), batch_size=config.batch_size)
         step = config.batch_size
         ranked = [item for at in range(0, len(items), step) for item in rank(items[at : at + step], scorer)]
         images = [item for item in ranked if not isinstance(item, Left)]
+        left = [item for item in ranked if isinstance(item, Left)]
+        dropped = sum(item.dropped for item in left)
         if not images:
-            raise UserError(f"none of the {len(items)} samples read can be pruned; see --image-field")
+            told = f"{dropped} are dropped for their score" if dropped else "see --image-field"
+            raise UserError(f"none of the {len(items)} samples read can be pruned; {told}")
         scores_NL = np.stack([scores_L for _, scores_L in images])
         masks = {label: _masks(at, images, scores_NL) for label, at in _selectors(request, scores_NL).items()}
         total = sum(shard.size or 0 for shard in request.shards)
-        copied = _tar_bytes(member for item in ranked if isinstance(item, Left) for member in item.members)
-        read = copied + _tar_bytes(item for image, _ in images for item in image.sample.fields.items())
+        copied = _tar_bytes(member for item in left if not item.dropped for member in item.members)
+        read = _tar_bytes(item for image, _ in images for item in image.sample.fields.items())
+        read += _tar_bytes(member for item in left for member in item.members)
         whole = _encoded_bytes(request, images, np.ones_like(scores_NL, dtype=np.bool_), pool)[0]
         choices = [
-            _choice(request, images, scores_NL, label, keep_NL, pool, whole=whole)
+            _choice(request, images, scores_NL, label, keep_NL, pool, whole=whole, teacher=teacher)
             for label, keep_NL in masks.items()
         ]
         stays = 0 if config.drop_bad else copied
@@ -122,24 +141,56 @@ def estimate(request: PruneRequest) -> PruneEstimate:
             for choice in choices
         ]
     if config.sheet is not None:
-        sheet = picture_file(_sheet(request, images, masks))
+        sheet = picture_file(draw_choices(request, images, masks))
         storage.commit_bytes(sheet, storage.absolute_url(config.sheet), run_id="dry-run")
     shown = [image.box.height * image.box.width / np.prod(image.image_size) for image, _ in images]
     return PruneEstimate(
         images=len(images),
-        left=len(items) - len(images),
+        unscored=0 if plan is None else sum(image.image_score is None for image, _ in images),
+        left=len(left) - dropped,
+        dropped=dropped,
+        plan=plan,
         lost=1 - float(np.mean(shown)),
         shard_bytes=total,
         choices=choices,
     )
 
 
-def _sample(shards: Sequence[Shard]) -> Iterator[Sample]:
-    """The first samples of a few shards that lie far apart in the list."""
+def _teacher(request: PruneRequest) -> Teacher | None:
+    """The teacher whose reconstructions are measured, if one was given."""
+    name, source = request.config.teacher, request.source
+    if name is None:
+        return None
+    teacher = load_teacher(name, precision="fp32")
+    config = teacher.model.config
+    if (config.grid, config.patch_size) != (source.grid, source.patch_size):
+        raise UserError(
+            f"--teacher {name} sees {config.grid} x {config.grid} patches of {config.patch_size} px, {source.name} "
+            f"{source.grid} x {source.grid} of {source.patch_size}: their patches are not the same"
+        )
+    if config.output_space == "unknown":
+        raise UserError(f"--teacher {name}: its output space is not known, so its error cannot be told")
+    return teacher
+
+
+def _planned(request: PruneRequest) -> tuple[PruneRequest, ImagePlan | None]:
+    """The request as it would run, and which images stay; what is frozen in OUT counts, but not in a sweep."""
+    if request.needs_plan and not request.config.sweep_ratios:
+        request = read_plan(request) or request
+    if request.choice is None:
+        return request, None
+    plan = plan_images(request.choice, request.shards)
+    return request.with_thresholds(images=plan.threshold), plan
+
+
+def _sample(request: PruneRequest) -> Iterator[tuple[Sample, ShardChoice | None]]:
+    """The first samples of a few shards that lie far apart in the list, and which of the shard's images stay."""
+    shards = request.shards
     chosen = sorted({len(shards) * part // SAMPLED_SHARDS for part in range(SAMPLED_SHARDS)})
     for index in chosen:
+        images = None if request.choice is None else request.choice.of(shards[index])
         with ShardReader(shards[index]) as reader:
-            samples = (item for item in reader if isinstance(item, Sample))
+            samples = ((item, images) for item in reader if isinstance(item, Sample))
             yield from itertools.islice(samples, SAMPLED_IMAGES // len(chosen))
 
 
@@ -147,7 +198,7 @@ def _selectors(request: PruneRequest, scores_NL: NDArray[np.float32]) -> dict[st
     """What was asked for, or what it would be at each ratio of the sweep, by label."""
     selector, ratios = request.selector, request.config.sweep_ratios
     if selector.way == "budget":
-        frozen = None if ratios else read_plan(request)
+        frozen = None if ratios else selector.threshold
         targets = ratios or [selector.target or 1.0]
         return {
             f"{target:g}": dataclasses.replace(
@@ -190,9 +241,14 @@ def _choice(
     pool: ThreadPoolExecutor,
     *,
     whole: int,
+    teacher: Teacher | None,
 ) -> Choice:
     written = request.spec.codec is not None
     image_bytes, members = _encoded_bytes(request, images, keep_NL, pool) if written else (0, 0)
+    errors = None
+    if teacher is not None:
+        found_2N = mask_errors(teacher, torch.stack([image.patches for image, _ in images]), keep_NL)
+        errors = (float(found_2N[0].mean()), float(found_2N[1].mean()))
     heat = request.selector.temperature or request.config.temperature or request.source.temperature
     return Choice(
         label=label,
@@ -200,6 +256,7 @@ def _choice(
         mass=None if heat is None else float(kept_mass(scores_NL, keep_NL, heat).mean()),
         bytes_after=members,
         of_reencoded=image_bytes / whole if written else None,
+        errors=errors,
     )
 
 
@@ -219,37 +276,6 @@ def _encoded_bytes(
 def _tar_bytes(members: Iterable[tuple[str, bytes]]) -> int:
     """Bytes of members in a tar, headers and padding with them."""
     return sum(BLOCK + len(data) + -len(data) % BLOCK for _, data in members)
-
-
-def _sheet(request: PruneRequest, images: Sequence[Ranked], masks: dict[str, Mask]) -> NDArray[np.uint8]:
-    grid, size = request.spec.grid, request.source.image_size
-    columns = [
-        Column(title="Photo", detail=f"the {request.spec.crop} crop"),
-        Column(title="Scores", detail=f"of {request.source.name}"),
-        *(
-            Column(title=f"Keep {label}", detail=f"{keep.mean():.1%} of the patches")
-            for label, keep in masks.items()
-        ),
-    ]
-    rows = []
-    for number, (image, scores_L) in enumerate(images[:SHEET_PHOTOS]):
-        pixels = unpatchify(image.patches[None], request.spec.patch_size)[0]
-        photo = pixels.permute(1, 2, 0).numpy()
-        heat = colours(enlarge(stretch(scores_L.reshape(grid, grid)), size))
-        kept = [only_patches(photo, keep_NL[number]) for keep_NL in masks.values()]
-        rows.append(Row(tiles=(photo, heat, *kept), caption=image.sample.key))
-    return draw_sheet(
-        Sheet(
-            title="patchrank prune",
-            subtitle=f"{request.selector.way}, {request.source.name}",
-            columns=columns,
-            rows=rows,
-            scale_column=1,
-            low="low score",
-            high="high score",
-            note="Colours: scores from the 2nd to the 98th percentile of each photo. Gray: patches that are dropped.",
-        )
-    )
 
 
 def _device() -> torch.device:

@@ -19,8 +19,10 @@ from patchrank.pipeline.images import DECODER, ViewBox, apply_view, decode_image
 from patchrank.pipeline.patches import patchify
 from patchrank.pipeline.pruned_codec import ImageCodec
 from patchrank.pipeline.pruned_format import RECORD_FIELD, packed_field
+from patchrank.pipeline.pruned_source import DROPPED
 from patchrank.pipeline.shard_feed import MAX_BYTES, ShardFeed
 from patchrank.pipeline.shards import Fault, Rejected, Sample, Shard, ShardReader, pick_image
+from patchrank.ranker.image_choice import ShardChoice
 from patchrank.ranker.patch_scoring import PatchScorer
 from patchrank.ranker.prune_config import PruneCrop, PruneFormat
 
@@ -63,7 +65,8 @@ class PruneSpec:
 class Prepared:
     """An image that is ready to be ranked. `patches`: uint8 `[L, P]`; `pixels`: uint8 `[3, S, S]`, None for an index.
 
-    `field` is that of the image in the sample; `box` in decoded pixels.
+    `field` is that of the image in the sample; `box` in decoded pixels. `image_score`: the teacher's, None where images
+    are not chosen by it or the tables have none of this one.
     """
 
     sample: Sample
@@ -72,6 +75,7 @@ class Prepared:
     box: ViewBox
     patches: Tensor
     pixels: Tensor | None
+    image_score: float | None = None
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -79,11 +83,18 @@ class Left:
     """What is not pruned: why, and the members that can be copied, (name, data) in order.
 
     `is_sample`: else these members make none (a key seen before, a name that is not UTF-8, a damaged archive).
+    `image_score`: that of a sample that is dropped on purpose, for its score; then `fault` says so and is none.
     """
 
     fault: Fault
     members: tuple[tuple[str, bytes], ...]
     is_sample: bool
+    image_score: float | None = None
+
+    @property
+    def dropped(self) -> bool:
+        """Whether it is left out on purpose."""
+        return self.image_score is not None
 
 
 Item = Prepared | Left
@@ -91,17 +102,23 @@ Ranked = tuple[Prepared, NDArray[np.float32]] | Left
 """An image with its scores, float32 `[L]`, or what is left."""
 
 
-def feed_of(shard: Shard, spec: PruneSpec, pool: ThreadPoolExecutor, ahead: int) -> ShardFeed[Item]:
-    """The samples of a shard, prepared on the pool."""
+def feed_of(
+    shard: Shard, spec: PruneSpec, pool: ThreadPoolExecutor, ahead: int, images: ShardChoice | None = None
+) -> ShardFeed[Item]:
+    """The samples of a shard, prepared on the pool; `images`: which of them stay, None for all."""
     reader = ShardReader(shard, keep_rejected=True)
-    return ShardFeed(reader, lambda item: prepare(item, spec), pool, ahead)
+    return ShardFeed(reader, lambda item: prepare(item, spec, images), pool, ahead)
 
 
-def prepare(item: Sample | Fault, spec: PruneSpec) -> Item:
-    """Decode and crop the image of a sample, or say why it is left as it is."""
+def prepare(item: Sample | Fault, spec: PruneSpec, images: ShardChoice | None = None) -> Item:
+    """Decode and crop the image of a sample, or say why it is left as it is, or left out."""
     if isinstance(item, Fault):
         fault = Fault(item.sample_key, item.member, item.stage, item.reason)
         return Left(fault=fault, members=item.members if isinstance(item, Rejected) else (), is_sample=False)
+    score = None if images is None else images.scores.get(item.key)
+    if images is not None and score is not None and score < images.threshold:
+        dropped = left(item, Fault(item.key, None, DROPPED, images.reason(score)))
+        return dataclasses.replace(dropped, image_score=score)
     member = None
     try:
         for name, problem in item.problems.items():
@@ -115,7 +132,7 @@ def prepare(item: Sample | Fault, spec: PruneSpec) -> Item:
     except ContentError as error:
         return left(item, Fault(item.key, member, "sample", str(error)))
     try:
-        return _crop(item, field, decode_image(data), spec)
+        return dataclasses.replace(_crop(item, field, decode_image(data), spec), image_score=score)
     except ContentError as error:
         return left(item, Fault(item.key, item.members[field], "decode", str(error)))
 

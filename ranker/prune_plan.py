@@ -18,6 +18,8 @@ from patchrank.pipeline.pruned_index import MAX_POSITIONS, SHARDS_FOLDER
 from patchrank.pipeline.record_file import canonical_json
 from patchrank.pipeline.shards import Shard, expand_shards, image_fields_of
 from patchrank.ranker.budget import Budget
+from patchrank.ranker.image_choice import ImageChoice, ImagePlan
+from patchrank.ranker.image_tables import find_image_tables
 from patchrank.ranker.patch_scoring import PatchSource, open_patch_source
 from patchrank.ranker.prune_config import DEFAULT_QUALITY, PruneConfig
 from patchrank.ranker.prune_feed import PruneSpec
@@ -31,7 +33,10 @@ PLAN_FILE = "plan.json"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PruneRequest:
-    """Shards, ranker and settings of a run. `paths`: where each shard's tar goes below OUT, by shard id."""
+    """Shards, ranker and settings of a run.
+
+    `paths`: where each shard's tar goes below OUT, by shard id; `choice`: which images stay, None for all.
+    """
 
     config: PruneConfig
     shards: Sequence[Shard]
@@ -39,6 +44,7 @@ class PruneRequest:
     source: PatchSource
     selector: Selector
     spec: PruneSpec
+    choice: ImageChoice | None = None
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -49,11 +55,29 @@ class PruneRequest:
             **self.source.fields,
             **self.selector.fields,
             **self.spec.fields,
+            **({} if self.choice is None else self.choice.fields),
         }
+
+    @property
+    def needs_plan(self) -> bool:
+        """Whether a first pass over the dataset decides what stays."""
+        return self.selector.target is not None or self.choice is not None
 
     @property
     def survey_fields(self) -> dict[str, Any]:
         """Everything that can change the scores of the first pass of a budget."""
+        images = {} if self.choice is None else self.choice.fields
+        return {**self._ranked_fields, **images}
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What a plan depends on: what is scored, and how much may stay."""
+        selected = {name: value for name, value in self.selector.fields.items() if name != "select_threshold"}
+        images = {} if self.choice is None else self.choice.asked
+        return {**self._ranked_fields, **selected, **images}
+
+    @property
+    def _ranked_fields(self) -> dict[str, Any]:
         spec = self.spec.fields
         read = {name: spec[name] for name in ("image_field", "crop", "grid", "patch_size", "decoder")}
         return {"job": "prune survey", "prune_version": PRUNE_VERSION, **self.source.fields, **read}
@@ -63,16 +87,22 @@ class PruneRequest:
         """Every folder below OUT that a tar goes to."""
         return sorted({path.rpartition("/")[0] for path in self.paths.values()} if self.spec.codec else ())
 
-    def with_threshold(self, threshold: float) -> PruneRequest:
-        """The request with the threshold that its budget was found to need."""
-        return dataclasses.replace(
-            self, selector=dataclasses.replace(self.selector, threshold=float(threshold))
-        )
+    def with_thresholds(self, *, patches: float | None = None, images: float | None = None) -> PruneRequest:
+        """The request with what its plan found: the log mass of a patch that stays, the score of an image that does."""
+        selector, choice = self.selector, self.choice
+        if patches is not None:
+            selector = dataclasses.replace(selector, threshold=patches)
+        if images is not None:
+            assert choice is not None
+            choice = dataclasses.replace(choice, threshold=images)
+        return dataclasses.replace(self, selector=selector, choice=choice)
 
 
 def make_request(config: PruneConfig) -> PruneRequest:
     """Find shards and ranker; UserError where the combination cannot work."""
-    source = open_patch_source(config.ranker, fits=config.fits, teacher=config.teacher, seed=config.seed or 0)
+    diagnostic = config.dry_run and config.ranker != "baseline:attention"
+    teacher = None if diagnostic else config.teacher
+    source = open_patch_source(config.ranker, fits=config.fits, teacher=teacher, seed=config.seed or 0)
     positions = source.grid**2
     if positions > MAX_POSITIONS:
         raise UserError(f"{source.name} ranks {positions} patches, an index numbers up to {MAX_POSITIONS}")
@@ -81,8 +111,18 @@ def make_request(config: PruneConfig) -> PruneRequest:
     shards = expand_shards(config.shards, root=config.root)[: config.limit_shards]
     paths = output_paths(shards, rooted=config.root is not None)
     _check_places(shards, config.out)
+    choice = None
+    if config.table:
+        tables = find_image_tables(config.table, shards)
+        choice = ImageChoice(tables=tables, keep=config.keep_images, threshold=config.min_score)
     return PruneRequest(
-        config=config, shards=shards, paths=paths, source=source, selector=selector, spec=spec
+        config=config,
+        shards=shards,
+        paths=paths,
+        source=source,
+        selector=selector,
+        spec=spec,
+        choice=choice,
     )
 
 
@@ -157,37 +197,46 @@ def _is_within(place: str, folder: str) -> bool:
     return f"{place}/".startswith(f"{folder.rstrip('/')}/")
 
 
-def read_plan(request: PruneRequest) -> float | None:
-    """The threshold frozen in OUT, None where there is none yet; UserError where it is of another budget."""
+def read_plan(request: PruneRequest) -> PruneRequest | None:
+    """The request with what is frozen in OUT, None where nothing is yet; UserError where it is of another request."""
     url = storage.join(request.config.out, PLAN_FILE)
+    patches = images = None
     try:
         plan = json.loads(storage.read_bytes(url))
-        asked, threshold = dict(plan["asked"]), float(plan["threshold"])
+        differences = describe_differences(dict(plan["asked"]), json.loads(canonical_json(request.asked)))
+        if not differences and request.selector.target is not None:
+            patches = float(plan["threshold"])
+        if not differences and request.choice is not None:
+            images = float(plan["whole_images"]["threshold"])
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{url} was not written by patchrank, or is damaged: {error!r}") from error
-    differences = describe_differences(asked, json.loads(canonical_json(_asked(request))))
     if differences:
         raise UserError(
-            f"{url} is the plan of another budget (there -> asked for): {'; '.join(differences)}. "
+            f"{url} is a plan for other settings (there -> asked for): {'; '.join(differences)}. "
             "Ask for the same, or write to another folder"
         )
-    return threshold
+    return request.with_thresholds(patches=patches, images=images)
 
 
-def freeze_plan(request: PruneRequest, budget: Budget, *, left_out: Sequence[str], run_id: str) -> float:
-    """Write `plan.json`, once, and return its threshold. `left_out`: shards that gave no scores."""
-    plan = {"asked": _asked(request), **dataclasses.asdict(budget), "left_out": list(left_out)}
+def freeze_plan(
+    request: PruneRequest,
+    *,
+    budget: Budget | None,
+    images: ImagePlan | None,
+    left_out: Sequence[str],
+    run_id: str,
+) -> PruneRequest:
+    """Write `plan.json`, once, and return the request with what it says. `left_out`: shards that gave no scores."""
+    plan: dict[str, Any] = {"asked": request.asked, "left_out": list(left_out)}
+    if budget is not None:
+        plan |= dataclasses.asdict(budget)
+    if images is not None:
+        plan["whole_images"] = dataclasses.asdict(images)
     data = json.dumps(plan, indent=1, sort_keys=True).encode()
     create_once(storage.join(request.config.out, PLAN_FILE), data, run_id=run_id)
     frozen = read_plan(request)
     if frozen is None:
         raise UserError(f"{PLAN_FILE} was removed from {request.config.out} while this run wrote it")
     return frozen
-
-
-def _asked(request: PruneRequest) -> dict[str, Any]:
-    """What a plan depends on: what is scored, and how much may stay."""
-    selected = {name: value for name, value in request.selector.fields.items() if name != "select_threshold"}
-    return {**request.survey_fields, **selected}

@@ -18,6 +18,7 @@ from patchrank.pipeline.score_run import ray_session
 from patchrank.pipeline.scratch import remove_dead_scratch
 from patchrank.pipeline.shards import Shard
 from patchrank.pipeline.stop_signals import StopRequest
+from patchrank.ranker.image_choice import plan_images
 from patchrank.ranker.prune_plan import PruneRequest, freeze_plan, read_plan
 from patchrank.ranker.prune_summary import PruneSummary, summarise
 from patchrank.ranker.prune_survey import SURVEY_FOLDER, budget_of, remove_survey
@@ -65,7 +66,7 @@ class _Run:
         self._waves: PruneWaves | None = None
         self._started = time.monotonic()
         self._owned = False
-        self._planned = request.selector.target is None
+        self._planned = not request.needs_plan
 
     def check_stored_settings(self) -> None:
         self._read_plan()
@@ -73,9 +74,9 @@ class _Run:
             self._adopt()
 
     def _read_plan(self) -> None:
-        threshold = None if self._planned else read_plan(self._request)
-        if threshold is not None:
-            self._request, self._planned = self._request.with_threshold(threshold), True
+        frozen = None if self._planned else read_plan(self._request)
+        if frozen is not None:
+            self._request, self._planned = frozen, True
 
     def _adopt(self) -> None:
         self._output.adopt_config(self._request.fields, other=dataclasses.asdict(self._request.config))
@@ -104,25 +105,40 @@ class _Run:
         return self.finish("complete", None)
 
     def _make_plan(self, display: Display, session: _Session) -> None:
-        """The first pass of a budget, and its threshold."""
-        request = self._request
-        survey = OutputFolder(request.config.out, run_id=self._output.run_id, records=SURVEY_FOLDER)
-        plan = survey.plan(request.shards, digest_of(request.survey_fields))
-        waves = self._work("survey", plan.todo, display, session) if plan.todo else None
-        failed = {} if waves is None else waves.failures
+        """The first pass: which images stay, and what the patches of those must reach in a budget."""
+        images = budget = None
+        left_out: list[str] = []
+        asked = self._request
+        if asked.choice is not None:
+            images = plan_images(asked.choice, asked.shards)
+            self._request = asked.with_thresholds(images=images.threshold)
+        survey = OutputFolder(asked.config.out, run_id=self._output.run_id, records=SURVEY_FOLDER)
+        ranked: list[Shard] = []
+        if asked.selector.target is not None:
+            failed = self._survey(survey, display, session)
+            ranked = [shard for shard in asked.shards if shard.id not in failed]
+            left_out = [shard.name for shard in asked.shards if shard.id in failed]
+            budget = budget_of(survey, ranked, asked.selector)
+        self._request = freeze_plan(
+            asked, budget=budget, images=images, left_out=left_out, run_id=self._output.run_id
+        )
+        self._planned = True
+        remove_survey(survey, ranked)
+
+    def _survey(self, survey: OutputFolder, display: Display, session: _Session) -> dict[str, str]:
+        """Rank every image that stays; returns why shards gave no scores, by shard id."""
+        plan = survey.plan(self._request.shards, digest_of(self._request.survey_fields))
+        if not plan.todo:
+            return {}
+        waves = self._work("survey", plan.todo, display, session)
         # A shard with a result was read to its end, and would fail again; the others may hold anything.
-        unread = [key for key in failed if waves is not None and key not in waves.results]
+        unread = [key for key in waves.failures if key not in waves.results]
         if unread:
             raise PatchrankError(
                 f"no plan for --target-ratio: {len(unread)} shards could not be ranked, {unread[0]}: "
-                f"{failed[unread[0]]}; run again, or leave them out"
+                f"{waves.failures[unread[0]]}; run again, or leave them out"
             )
-        ranked = [shard for shard in request.shards if shard.id not in failed]
-        left_out = [shard.name for shard in request.shards if shard.id in failed]
-        budget = budget_of(survey, ranked, request.selector)
-        threshold = freeze_plan(request, budget, left_out=left_out, run_id=self._output.run_id)
-        remove_survey(survey, ranked)
-        self._request, self._planned = request.with_threshold(threshold), True
+        return waves.failures
 
     def _without_lost(self, plan: Plan) -> Plan:
         """The plan with shards to do again whose tar is not there, or of another size than its index says."""
@@ -219,4 +235,5 @@ def _totals(waves: PruneWaves, todo: list[Shard], done: int) -> Totals:
         bytes_total=sum(shard.size or 0 for shard in todo),
         bytes_done=sum(shard.size or 0 for shard in ended),
         worker="ranker",
+        dropped=sum(result.dropped for result in results),
     )

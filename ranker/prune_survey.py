@@ -30,6 +30,7 @@ from patchrank.pipeline.scratch import scratch_folder
 from patchrank.pipeline.shard_scoring import count_reasons
 from patchrank.pipeline.shards import Fault, Shard
 from patchrank.ranker.budget import Budget, find_budget
+from patchrank.ranker.image_choice import ImageChoice
 from patchrank.ranker.patch_scoring import PatchScorer
 from patchrank.ranker.prune import PruneResult, why_failed
 from patchrank.ranker.prune_feed import Left, PruneSpec, batches, feed_of, rank
@@ -50,12 +51,16 @@ class ShardSurvey:
         spec: PruneSpec,
         output: OutputFolder,
         *,
+        choice: ImageChoice | None,
         fields: dict[str, Any],
         provenance: dict[str, Any],
         threads: int,
         salvage: bool,
     ) -> None:
-        """`fields`: everything that can change a score. `threads`: those that decode."""
+        """`choice`: which images stay, None for all. `fields`: everything that can change a score. `threads`: those
+        that decode.
+        """
+        self._choice = choice
         self._salvage = salvage
         self._scorer, self._output = scorer, output
         self._spec = dataclasses.replace(spec, format="index", codec=None)
@@ -72,15 +77,18 @@ class ShardSurvey:
         faults: list[Fault] = []
         positions = self._spec.grid**2
         schema = pa.schema([pa.field("scores", pa.list_(pa.float32(), positions), nullable=False)])
-        feed = feed_of(shard, self._spec, self._pool, self._ahead)
+        choice = None if self._choice is None else self._choice.of(shard)
+        feed = feed_of(shard, self._spec, self._pool, self._ahead, choice)
         with scratch_folder() as scratch:
             local_path = scratch / "scores.parquet"
-            images = 0
+            images = dropped = 0
             try:
                 with pq.ParquetWriter(local_path, schema, compression="zstd", use_dictionary=False) as writer:
                     for batch in batches(feed, self._scorer.batch_size):
                         ranked = rank(batch, self._scorer)
-                        faults += [item.fault for item in ranked if isinstance(item, Left)]
+                        left = [item for item in ranked if isinstance(item, Left)]
+                        faults += [item.fault for item in left if not item.dropped]
+                        dropped += sum(item.dropped for item in left)
                         scores = [item[1] for item in ranked if not isinstance(item, Left)]
                         if scores:
                             flat = pa.array(np.concatenate(scores))
@@ -99,7 +107,7 @@ class ShardSurvey:
             finally:
                 feed.close()
             verify_file(local_path, schema=schema, rows=images, metadata=metadata)
-            failed = why_failed(record, images, faults, salvage=self._salvage)
+            failed = why_failed(record, images + dropped, faults, salvage=self._salvage, choice=choice)
             if failed is None:
                 self._output.commit(shard, local_path, None)
         return PruneResult(
@@ -118,6 +126,7 @@ class ShardSurvey:
             failed=failed,
             seconds=time.monotonic() - started,
             waited_s=0.0,
+            dropped=dropped,
         )
 
 

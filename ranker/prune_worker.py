@@ -26,12 +26,18 @@ from patchrank.ranker.prune_survey import SURVEY_FOLDER, ShardSurvey
 
 Task = Literal["prune", "survey"]
 
+MOST_DEATHS = 3
+"""Of workers while they start, one after the other: then no more are tried."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WorkOrder:
-    """What every actor is told. `request`: object reference to a PruneRequest; `threads`: that decode and encode."""
+    """What every actor is told. `request`: object reference to a PruneRequest; `starts`: handle of a `Starts` actor;
+    `threads`: that decode and encode.
+    """
 
     request: Any
+    starts: Any
     task: Task
     run_id: str
     threads: int
@@ -39,13 +45,17 @@ class WorkOrder:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What came of one shard, `index` in the request: a result, or an error and whether the user has to act."""
+    """What came of one shard, `index` in the request: a result, or an error and whether the user has to act.
+
+    `unusable`: the error is that of a worker which did not start, and says nothing of the shard.
+    """
 
     index: int
     device: str
     result: PruneResult | None = None
     error: str = ""
     users: bool = False
+    unusable: bool = False
 
     def to_row(self) -> dict[str, str]:
         """One string: a Ray Data block then has the same schema whatever happened."""
@@ -59,11 +69,51 @@ class Answer:
         return cls(**values, result=None if result is None else PruneResult(**result))
 
 
+class Starts:
+    """An actor that counts workers which die while they start: their own processes cannot tell it any more."""
+
+    def __init__(self) -> None:
+        self._starting: set[str] = set()
+        self._deaths = 0
+
+    def begin(self, worker: str) -> int:
+        """A worker begins to start; returns how many died of it since the last one that came up."""
+        self._deaths += worker in self._starting
+        self._starting.add(worker)
+        return self._deaths
+
+    def end(self, worker: str) -> None:
+        """A worker has started."""
+        self._starting.discard(worker)
+        self._deaths = 0
+
+
 class PruneWorker:
-    """Loads the ranker once, then takes rows that name a shard by its index in the request."""
+    """Loads the ranker once, then takes rows that name a shard by its index in the request.
+
+    One that cannot start answers so instead of raising: Ray Data waits for ever for an actor that came back from a
+    death and then failed, and Ray itself starts one for ever whose process dies of starting.
+    """
 
     def __init__(self, order: WorkOrder) -> None:
         self._order = order
+        self._device = ""
+        self._unusable = ""
+        context = ray.get_runtime_context()
+        self._node = f"node {platform.node()} ({context.get_node_id()[:8]})"
+        deaths = ray.get(order.starts.begin.remote(context.get_actor_id()))
+        if deaths >= MOST_DEATHS:
+            self._unusable = f"its process died {deaths} times while it started (a crash, or out of memory)"
+            return
+        try:
+            self._start()
+        except Exception as error:
+            self._unusable = _told(error)
+        else:
+            ray.get(order.starts.end.remote(context.get_actor_id()))
+
+    def _start(self) -> None:
+        order = self._order
         self._request: PruneRequest = ray.get(order.request)
         # Ray sets CUDA_VISIBLE_DEVICES for declared GPUs that need not exist: torch knows what is there.
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -78,21 +128,22 @@ class PruneWorker:
     def __call__(self, row: dict[str, Any]) -> list[dict[str, str]]:
         """Work on one shard; errors are answers too, since an exception would cost its whole wave."""
         index = int(row["index"])
+        if self._unusable:
+            told = f"the ranker's actor on {self._node} cannot start: {self._unusable}"
+            return [Answer(index=index, device=self._device, error=told, unusable=True).to_row()]
         shard = self._request.shards[index]
         try:
             if not self._proven:
-                here = f"node {platform.node()} ({ray.get_runtime_context().get_node_id()[:8]})"
                 out, run_id = self._request.config.out, self._order.run_id
-                prove_access(out, shard, run_id=run_id, here=here)
+                prove_access(out, shard, run_id=run_id, here=self._node)
                 self._proven = True
             if isinstance(self._work, ShardSurvey):
                 result = self._work.survey(shard)
             else:
                 result = self._work.prune(shard, self._request.paths[shard.id])
         except Exception as error:
-            told = str(error) if isinstance(error, PatchrankError) else f"{type(error).__name__}: {error}"
             users = isinstance(error, UserError)
-            return [Answer(index=index, device=self._device, error=told, users=users).to_row()]
+            return [Answer(index=index, device=self._device, error=_told(error), users=users).to_row()]
         return [Answer(index=index, device=self._device, result=result).to_row()]
 
     def _pruning(self) -> ShardPruning:
@@ -102,6 +153,7 @@ class PruneWorker:
             request.selector,
             request.spec,
             OutputFolder(request.config.out, run_id=self._order.run_id, records=INDEX_FOLDER),
+            choice=request.choice,
             fields=request.fields,
             provenance=self._provenance(),
             threads=self._order.threads,
@@ -114,6 +166,7 @@ class PruneWorker:
             self._scorer,
             request.spec,
             OutputFolder(request.config.out, run_id=self._order.run_id, records=SURVEY_FOLDER),
+            choice=request.choice,
             fields=request.survey_fields,
             provenance=self._provenance(),
             threads=self._order.threads,
@@ -131,3 +184,7 @@ class PruneWorker:
             "ranker": self._request.source.name,
             "versions": {"patchrank": __version__} | {name: version(name) for name in VERSIONS_OF},
         }
+
+
+def _told(error: Exception) -> str:
+    return str(error) if isinstance(error, PatchrankError) else f"{type(error).__name__}: {error}"

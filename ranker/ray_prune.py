@@ -23,7 +23,7 @@ from patchrank.pipeline.shards import Shard
 from patchrank.ranker.prune import PruneResult
 from patchrank.ranker.prune_config import PruneConfig
 from patchrank.ranker.prune_plan import PruneRequest
-from patchrank.ranker.prune_worker import Answer, PruneWorker, Task, WorkOrder
+from patchrank.ranker.prune_worker import Answer, PruneWorker, Starts, Task, WorkOrder
 
 WAVE_SHARDS = 10_000
 """Rows of one Ray Data execution: blocks of one row have their cost."""
@@ -43,7 +43,7 @@ class PruneWaves:
         give_up: Callable[[Shard, int, str], None],
         show: Callable[[PruneWaves], None],
     ) -> None:
-        """`give_up` is told of a shard, its attempts and why, once; `show` is called whenever a shard has ended."""
+        """`give_up` is told of a shard, its attempts and why, once; `show` is called after every answer."""
         self._request, self._task, self._run_id = request, task, run_id
         self._give_up, self._show = give_up, show
         self._index = {shard.id: index for index, shard in enumerate(request.shards)}
@@ -59,7 +59,11 @@ class PruneWaves:
         """
         size, slots = _actor_size(self._request.config)
         order = WorkOrder(
-            request=ray.put(self._request), task=self._task, run_id=self._run_id, threads=size.cpus
+            request=ray.put(self._request),
+            starts=ray.remote(Starts).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote(),
+            task=self._task,
+            run_id=self._run_id,
+            threads=size.cpus,
         )
         left = list(todo)
         for attempt in range(1, ROUNDS + 1):
@@ -72,6 +76,7 @@ class PruneWaves:
             if attempt == ROUNDS:
                 for shard in left:
                     self._fail(shard, attempt, reasons[shard.id])
+                    self._show(self)
 
     def _wave(
         self, shards: Sequence[Shard], order: WorkOrder, size: ActorSize, slots: int, reasons: dict[str, str]
@@ -100,9 +105,11 @@ class PruneWaves:
             try:
                 for row in rows.iter_rows():
                     answer = Answer.from_row(row)
-                    shard = self._request.shards[answer.index]
-                    del unheard[shard.id]
-                    self._receive(shard, answer, reasons)
+                    # Ray may run a task again whose answer it lost: the first one that arrives counts.
+                    shard = unheard.pop(self._request.shards[answer.index].id, None)
+                    if shard is not None:
+                        self._receive(shard, answer, reasons)
+                        self._show(self)
             except ray.exceptions.RayActorError as error:
                 raise PatchrankError(f"an actor could not start: {_last_line(error)}") from error
             except ray.exceptions.RayTaskError as error:
@@ -110,6 +117,8 @@ class PruneWaves:
         reasons.update(dict.fromkeys(unheard, DIED))
 
     def _receive(self, shard: Shard, answer: Answer, reasons: dict[str, str]) -> None:
+        if answer.unusable:
+            raise PatchrankError(answer.error)
         self.devices.add(answer.device)
         if answer.result is None:
             if answer.users:
@@ -119,12 +128,10 @@ class PruneWaves:
         self.results[shard.id] = answer.result
         if answer.result.failed is not None:
             self._fail(shard, 1, answer.result.failed)
-        self._show(self)
 
     def _fail(self, shard: Shard, attempts: int, reason: str) -> None:
         self.failures[shard.id] = reason
         self._give_up(shard, attempts, reason)
-        self._show(self)
 
 
 def _actor_size(config: PruneConfig) -> tuple[ActorSize, int]:

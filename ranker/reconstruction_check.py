@@ -22,7 +22,7 @@ from patchrank.pipeline.metrics import hidden_patches_pixels
 from patchrank.pipeline.patches import IMAGENET_STD, normalise, take_patches
 from patchrank.pipeline.scoring import reconstruct
 from patchrank.ranker.metrics import Interval, mean_interval, paired_difference
-from patchrank.ranker.selection import keep_count, topk
+from patchrank.ranker.selection import Mask, keep_count, topk
 
 SHARES = (0.1, 0.25, 0.5)
 """Shares of the patches that are kept."""
@@ -80,7 +80,6 @@ def reconstruction_curves(
     return curves
 
 
-@torch.inference_mode()
 def reconstruction_errors(
     teacher: Teacher, patches_ILP: Tensor, scores_IL: NDArray[np.float32], *, batch_size: int = 32
 ) -> NDArray[np.float64]:
@@ -89,17 +88,28 @@ def reconstruction_errors(
     First in pixels on a scale from 0 to 1; then normalised, each patch's error over its own variance (which counts
     at least FLAT_VARIANCE), as a teacher of normalised patches is trained. `patches_ILP`: uint8.
     """
+    masks = [topk(scores_IL, keep_count(patches_ILP.shape[1], share)) for share in SHARES]
+    found = [mask_errors(teacher, patches_ILP, keep_IL, batch_size=batch_size) for keep_IL in masks]
+    return np.stack(found, axis=1)
+
+
+@torch.inference_mode()
+def mask_errors(
+    teacher: Teacher, patches_ILP: Tensor, keep_IL: Mask, *, batch_size: int = 32
+) -> NDArray[np.float64]:
+    """The errors of `reconstruction_errors`, float64 `[2, I]`, when each image keeps the patches of its own mask."""
     model = prepare(teacher.model, teacher.precision, teacher.device)
     positions = patches_ILP.shape[1]
     deviation_P = torch.tensor(IMAGENET_STD, device=teacher.device).repeat(patches_ILP.shape[2] // 3)
-    errors = np.empty((len(SPACES), len(SHARES), len(patches_ILP)))
-    for number, share in enumerate(SHARES):
-        keep_IL = topk(scores_IL, keep_count(positions, share))
-        visible_IK = torch.from_numpy(keep_IL.nonzero()[1].reshape(len(keep_IL), -1))
-        for start in range(0, len(patches_ILP), batch_size):
-            rows = slice(start, start + batch_size)
-            patches_NLP = patches_ILP[rows].to(teacher.device)
-            predicted_NHP, hidden_NH = reconstruct(model, patches_NLP, visible_IK[rows].to(teacher.device))
+    errors = np.zeros((len(SPACES), len(patches_ILP)))
+    counts_I = keep_IL.sum(axis=1)
+    for count in np.unique(counts_I[counts_I < positions]):  # nothing is to be rebuilt where all stay
+        images = np.flatnonzero(counts_I == count)
+        for start in range(0, len(images), batch_size):
+            rows = images[start : start + batch_size]
+            visible_NK = torch.from_numpy(keep_IL[rows].nonzero()[1].reshape(len(rows), -1))
+            patches_NLP = patches_ILP[torch.from_numpy(rows)].to(teacher.device)
+            predicted_NHP, hidden_NH = reconstruct(model, patches_NLP, visible_NK.to(teacher.device))
             original_NHP = take_patches(patches_NLP, hidden_NH)
             pixels_NHP = hidden_patches_pixels(predicted_NHP, original_NHP, model.config.output_space)
             change_NHP = pixels_NHP - original_NHP.float() / 255
@@ -107,5 +117,5 @@ def reconstruction_errors(
             squares_NH = change_NHP.square().mean(-1)
             scaled_NH = (change_NHP / deviation_P).square().mean(-1) / variance_NH
             for space, error_NH in enumerate((squares_NH, scaled_NH)):
-                errors[space, number, rows] = error_NH.double().sum(-1).cpu().numpy() / positions
+                errors[space, rows] = error_NH.double().sum(-1).cpu().numpy() / positions
     return errors

@@ -45,8 +45,8 @@ LISTED = {
         features clustering baseline_fits baselines
         evaluation_images partition_scores dense_teacher dense_table
         reconstruction_check evaluate_config evaluation evaluation_run evaluation_report evaluation_plot
-        patch_scoring prune_config selector prune_feed prune_encode prune
-        prune_plan prune_survey prune_summary prune_estimate prune_worker ray_prune prune_run
+        patch_scoring prune_config selector image_tables image_choice prune_feed prune_encode prune
+        prune_plan prune_survey prune_summary prune_sheet prune_estimate prune_worker ray_prune prune_run
         curves initial_weights optimiser training validation_plan validation workers
         train_config train_plan train_estimate train_record training_loop train_progress ray_train
         demo_ranker

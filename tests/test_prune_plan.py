@@ -142,6 +142,7 @@ def test_a_budget_is_met_and_frozen(folder: Path, ranker: str, tmp_path: Path) -
         PatchScorer(request.source, device=torch.device("cpu"), batch_size=4),
         request.spec,
         survey,
+        choice=None,
         fields=request.survey_fields,
         provenance={"run_id": "run"},
         threads=1,
@@ -151,10 +152,10 @@ def test_a_budget_is_met_and_frozen(folder: Path, ranker: str, tmp_path: Path) -
         assert work.survey(shard).failed is None
     assert survey.plan(request.shards, digest_of(request.survey_fields)).todo == []
     budget = budget_of(survey, request.shards, request.selector)
-    threshold = freeze_plan(request, budget, left_out=[], run_id="run")
+    planned = freeze_plan(request, budget=budget, images=None, left_out=[], run_id="run")
+    threshold = planned.selector.threshold
     images = 4 + 6
     assert (budget.images, budget.allowed, budget.kept) == (images, int(images * 16 * 0.4), budget.allowed)
-    planned = request.with_threshold(threshold)
     pruning = pruning_of(planned)
     for shard in planned.shards:
         pruning.prune(shard, planned.paths[shard.id])
@@ -164,7 +165,9 @@ def test_a_budget_is_met_and_frozen(folder: Path, ranker: str, tmp_path: Path) -
     assert len(set(kept)) > 1, "counts differ between images"
     # Shards that come later use the same threshold; another budget is refused by name.
     more = dataclasses.replace(config, shards=(*config.shards[1:],))
-    assert read_plan(make_request(more)) == threshold
+    later = read_plan(make_request(more))
+    assert later is not None
+    assert later.selector.threshold == threshold
     with pytest.raises(UserError, match=r"select_target: 0\.4 -> 0\.5"):
         read_plan(make_request(dataclasses.replace(config, target_ratio=0.5)))
     plan = json.loads((tmp_path / "out" / "plan.json").read_text())

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import fnmatch
+import json
 import os
 import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from patchrank.pipeline.config_file import config_to_yaml
 from patchrank.pipeline.errors import UserError
+from patchrank.pipeline.images import decode_image
 from patchrank.pipeline.output_status import read_status
 from patchrank.ranker import prune_feed, ray_prune
+from patchrank.ranker.api import load_ranker, rank_images
 from patchrank.ranker.prune_config import PruneConfig
 from patchrank.ranker.prune_plan import make_request
 from patchrank.ranker.prune_run import prune
@@ -55,12 +59,12 @@ def killing(marks: Path, *, always: str = "", before: str = "") -> Any:
             super().__init__(order)
             prepare, replace = prune_feed.prepare, os.replace
 
-            def faulty_prepare(item: Any, spec: Any) -> Any:
+            def faulty_prepare(item: Any, *more: Any, **named: Any) -> Any:
                 if always and getattr(item, "key", None) == always:
                     with (marks / "always").open("a") as file:
                         file.write("x")
                     os.kill(os.getpid(), signal.SIGKILL)
-                return prepare(item, spec)
+                return prepare(item, *more, **named)
 
             def faulty_replace(source: Any, target: Any, **options: Any) -> None:
                 done = marks / "before"
@@ -135,16 +139,26 @@ def test_a_budget_is_found_once_and_holds_for_later_shards(
 ) -> None:
     out = tmp_path / "out"
     changes: dict[str, Any] = {"target_ratio": 0.4}
-    first = run_prune(prune_config(shards[:2], out, ranker, **changes))
+    first = run_prune(prune_config(shards[:3], out, ranker, **changes))
     kept = [row["kept"] for row in index_of(out)]
-    assert (first.exit_code, first.kept, sum(kept)) == (0, int(11 * 16 * 0.4), first.kept)
+    assert (first.exit_code, first.kept, sum(kept)) == (0, int(18 * 16 * 0.4), first.kept)
     plan = (out / "plan.json").read_bytes()
-    times = {path.name: path.stat().st_mtime_ns for path in (out / "shards").iterdir()}
-    second = run_prune(prune_config(shards[:3], out, ranker, **changes))
-    assert (second.exit_code, second.done_before, second.done) == (0, 2, 3)
+    files = [path for folder in ("shards", "index") for path in (out / folder).iterdir()]
+    written = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+    second = run_prune(prune_config(shards, out, ranker, **changes))
+    assert (second.exit_code, second.done_before, second.done) == (0, 3, 4)
     assert (out / "plan.json").read_bytes() == plan
-    after: dict[str, int] = {path.name: path.stat().st_mtime_ns for path in (out / "shards").iterdir()}
-    assert {name: time for name, time in after.items() if name in times} == times
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files} == written
+    # The new shard keeps every patch whose log mass reaches the frozen threshold, and at least one.
+    new = [row for row in index_of(out) if row["sample_key"].startswith("photo-7-") and row["kept"]]
+    photos = [
+        decode_image(fields["jpg"]).permute(1, 2, 0).numpy() for _, fields in photo_samples(3, 7, 80, 100)
+    ]
+    threshold, loaded = json.loads(plan)["threshold"], load_ranker(ranker)
+    for row, scores_L in zip(new, rank_images(photos, loaded).astype(np.float64), strict=True):
+        masses_L = scores_L / loaded.temperature
+        masses_L -= np.log(np.exp(masses_L - masses_L.max()).sum()) + masses_L.max()
+        assert row["kept"] == max(1, int((masses_L >= threshold).sum()))
     # A plan that is there decides, also where nothing else is.
     shutil.rmtree(out / "shards")
-    assert run_prune(prune_config(shards[:3], out, ranker, **changes)).done_before == 0
+    assert run_prune(prune_config(shards[:1], out, ranker, **changes)).done_before == 0

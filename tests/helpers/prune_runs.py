@@ -52,6 +52,7 @@ def pruning_of(request: PruneRequest, *, threads: int = 2) -> ShardPruning:
         request.selector,
         request.spec,
         output,
+        choice=request.choice,
         fields=request.fields,
         provenance={"run_id": output.run_id},
         threads=threads,
