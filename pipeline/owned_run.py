@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import signal
-from typing import Protocol, TypeVar
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 from patchrank.pipeline.errors import PatchrankError
 from patchrank.pipeline.output import OutputFolder
 from patchrank.pipeline.progress import Display
+from patchrank.pipeline.run_summary import RunEnd
+from patchrank.pipeline.scratch import remove_dead_scratch
+from patchrank.pipeline.shards import Shard
 from patchrank.pipeline.stop_signals import StopRequest, stop_on_signals
 
 Summary_co = TypeVar("Summary_co", covariant=True)
@@ -24,6 +29,35 @@ class Run(Protocol[Summary_co]):
     def finish(self, state: str, stopped_code: int | None) -> Summary_co:
         """Sum up and write that down; `stopped_code`: exit code of a run that was cut short."""
         ...
+
+
+class RunRecord:
+    """What a run writes down of itself, while the folder is its own: what it was asked, and how it ended."""
+
+    def __init__(self, output: OutputFolder, config: Any, shards: Sequence[Shard]) -> None:
+        """`config`: dataclass of the job's settings, the field `shards` among them."""
+        self._output, self._shards = output, shards
+        self._asked = {name: value for name, value in dataclasses.asdict(config).items() if name != "shards"}
+        self._owned = False
+
+    def acquire(self) -> None:
+        """Become the owner of the folder: see `OutputFolder.acquire`."""
+        self._output.acquire()
+        self._owned = True
+
+    def begin(self, changed: Collection[str] = ()) -> None:
+        """Write down that the run goes on; `changed`: shard ids whose records are outdated."""
+        self._write({"state": "running"}, changed)
+
+    def end(self, summary: RunEnd, changed: Collection[str]) -> None:
+        """Tidy up and write the summary down, unless the folder is not this run's, or not any more."""
+        if self._owned and not self._output.owner_lost:
+            self._output.remove_temporaries()
+            remove_dead_scratch()
+            self._write(dataclasses.asdict(summary), changed)
+
+    def _write(self, content: Mapping[str, Any], changed: Collection[str]) -> None:
+        self._output.write_run({**content, "asked": self._asked}, shards=self._shards, changed=changed)
 
 
 def run_to_end(run: Run[Summary_co], output: OutputFolder, display: Display) -> Summary_co:

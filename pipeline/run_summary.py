@@ -1,11 +1,11 @@
-"""What a score run came to: counts, exit code, and the lines at its end."""
+"""What a run over shards came to: counts, exit code, and the lines at its end; first of any run, then of scoring."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from patchrank.pipeline.output_status import FolderStatus
 from patchrank.pipeline.progress import byte_size, duration
@@ -17,10 +17,25 @@ if TYPE_CHECKING:  # it brings torch, which `patchrank status` can do without
 LISTED = 20
 
 
+class Outcome(Protocol):
+    """What a worker tells of any shard; `failed`: why it gave no output, None where it did."""
+
+    @property
+    def samples(self) -> int: ...
+    @property
+    def quarantined(self) -> int: ...
+    @property
+    def faults(self) -> dict[str, int]: ...
+    @property
+    def damaged(self) -> bool: ...
+    @property
+    def failed(self) -> str | None: ...
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RunSummary:
-    """The end of a run. `shards`, `done`, `failed`, `rows`, `samples` and `bad` cover all shards that were asked
-    for, those finished by earlier runs included; the rest covers this run. Times in seconds.
+class RunEnd:
+    """The end of any run. `shards`, `done`, `failed`, `samples` and `bad` cover all shards that were asked for, those
+    finished by earlier runs included; `faults`, `seconds` and `devices` cover this run.
     """
 
     run_id: str
@@ -33,34 +48,45 @@ class RunSummary:
     damaged: list[str]
     samples: int
     bad: int
-    rows: int
     faults: dict[str, int]
-    images: int
-    views: int
     seconds: float
-    waited_share: float
-    table_bytes: int
     devices: list[str]
     exit_code: int
+
+    def first_line(self) -> str:
+        """How many shards are done."""
+        before = f" ({self.done_before} by earlier runs)" if self.done_before else ""
+        return f"{self.state}: {self.done} of {self.shards} shards done{before}"
+
+    def fault_lines(self, what: str) -> list[str]:
+        """What went wrong; `what` the bad samples are."""
+        lines = [f"{what}: {self.bad:,} of {self.samples:,}"] if self.bad else []
+        lines += [f"  {count:>7,}  {reason}" for reason, count in list(self.faults.items())[:LISTED]]
+        lines += listed("damaged archive", self.damaged) + listed("missing", self.missing)
+        return lines + listed("failed", [f"{name}: {reason}" for name, reason in self.failed.items()])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunSummary(RunEnd):
+    """The end of a score run: `rows` of all shards that were asked for, the rest of this run. Times in seconds."""
+
+    rows: int
+    images: int
+    views: int
+    waited_share: float
+    table_bytes: int
 
     def lines(self, out: str) -> list[str]:
         """What a user reads at the end."""
         speed = (
             f"{self.views / self.seconds:.1f} views/s" if self.views and self.seconds else "nothing scored"
         )
-        before = f" ({self.done_before} by earlier runs)" if self.done_before else ""
-        lines = [
-            f"{self.state}: {self.done} of {self.shards} shards done{before}, {self.rows:,} rows in {out}",
+        return [
+            f"{self.first_line()}, {self.rows:,} rows in {out}",
             f"this run: {self.images:,} images, {self.views:,} views in {duration(self.seconds)}, {speed}, "
             f"teacher waited {self.waited_share:.0%}, {byte_size(self.table_bytes)} of tables",
+            *self.fault_lines("samples without a row"),
         ]
-        if self.bad:
-            lines.append(f"samples without a row: {self.bad:,} of {self.samples:,}")
-        lines += [f"  {count:>7,}  {reason}" for reason, count in list(self.faults.items())[:LISTED]]
-        for what, names in (("damaged archive", self.damaged), ("missing", self.missing)):
-            lines += listed(what, names)
-        lines += listed("failed", [f"{name}: {reason}" for name, reason in self.failed.items()])
-        return lines
 
 
 def listed(what: str, names: list[str]) -> list[str]:
@@ -69,43 +95,39 @@ def listed(what: str, names: list[str]) -> list[str]:
     return [f"{what}: {name}" for name in names[:LISTED]] + more
 
 
-def summarise(
+def end_of_run(
     *,
     run_id: str,
     state: str,
     names: Mapping[str, str],
     before: Mapping[str, Record],
-    results: Mapping[str, ShardResult],
+    results: Mapping[str, Outcome],
     failures: Mapping[str, str],
     seconds: float,
-    waited_share: float,
     devices: Iterable[str],
-    views: int,
+    good: float,
     max_bad: float,
     salvage: bool,
     stopped_code: int | None = None,
-) -> RunSummary:
-    """Put a summary together.
+) -> RunEnd:
+    """Count what became of the shards.
 
-    `names`: shard names by id; `before`: records of shards done by earlier runs; `views`: views of an image.
+    `names`: shard names by id; `before`: records of shards done by earlier runs; `good`: samples of all shards that are
+    not bad; `max_bad`: the largest share that bad ones may have of both.
     """
     committed = {key: result for key, result in results.items() if result.failed is None}
     ended = before.keys() | committed.keys() | failures.keys()
     missing = [name for key, name in names.items() if key not in ended]
-    whole: dict[str, Record | ShardResult] = {**before, **committed}
+    whole: dict[str, Record | Outcome] = {**before, **committed}
     damaged = [names[key] for key, item in whole.items() if item.damaged]
-    everything: list[Record | ShardResult] = [*before.values(), *results.values()]
-    samples = sum(item.samples for item in everything)
+    everything: list[Record | Outcome] = [*before.values(), *results.values()]
     bad = sum(item.quarantined for item in everything)
     faults = Counter[str]()
     for result in results.values():
         faults.update(result.faults)
-    rows = sum(item.rows for item in whole.values())
-    # Not of `samples`: of those, `--sample` may have left most aside.
-    too_bad = bad > max_bad * (bad + rows / views)
-    incomplete = missing or failures or (damaged and not salvage) or too_bad
+    incomplete = missing or failures or (damaged and not salvage) or bad > max_bad * (bad + good)
     code = stopped_code if stopped_code is not None else int(bool(incomplete))
-    return RunSummary(
+    return RunEnd(
         run_id=run_id,
         state=state if stopped_code is not None else ("incomplete" if code else "complete"),
         shards=len(names),
@@ -114,17 +136,35 @@ def summarise(
         failed={names[key]: reason for key, reason in failures.items()},
         missing=missing,
         damaged=damaged,
-        samples=samples,
+        samples=sum(item.samples for item in everything),
         bad=bad,
-        rows=rows,
         faults=dict(faults.most_common()),
-        images=sum(result.images for result in committed.values()),
-        views=sum(result.rows for result in committed.values()),
         seconds=seconds,
-        waited_share=waited_share,
-        table_bytes=sum(result.table_bytes for result in committed.values()),
         devices=sorted(set(devices)),
         exit_code=code,
+    )
+
+
+def summarise(
+    *,
+    before: Mapping[str, Record],
+    results: Mapping[str, ShardResult],
+    waited_share: float,
+    views: int,
+    **run: Any,
+) -> RunSummary:
+    """Sum a score run up. `views`: of an image; `run`: the rest of what `end_of_run` takes."""
+    committed = [result for result in results.values() if result.failed is None]
+    rows = sum(item.rows for item in before.values()) + sum(item.rows for item in committed)
+    # Rows, not samples: of those, `--sample` may have left most aside.
+    end = end_of_run(before=before, results=results, good=rows / views, **run)
+    return RunSummary(
+        **vars(end),
+        rows=rows,
+        images=sum(result.images for result in committed),
+        views=sum(result.rows for result in committed),
+        waited_share=waited_share,
+        table_bytes=sum(result.table_bytes for result in committed),
     )
 
 

@@ -19,12 +19,11 @@ from patchrank.pipeline.config import Precision, RowConfig
 from patchrank.pipeline.errors import PatchrankError
 from patchrank.pipeline.job_config import parse_views
 from patchrank.pipeline.output import OutputFolder, Plan, new_run_id
-from patchrank.pipeline.owned_run import run_to_end
+from patchrank.pipeline.owned_run import RunRecord, run_to_end
 from patchrank.pipeline.progress import Display, Totals
 from patchrank.pipeline.record_file import digest_of
 from patchrank.pipeline.run_summary import RunSummary, summarise
 from patchrank.pipeline.score_request import ScoreRequest
-from patchrank.pipeline.scratch import remove_dead_scratch
 from patchrank.pipeline.shard_queue import QueueOptions, ShardQueue
 from patchrank.pipeline.stop_signals import SIGNALS, StopRequest
 
@@ -48,7 +47,7 @@ class _Run:
         self._queue: ShardQueue | None = None
         self._started = time.monotonic()
         self._rows: RowConfig | None = None
-        self._owned = False
+        self._record = RunRecord(output, request.config, request.shards)
 
     def check_stored_settings(self) -> None:
         stored = self._output.stored_config()
@@ -61,8 +60,7 @@ class _Run:
         return rows
 
     def execute(self, display: Display, stop: StopRequest) -> RunSummary:
-        self._output.acquire()
-        self._owned = True
+        self._record.acquire()
         config = self._request.config
         if self._rows is not None:
             self._adopt(self._rows)
@@ -71,7 +69,7 @@ class _Run:
         storage.commit_bytes(
             self._settings, storage.join(config.out, "score.yaml"), run_id=self._output.run_id
         )
-        self._write_run({"state": "running"})
+        self._record.begin(self._plan.changed)
         if self._plan.todo:
             self._work(display, stop)
         return self.finish("complete", None)
@@ -134,18 +132,8 @@ class _Run:
             salvage=config.salvage,
             stopped_code=stopped_code,
         )
-        if self._owned and not self._output.owner_lost:
-            self._output.remove_temporaries()
-            remove_dead_scratch()
-            self._write_run(dataclasses.asdict(summary))
+        self._record.end(summary, self._plan.changed)
         return summary
-
-    def _write_run(self, content: dict[str, Any]) -> None:
-        asked = dataclasses.asdict(self._request.config)
-        del asked["shards"]  # listed by name
-        self._output.write_run(
-            {**content, "asked": asked}, shards=self._request.shards, changed=self._plan.changed
-        )
 
 
 @contextlib.contextmanager

@@ -5,17 +5,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from typing import Any
 
 from patchrank.pipeline import storage
 from patchrank.pipeline.errors import PatchrankError
 from patchrank.pipeline.output import OutputFolder, Plan, new_run_id
-from patchrank.pipeline.owned_run import run_to_end
+from patchrank.pipeline.owned_run import RunRecord, run_to_end
 from patchrank.pipeline.progress import Display, Totals
 from patchrank.pipeline.pruned_index import INDEX_FOLDER, SCHEMA_VERSION
 from patchrank.pipeline.record_file import digest_of, map_threads
 from patchrank.pipeline.score_run import ray_session
-from patchrank.pipeline.scratch import remove_dead_scratch
 from patchrank.pipeline.shards import Shard
 from patchrank.pipeline.stop_signals import StopRequest
 from patchrank.ranker.image_choice import plan_images
@@ -65,7 +63,7 @@ class _Run:
         self._plan = Plan(todo=list(request.shards), done={}, changed=[])
         self._waves: PruneWaves | None = None
         self._started = time.monotonic()
-        self._owned = False
+        self._record = RunRecord(output, request.config, request.shards)
         self._planned = not request.needs_plan
 
     def check_stored_settings(self) -> None:
@@ -86,14 +84,13 @@ class _Run:
             return self._execute(_Session(session, stop), display)
 
     def _execute(self, session: _Session, display: Display) -> PruneSummary:
-        self._output.acquire()
-        self._owned = True
+        self._record.acquire()
         storage.commit_bytes(
             self._settings,
             storage.join(self._request.config.out, "prune.yaml"),
             run_id=self._output.run_id,
         )
-        self._write_run({"state": "running"})
+        self._record.begin()
         self._read_plan()
         if not self._planned:
             self._make_plan(display, session)
@@ -191,18 +188,8 @@ class _Run:
             salvage=config.salvage,
             stopped_code=stopped_code,
         )
-        if self._owned and not self._output.owner_lost:
-            self._output.remove_temporaries()
-            remove_dead_scratch()
-            self._write_run(dataclasses.asdict(summary))
+        self._record.end(summary, self._plan.changed)
         return summary
-
-    def _write_run(self, content: dict[str, Any]) -> None:
-        asked = dataclasses.asdict(self._request.config)
-        del asked["shards"]  # listed by name
-        self._output.write_run(
-            {**content, "asked": asked}, shards=self._request.shards, changed=self._plan.changed
-        )
 
 
 def _tar_sizes(request: PruneRequest) -> dict[str, int | None]:
