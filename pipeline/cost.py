@@ -29,8 +29,9 @@ def gflop_per_view(
 
     anchor = encoder(visible) + decoder(1 + visible, 1 + config.positions, 1 + config.positions, hidden)
     if frozen_tokens is not None:
-        # What attention each hidden token pays to each visible one, as a matrix.
-        anchor += config.decoder_depth * hidden * (1 + config.positions) * width
+        # How far each removal reaches: attention as a matrix, distances of values, and what tokens pass on.
+        tokens = 1 + config.positions
+        anchor += config.decoder_depth * tokens * (tokens * width + visible * width + tokens * visible)
         fresh = hidden if frozen_tokens == "all" else frozen_tokens
         one = decoder(0, visible + fresh, config.positions, fresh)
     elif removal == "decoder":

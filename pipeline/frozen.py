@@ -35,6 +35,10 @@ from patchrank.pipeline.teacher.model import MaskedAutoencoder
 SMALLEST_SHARE = 1e-3
 """A token's proxy counts at least this share of their mean, so that any token may be drawn."""
 
+PASSED_ON = 0.25
+"""Share of the proxy of its neighbours that a token takes over in each layer: the best of 0, 0.25, 0.5, 1 and 2 on the
+bundled teacher (docs/estimator.md)."""
+
 
 def draw_starts(rows: RowConfig, keys: Sequence[tuple[str, int]], visible: int) -> Tensor | None:
     """The random numbers of some views, one per removal, float64 `[N, V]` in [0, 1); None for exact scores.
@@ -136,17 +140,18 @@ class FrozenEstimator:
         tokens = x = self._model.decoder_tokens(latent, visible_NV, hidden_NH)
         width = x.shape[-1]
         kept: list[Tensor] = []
-        proxy: Tensor | float = 0.0
+        reach = x.new_zeros(*x.shape[:2], visible_NV.shape[1], dtype=torch.float32)
         for block in self._blocks:
             qkv = block.attn.qkv(block.norm1(x))
             queries, keys_values = qkv[..., :width], qkv[..., width:].contiguous()
             if not kept:
                 first_queries = queries.contiguous()
             kept.append(keys_values)
-            proxy = proxy + _heard(block, queries[:, :hidden], keys_values, hidden + 1)
-            x = _finish(block, x, _attend(block, queries, keys_values))
+            mixed = _attend(block, queries, keys_values)
+            reach = _reach(block, queries, keys_values, mixed, reach)
+            x = _finish(block, x, mixed)
         prediction = self._model.decoder_pred(self._model.decoder_norm(x[:, :hidden])).float()
-        assert isinstance(proxy, Tensor)
+        proxy = reach[:, :hidden].transpose(1, 2)
         return Anchor(tokens=tokens, queries=first_queries, kept=kept, prediction=prediction, proxy=proxy)
 
     def _predict_without(self, anchor: Anchor, removed_R: Tensor, chosen_NRK: Tensor, rest: Tensor) -> Tensor:
@@ -205,10 +210,16 @@ def _finish(block: Any, x: Tensor, mixed: Tensor) -> Tensor:
     return result
 
 
-def _heard(block: Any, queries: Tensor, keys_values: Tensor, first: int) -> Tensor:
-    """Mean over heads of attention times the length of the value, float32 `[N, V, H]`; tokens from `first` on."""
+def _reach(block: Any, queries: Tensor, keys_values: Tensor, mixed: Tensor, before: Tensor) -> Tensor:
+    """How far the removal of each visible token reaches after a block, float32 `[N, T, V]`; `before`: ahead of it.
+
+    Attention that mixes o, with weight a on a value v, would without it mix something a / (1 - a) |v - o| away from o.
+    Its mean over heads is added up over layers; what tokens pass on of their own change is added in part.
+    """
+    visible = before.shape[2]
     keys, values = (_heads(block, part).float() for part in keys_values.chunk(2, dim=-1))
     weights = (_heads(block, queries).float() @ keys.transpose(2, 3) * block.attn.scale).softmax(-1)
-    lengths = torch.linalg.vector_norm(values[:, :, None, first:], dim=-1)
-    heard: Tensor = (weights[..., first:] * lengths).mean(1).transpose(1, 2)
-    return heard
+    on_visible = weights[..., -visible:]
+    away = torch.cdist(_heads(block, mixed).float(), values[:, :, -visible:])
+    direct = (on_visible / (1 - on_visible).clamp(min=SMALLEST_SHARE) * away).mean(1)
+    return before + direct + PASSED_ON * (weights.mean(1) @ before)
