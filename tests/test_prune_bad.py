@@ -50,8 +50,8 @@ def test_the_bad_samples_of_the_score_job_are_copied_and_listed(ranker: str, tmp
         (e["sample_key"], e["stage"], e["member"], e["reason"]) for e in pq.read_table(errors).to_pylist()
     ]
     assert len(found) == len(FAULTS)
-    for key, stage, name, reason in FAULTS:
-        assert [e for e in found if e[:3] == (key, stage, name) and reason in e[3]], (key, reason, found)
+    for key, stage, member, reason in FAULTS:
+        assert [e for e in found if e[:3] == (key, stage, member) and reason in e[3]], (key, reason, found)
     pruned = [row["sample_key"] for row in index_of(tmp_path / "out") if row["reason"] is None]
     assert pruned == list(GOOD)
 
