@@ -9,10 +9,12 @@ from collections.abc import Callable
 from typing import cast, get_args
 
 import torch
+from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 
 from patchrank.pipeline.config import Precision
 from patchrank.pipeline.errors import UserError
+from patchrank.pipeline.teacher.blocks import InferenceBlock
 from patchrank.pipeline.teacher.model import MaskedAutoencoder
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -37,10 +39,12 @@ class OneDnnLinear(nn.Module):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.weight, self.bias = linear.weight, linear.bias
+        self.gelu = False
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., inputs]` to `[..., outputs]`."""
-        result = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        after, kind = ("gelu", "none") if self.gelu else ("none", "")
+        result = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, after, [], kind)
         return cast(Tensor, result)
 
 
@@ -96,8 +100,12 @@ def prepare(model: MaskedAutoencoder, precision: Precision, device: torch.device
                 norm = block.get_submodule(name)
                 assert isinstance(norm, nn.LayerNorm)
                 setattr(block, name, NarrowingNorm(norm, _DTYPES[precision]))
+    ready.blocks = nn.ModuleList(InferenceBlock(block) for block in ready.blocks)
+    ready.decoder_blocks = nn.ModuleList(InferenceBlock(block) for block in ready.decoder_blocks)
     if has_onednn(device):
         _replace_linear_layers(ready)
+        if precision == "fp32":
+            _fuse_gelu(ready)
     return ready
 
 
@@ -107,6 +115,15 @@ def _replace_linear_layers(module: nn.Module) -> None:
             setattr(module, name, OneDnnLinear(child))
         else:
             _replace_linear_layers(child)
+
+
+def _fuse_gelu(module: nn.Module) -> None:
+    """Let oneDNN apply GELU while the results are in registers."""
+    for part in module.modules():
+        if isinstance(part, Mlp):
+            assert isinstance(part.act, nn.GELU)
+            assert isinstance(part.fc1, OneDnnLinear)
+            part.fc1.gelu, part.act = True, nn.Identity()
 
 
 def synchronise(device: torch.device) -> None:

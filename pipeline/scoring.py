@@ -29,6 +29,7 @@ from patchrank.pipeline.errors import InfrastructureError, UserError
 from patchrank.pipeline.frozen import FrozenEstimator, count_tokens
 from patchrank.pipeline.inference import choose_precision, prepare
 from patchrank.pipeline.patches import hidden_positions, normalise, take_patches, visible_count
+from patchrank.pipeline.removals import PatchRemovals, TokenRemovals
 from patchrank.pipeline.teacher.model import MaskedAutoencoder
 
 __all__ = ["Scorer", "choose_precision", "gflop_per_view", "reconstruct"]
@@ -87,11 +88,7 @@ class Scorer:
             check_frozen(frozen_tokens, removal, metric)
             count = count_tokens(frozen_tokens, model.config.positions - self.visible)
             self._frozen = FrozenEstimator(self._model, count, metric)
-        everyone = torch.arange(self.visible)
-        # Row r: the visible patches without r, and the same for latents, where the class token comes first.
-        others = torch.stack([everyone[everyone != r] for r in range(self.visible)])
-        self._others_VV = others.to(self._device)
-        self._latents_VV = torch.nn.functional.pad(others + 1, (1, 0)).to(self._device)
+        self._removals = (TokenRemovals if removal == "decoder" else PatchRemovals)(self._model, self.visible)
         self._batch_size = batch_size or 1
         self._pass = self._largest_pass()
         if batch_size is None:
@@ -235,35 +232,17 @@ class Scorer:
             return self._frozen.scores(latent, visible, hidden, self._upload(starts_NV[rows]), self._pass)
         anchor_NHP = self._model.decode(latent, visible, hidden, hidden.shape[1]).float()
         whole_NLP = self._upload(pixels_NLP[rows]) if self._metric in {"ssim", "psnr"} else None
+        without = self._removals.of(latent, patches_NVP, visible, hidden)
         scores: list[Tensor] = []
         step = self.visible if len(rows) > 1 else min(self.visible, self._pass)
         for removed in torch.split(torch.arange(self.visible, device=self._device), step):
-            without_NKHP = self._predict_without(removed, latent, patches_NVP, visible, hidden)
-            scores.append(self._change(without_NKHP, anchor_NHP, whole_NLP, hidden))
+            scores.append(self._change(without(removed), anchor_NHP, whole_NLP, hidden))
         return torch.cat(scores, dim=1)
 
     def _upload(self, tensor: Tensor) -> Tensor:
         if self._device.type == "cuda":
             return tensor.pin_memory().to(self._device, non_blocking=True)
         return tensor.to(self._device)
-
-    def _predict_without(
-        self, removed_K: Tensor, latent: Tensor, patches_NVP: Tensor, visible_NV: Tensor, hidden_NH: Tensor
-    ) -> Tensor:
-        """`f(all \\ r)` at the hidden patches, float32 `[N, K, H, P]`; r: places among the visible."""
-        (views, hidden), removals = hidden_NH.shape, len(removed_K)
-        others = self._others_VV[removed_K]
-        places = visible_NV[:, others].flatten(0, 1)
-        masked = hidden_NH[:, None].expand(-1, removals, -1)
-        if self._removal == "decoder":
-            # r's position takes no part at all: neither its token nor a mask token in its place.
-            tokens = latent[:, self._latents_VV[removed_K]].flatten(0, 1)
-        else:
-            # r's place is one more to predict; it comes last and is not read.
-            tokens = self._model.encode(patches_NVP[:, others].flatten(0, 1), places)
-            masked = torch.cat([masked, visible_NV[:, removed_K, None]], dim=2)
-        prediction = self._model.decode(tokens, places, masked.flatten(0, 1), hidden)
-        return prediction.float().reshape(views, removals, hidden, -1)
 
     def _change(
         self, without_NKHP: Tensor, anchor_NHP: Tensor, whole_NLP: Tensor | None, hidden_NH: Tensor

@@ -23,9 +23,9 @@ LISTED = {
         storage_urls storage_retry storage_lookup storage_sources storage_streams storage_local storage
         config_file shard_specs tar_stream shards
         image_header images patches
-        teacher/model teacher/formats teacher/sources teacher/checkpoint
+        teacher/blocks teacher/model teacher/formats teacher/sources teacher/checkpoint
         pretraining_report pretraining
-        metrics capacity inference cost frozen scoring
+        metrics capacity inference cost frozen removals scoring
         record_file row_buffer score_table table_reader
         machine owner done_check output_settings output output_status
         pruned_format pruned_codec pruned_tar

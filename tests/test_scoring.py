@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -110,7 +110,7 @@ def test_half_precision_keeps_the_ranks(removal: Removal) -> None:
         for precision in ("fp32", "bf16")
     )
     taus = [kendall_tau(x, y) for x, y in zip(full.tolist(), half.tolist(), strict=True)]
-    assert np.mean(taus) >= 0.98, taus
+    assert np.mean(taus) >= 0.985, taus
 
 
 class Watched(MaskedAutoencoder):
@@ -118,8 +118,8 @@ class Watched(MaskedAutoencoder):
 
     predictions: list[Tensor]
 
-    def decode(self, latent: Tensor, visible_NV: Tensor, hidden_NH: Tensor, read: int) -> Tensor:
-        result = super().decode(latent, visible_NV, hidden_NH, read)
+    def finish_decoding(self, x: Tensor, blocks: Iterable[torch.nn.Module], read: int) -> Tensor:
+        result = super().finish_decoding(x, blocks, read)
         Watched.predictions.append(result.clone())
         return result
 

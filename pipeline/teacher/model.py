@@ -12,6 +12,7 @@ D encoder width, E decoder width.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -20,6 +21,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from patchrank.pipeline.errors import UserError
+from patchrank.pipeline.teacher.blocks import InferenceBlock
 
 OutputSpace = Literal["pixels", "normalised", "unknown"]
 """What the decoder predicts: `pixels` = ImageNet-normalised pixels, `normalised` = pixels of each
@@ -179,7 +181,14 @@ class MaskedAutoencoder(nn.Module):
         teacher's output space.
         """
         x = self.decoder_tokens(latent, visible_NV, hidden_NH)
-        for block in self.decoder_blocks:
+        return self.finish_decoding(x, self.decoder_blocks, read)
+
+    def finish_decoding(self, x: Tensor, blocks: Iterable[nn.Module], read: int) -> Tensor:
+        """Run the decoder's last blocks; the predicted patches of the first `read` tokens, `[N, read, P]`."""
+        *others, last = blocks
+        for block in others:
             x = block(x)
-        predicted: Tensor = self.decoder_pred(self.decoder_norm(x[:, :read]))
+        # Nothing but the tokens that are read has to leave the last block.
+        x = last(x, read=read) if isinstance(last, InferenceBlock) else last(x)[:, :read]
+        predicted: Tensor = self.decoder_pred(self.decoder_norm(x))
         return predicted
