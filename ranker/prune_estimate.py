@@ -135,7 +135,7 @@ def estimate(request: PruneRequest) -> PruneEstimate:
             _choice(request, images, scores_NL, label, keep_NL, pool, whole=whole, teacher=teacher)
             for label, keep_NL in masks.items()
         ]
-        stays = 0 if config.drop_bad else copied
+        stays = 0 if config.drop_bad or request.spec.codec is None else copied
         choices = [
             dataclasses.replace(choice, bytes_after=round((choice.bytes_after + stays) * total / read))
             for choice in choices
