@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from patchrank.pipeline.api import Teacher
+from patchrank.pipeline.api import Teacher, load_teacher
 from patchrank.pipeline.errors import UserError
 from patchrank.pipeline.picture_sheet import HIDDEN_GRAY
 from patchrank.pipeline.pruned_tar import PrunedTar
 from patchrank.ranker import prune_estimate, prune_sheet
+from patchrank.ranker.budget import find_budget
 from patchrank.ranker.image_choice import plan_images
 from patchrank.ranker.prune_config import PruneConfig
 from patchrank.ranker.prune_estimate import PruneEstimate, estimate
@@ -109,7 +110,7 @@ def test_a_frozen_budget_is_told_as_it_is(shard: Path, ranker: str, tmp_path: Pa
     config = prune_config([shard], tmp_path / "out", ranker, target_ratio=0.5)
     assert dry(config).choices[0].kept == pytest.approx(0.5, abs=1 / PATCHES / COUNT)
     request = make_request(config)
-    budget = prune_estimate.find_budget(lambda: [np.log(np.full((2, 4), 0.25))], 1.0)
+    budget = find_budget(lambda: [np.log(np.full((2, 4), 0.25))], 1.0)
     freeze_plan(request, budget=budget, images=None, left_out=[], run_id="run")
     assert dry(config).choices[0].kept == 1.0
     assert dry(config, target_ratio=0.25, sweep="0.25").choices[0].kept < 0.3, "a sweep looks beyond the plan"
@@ -172,9 +173,7 @@ def test_the_teachers_error(shard: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert f"error {few.errors[0]:.4f} in pixels, {few.errors[1]:.3f} normalised" in lines[4]
     assert lines[-1] == "error     mean square, of tiny rebuilding the images from what stays"
     # Each image's error is its own, whatever the others keep.
-    alone = mask_errors(
-        prune_estimate.load_teacher("tiny", precision="fp32"), masks_patches(shard)[:1], masks[0][0][:1]
-    )
+    alone = mask_errors(load_teacher("tiny", precision="fp32"), masks_patches(shard)[:1], masks[0][0][:1])
     assert alone[:, 0] == pytest.approx(masks[0][1][:, 0], rel=1e-4)
 
 

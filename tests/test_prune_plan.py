@@ -55,6 +55,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"sweep": "0.5"}, "--sweep and --sheet are for --dry-run"),
         ({"sweep": "half", "dry_run": True}, "--sweep is 'half', must be ratios"),
         ({"sweep": "0.5", "keep": 0.5, "dry_run": True}, "--sweep tries ratios in place of --keep"),
+        ({"keep_images": 0.5}, "--keep-images needs the images' scores: name tables of patchrank score with"),
+        ({"min_score": 0.5}, "--min-score needs the images' scores"),
+        ({"table": ("t",)}, "--table is for --keep-images and --min-score: add one of them"),
+        ({"keep_images": 0.5, "min_score": 1.0, "table": ("t",)}, "both say which images stay"),
+        ({"keep_images": 1.5, "table": ("t",)}, "--keep-images is 1.5, must be above 0 and at most 1"),
+        ({"min_score": float("nan"), "table": ("t",)}, "--min-score is nan, must be a number"),
     ],
 )
 def test_options_that_cannot_be(changes: dict[str, Any], message: str) -> None:
