@@ -69,6 +69,21 @@ def score_shards(shards: list[str], out: str, teacher: str, batch_size: int, thr
     return {"before": before, "peaks": peaks, "views": views, "seconds": time.perf_counter() - started}
 
 
+def score_views(size: str, precision: Any, batch_size: int) -> dict[str, Any]:
+    """Score a few views of random pixels with a random teacher; bytes at the peak and before."""
+    import torch
+
+    from benchmarks._teachers import random_teacher
+    from patchrank.pipeline.scoring import Scorer
+
+    before, model = peak_memory(), random_teacher(size)
+    config = model.config
+    scorer = Scorer(model, precision=precision, batch_size=batch_size)
+    pixels = torch.zeros(batch_size, config.positions, config.patch_values, dtype=torch.uint8)
+    scorer.score(pixels, torch.arange(scorer.visible).expand(batch_size, -1))
+    return {"before": before, "peak": peak_memory()}
+
+
 def expand(specs: list[str]) -> dict[str, Any]:
     """Find shards; seconds, and bytes at the peak and before."""
     from patchrank.pipeline.shards import expand_shards
@@ -81,7 +96,8 @@ def expand(specs: list[str]) -> dict[str, Any]:
 
 def main() -> None:
     """Run what the command line asks for and print its result."""
-    functions: dict[str, Callable[..., Any]] = {"score_shards": score_shards, "expand": expand}
+    known = (score_shards, score_views, expand)
+    functions: dict[str, Callable[..., Any]] = {function.__name__: function for function in known}
     print(json.dumps(functions[sys.argv[1]](**json.loads(sys.argv[2]))))
 
 

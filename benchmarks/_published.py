@@ -2,11 +2,13 @@
 
 Every decoder pass has all tokens of the view; the removed one is taken out by an additive mask on its column and row.
 Attention is written out (two matrix products and a softmax), as in the transformer blocks of that time, and all
-places are predicted. The encoder runs once per batch. Removal is `decoder`, the metric `l1`.
+places are predicted. The encoder runs once per batch. Removal is `decoder`, the metric `l1`. On processors and GPUs, in
+float32 or under autocast, plain or compiled.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +16,8 @@ from torch import Tensor
 
 from patchrank.pipeline.patches import hidden_positions, normalise, take_patches
 from patchrank.pipeline.teacher.model import MaskedAutoencoder
+
+Decode = Callable[[MaskedAutoencoder, Tensor, Tensor, Tensor | None], Tensor]
 
 
 def attend(block: Any, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -45,12 +49,12 @@ def decode(model: MaskedAutoencoder, latent: Tensor, visible_NV: Tensor, removed
     count, positions = len(latent), model.config.positions
     seen = model.decoder_embed(latent)
     x = model.mask_token.repeat(count, positions, 1)
-    x = x.scatter(1, visible_NV[..., None].expand(-1, -1, x.shape[-1]), seen[:, 1:])
+    x = x.scatter(1, visible_NV[..., None].expand(-1, -1, x.shape[-1]), seen[:, 1:].to(x.dtype))
     x = torch.cat([seen[:, :1], x], dim=1) + model.decoder_pos_embed
     mask = None
     if removed_N is not None:
-        rows = torch.arange(count)
-        mask = torch.zeros(count, 1, 1 + positions, 1 + positions)
+        rows = torch.arange(count, device=latent.device)
+        mask = torch.zeros(count, 1, 1 + positions, 1 + positions, device=latent.device)
         mask[rows, 0, :, 1 + removed_N] = -1e9
         mask[rows, 0, 1 + removed_N, :] = -1e9
         mask[rows, 0, 1 + removed_N, 1 + removed_N] = 0
@@ -59,14 +63,26 @@ def decode(model: MaskedAutoencoder, latent: Tensor, visible_NV: Tensor, removed
     return model.decoder_pred(model.decoder_norm(x))[:, 1:]
 
 
-@torch.inference_mode()
-def published_scores(model: MaskedAutoencoder, pixels_NLP: Tensor, visible_NV: Tensor) -> Tensor:
-    """Scores `[N, V]` of uint8 patches `[N, L, P]` with int64 visible positions `[N, V]`."""
-    hidden_NH = hidden_positions(visible_NV, model.config.positions)
-    latent = encode(model, normalise(take_patches(pixels_NLP, visible_NV)), visible_NV)
-    anchor = take_patches(decode(model, latent, visible_NV, None), hidden_NH)
-    scores = []
-    for place in range(visible_NV.shape[1]):
-        without = decode(model, latent, visible_NV, visible_NV[:, place])
-        scores.append((take_patches(without, hidden_NH) - anchor).abs().mean((1, 2)))
-    return torch.stack(scores, dim=1)
+def published_scores(
+    model: MaskedAutoencoder,
+    pixels_NLP: Tensor,
+    visible_NV: Tensor,
+    *,
+    half: torch.dtype | None = None,
+    decode: Decode = decode,
+) -> Tensor:
+    """Scores `[N, V]` of uint8 patches `[N, L, P]` with int64 visible positions `[N, V]`, in main memory.
+
+    `half`: the type of autocast; `decode`: `decode` itself, or compiled.
+    """
+    where = model.cls_token.device
+    with torch.inference_mode(), torch.autocast(where.type, dtype=half, enabled=half is not None):
+        pixels_NLP, visible_NV = pixels_NLP.to(where), visible_NV.to(where)
+        hidden_NH = hidden_positions(visible_NV, model.config.positions)
+        latent = encode(model, normalise(take_patches(pixels_NLP, visible_NV)), visible_NV)
+        anchor = take_patches(decode(model, latent, visible_NV, None), hidden_NH)
+        scores = []
+        for place in range(visible_NV.shape[1]):
+            without = decode(model, latent, visible_NV, visible_NV[:, place])
+            scores.append((take_patches(without, hidden_NH) - anchor).abs().float().mean((1, 2)))
+        return torch.stack(scores, dim=1).cpu()

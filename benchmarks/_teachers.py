@@ -20,6 +20,8 @@ SIZES = {
         output_space="pixels",
     ),
     "mae-base": TeacherConfig(output_space="pixels"),
+    "mae-large": TeacherConfig(width=1024, depth=24, heads=16, output_space="pixels"),
+    "mae-huge": TeacherConfig(patch_size=14, width=1280, depth=32, heads=16, output_space="pixels"),
     # Next to no work per view: what is measured with it is everything but the teacher.
     "toy": TeacherConfig(
         width=16,
