@@ -24,10 +24,11 @@ def run(config: EvaluateConfig) -> int:
     # With --json, standard output is the JSON alone.
     talk = sys.stderr if config.json else sys.stdout
     evaluation = evaluate(config, lambda line: print(line, file=talk, flush=True))
-    print(to_json(evaluation) if config.json else "\n".join(["", *report_lines(evaluation)]))
+    run_id = new_run_id()
+    print(to_json(evaluation, run_id=run_id) if config.json else "\n".join(["", *report_lines(evaluation)]))
     if config.out is not None:
         plot = draw_evaluation(evaluation) if plotted else None
-        write_report(evaluation, config.out, settings=config_to_yaml(config), plot=plot, run_id=new_run_id())
+        write_report(evaluation, config.out, settings=config_to_yaml(config), plot=plot, run_id=run_id)
         print(f"written    {config.out}", file=talk)
     return 0
 

@@ -22,8 +22,9 @@ def run(config: PruneConfig) -> int:
     from patchrank.pipeline.progress import make_display
     from patchrank.ranker.prune_run import prune
 
-    summary = prune(request, make_display(), settings=config_to_yaml(config))
-    print("\n".join(summary.lines(config.out)))
+    summary = prune(request, make_display(config.log_format), settings=config_to_yaml(config))
+    if config.log_format == "text":
+        print("\n".join(summary.lines(config.out)))
     return summary.exit_code
 
 

@@ -22,10 +22,12 @@ def run(config: ScoreConfig) -> int:
     from patchrank.pipeline.progress import make_display
     from patchrank.pipeline.score_run import score
 
-    for note in request.notes:
-        print(note, flush=True)
-    summary = score(request, make_display(), settings=config_to_yaml(config))
-    print("\n".join(summary.lines(config.out)))
+    people = config.log_format == "text"
+    if people and request.notes:
+        print("\n".join(request.notes), flush=True)
+    summary = score(request, make_display(config.log_format), settings=config_to_yaml(config))
+    if people:
+        print("\n".join(summary.lines(config.out)))
     return summary.exit_code
 
 

@@ -13,7 +13,8 @@ def run(config: TrainConfig) -> int:
     from patchrank.ranker.train_plan import make_plan
 
     plan = make_plan(config)
-    print("\n".join(plan.lines()), flush=True)
+    if config.dry_run or config.log_format == "text":
+        print("\n".join(plan.lines()), flush=True)
     if config.dry_run:
         from patchrank.ranker.train_estimate import estimate
 

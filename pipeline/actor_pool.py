@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
+from collections.abc import Collection
 from typing import Any
 
 import ray
+from ray._common.constants import HEAD_NODE_RESOURCE_NAME
 from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayTaskError
 
 from patchrank.pipeline.actor_slots import ActorSize, NodeResources
@@ -22,14 +24,26 @@ END_S = 0.5
 
 @dataclasses.dataclass
 class PooledActor:
-    """One actor and what the driver knows of it. `moved_at`: when it was last seen to make progress."""
+    """One actor and what the driver knows of it.
+
+    `ready_at`: when it was configured; `moved_at`: when it was last seen to make progress; `bytes_done`: of shards that
+    it has ended; `draining`: its node will end.
+    """
 
     name: str
     handle: Any
     info: ActorInfo | None = None
     configured: bool = False
     progress: Progress = dataclasses.field(default_factory=Progress)
+    ready_at: float = 0.0
     moved_at: float = 0.0
+    bytes_done: int = 0
+    draining: bool = False
+
+    @property
+    def node(self) -> str:
+        """Host that it runs on, as people know it; empty before it has started."""
+        return self.info.host if self.info is not None else ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,17 +67,18 @@ class Answer:
 class ActorPool:
     """Actors by name and the calls that run on them."""
 
-    def __init__(self, teacher: Any, size: ActorSize) -> None:
-        """`teacher`: object reference to a TeacherFile."""
+    def __init__(self, teacher: Any, size: ActorSize, *, not_on: str = "") -> None:
+        """`teacher`: object reference to a TeacherFile; `not_on`: id of a node that takes no actor."""
         self._teacher = teacher
         self._size = size
+        self._not_on = not_on
         self._calls: dict[Any, Call] = {}
         self._names = itertools.count(1)
         self.actors: dict[str, PooledActor] = {}
 
     def spawn(self) -> None:
         """Ask for one more actor; its first answer is to `info`."""
-        handle = new_actor(self._teacher, cpus=self._size.cpus, gpus=self._size.gpus)
+        handle = new_actor(self._teacher, cpus=self._size.cpus, gpus=self._size.gpus, not_on=self._not_on)
         actor = PooledActor(name=f"actor-{next(self._names)}", handle=handle)
         self.actors[actor.name] = actor
         self.call("info", actor)
@@ -126,7 +141,15 @@ def why_gone(error: Exception, actor: PooledActor) -> Gone | None:
     if isinstance(error, ActorUnavailableError) or error.preempted:
         return Gone.LOST
     alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-    return Gone.DIED if actor.info is None or actor.info.node_id in alive else Gone.LOST
+    return Gone.DIED if _node_id(actor) in {*alive, ""} else Gone.LOST
+
+
+def _node_id(actor: PooledActor) -> str:
+    """The node of an actor, or the one at which it waited for its turn: those die with it. Empty if there was none."""
+    if actor.info is not None:
+        return actor.info.node_id
+    known: dict[str, Any] = ray._private.state.actors(actor.handle._actor_id.hex())
+    return str(known.get("Address", {}).get("NodeID", ""))
 
 
 def init_failure(error: Exception) -> str | None:
@@ -137,13 +160,48 @@ def init_failure(error: Exception) -> str | None:
     return lines[-1] if lines else "unknown reason"
 
 
-def cluster_nodes() -> list[NodeResources]:
-    """Resources of the living nodes."""
+def cluster_nodes(leaving: Collection[str] | None = None) -> list[NodeResources]:
+    """The living nodes but for those that are `leaving`, by default those that are being drained."""
+    leaving = draining_nodes() if leaving is None else leaving
     return [
-        NodeResources(cpus=node["Resources"].get("CPU", 0.0), gpus=node["Resources"].get("GPU", 0.0))
+        NodeResources(
+            cpus=node["Resources"].get("CPU", 0.0),
+            gpus=node["Resources"].get("GPU", 0.0),
+            node_id=node["NodeID"],
+            head=HEAD_NODE_RESOURCE_NAME in node["Resources"],
+        )
         for node in ray.nodes()
-        if node["Alive"]
+        if node["Alive"] and node["NodeID"] not in leaving
     ]
+
+
+def draining_nodes() -> dict[str, float | None]:
+    """Seconds until their end by the ids of the nodes that are being drained; None where no end was told."""
+    deadlines = ray._private.state.state.get_draining_nodes()
+    now = time.time()
+    return {node: deadline / 1000 - now if deadline else None for node, deadline in deadlines.items()}
+
+
+class ClusterView:
+    """The nodes as they were a moment ago. `nodes`: those that may take actors; `draining`: see `draining_nodes`."""
+
+    def __init__(self, *, not_on: str = "") -> None:
+        """`not_on`: id of a node that takes no actor."""
+        self._not_on = not_on
+        self.nodes: dict[str, NodeResources] = {}
+        self.draining: dict[str, float | None] = {}
+
+    def look(self) -> None:
+        """Ask Ray."""
+        self.draining = draining_nodes()
+        self.nodes = {
+            node.node_id: node for node in cluster_nodes(self.draining) if node.node_id != self._not_on
+        }
+
+    def __str__(self) -> str:
+        """What the nodes have, for people."""
+        listed = [f"{node.cpus:g} CPUs + {node.gpus:g} GPUs" for node in self.nodes.values()]
+        return (", ".join(listed) or "nothing") + (", the head left out" if self._not_on else "")
 
 
 def autoscaler_gpus() -> float:

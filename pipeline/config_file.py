@@ -65,3 +65,8 @@ def config_to_yaml(config: Any) -> bytes:
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
     text: str = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
     return text.encode()
+
+
+def with_run_id(settings: bytes, run_id: str) -> bytes:
+    """What `config_to_yaml` gave, and in its first line the run that it is of, as a comment."""
+    return f"# run {run_id}\n".encode() + settings

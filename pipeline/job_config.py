@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from patchrank.pipeline.actor_slots import HeadUse
 from patchrank.pipeline.config import (
     FROZEN_TOKENS,
     IMAGE_FIELDS,
@@ -24,6 +25,7 @@ from patchrank.pipeline.config import (
     Store,
 )
 from patchrank.pipeline.errors import UserError
+from patchrank.pipeline.run_log import LogFormat
 
 
 def parse_views(text: str) -> tuple[int, int]:
@@ -81,7 +83,9 @@ class ScoreConfig:
     cpus_per_actor: int | None = None
     """CPUs of an actor: decoders beside a GPU, or the teacher itself. Default: its share of a node."""
     max_actors: int | None = None
-    """At most this many actors; by default as many as the cluster has room for."""
+    """At most this many actors, asked for at once; by default as many as the cluster has room for."""
+    head_node: HeadUse = "auto"
+    """Whether the cluster's head takes actors; auto: only where there is no other node when the run begins."""
     batch_size: int | Literal["auto"] = "auto"
     """Views scored at once; auto measures what fits and is fastest."""
     precision: Literal["auto"] | Precision = "auto"
@@ -98,6 +102,8 @@ class ScoreConfig:
     """Seconds without any ready actor after which the run says so and ends."""
     price_per_hour: float | None = None
     """Price of one actor's hour; the dry run turns it into a sum."""
+    log_format: LogFormat = "text"
+    """Lines for people, or every event as a line of JSON."""
     dry_run: bool = False
     """Print what would be done and what it would cost; writes nothing."""
 

@@ -105,7 +105,7 @@ class OutputFolder:
         )
 
     def stored_config(self) -> dict[str, Any] | None:
-        """What `config.json` holds: `identity`, `rows`, `other`; None for a new folder."""
+        """What `config.json` holds: `identity`, `rows`, `other`, `run_id`; None for a new folder."""
         return output_settings.stored_config(self.url)
 
     def adopt_config(self, rows: Mapping[str, Any], *, other: Mapping[str, Any]) -> dict[str, Any]:

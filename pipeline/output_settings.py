@@ -17,7 +17,10 @@ _SHOWN_CHARACTERS = 60
 
 
 def stored_config(folder: str) -> dict[str, Any] | None:
-    """What `config.json` holds: `identity`, `rows`, `other`, `records`; None for a new folder. Raises UserError."""
+    """What `config.json` holds: `identity`, `rows`, `other`, `run_id`, `records`; None for a new folder.
+
+    Raises UserError.
+    """
     url = storage.join(folder, CONFIG_FILE)
     try:
         stored = json.loads(storage.read_bytes(url))
@@ -45,7 +48,12 @@ def adopt_config(
 ) -> dict[str, Any]:
     """Fix the settings of a folder or check that they are the ones it has: `OutputFolder.adopt_config`."""
     url = storage.join(folder, CONFIG_FILE)
-    content: dict[str, Any] = {"identity": digest_of(rows), "rows": dict(rows), "other": dict(other)}
+    content: dict[str, Any] = {
+        "identity": digest_of(rows),
+        "rows": dict(rows),
+        "other": dict(other),
+        "run_id": run_id,
+    }
     if records != TABLES_FOLDER:
         content["records"] = records
     data = json.dumps(content, indent=1, sort_keys=True).encode()

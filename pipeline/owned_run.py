@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 from patchrank.pipeline.errors import PatchrankError
 from patchrank.pipeline.output import OutputFolder
 from patchrank.pipeline.progress import Display
+from patchrank.pipeline.run_log import log_event
 from patchrank.pipeline.run_summary import RunEnd
 from patchrank.pipeline.scratch import remove_dead_scratch
 from patchrank.pipeline.shards import Shard
@@ -48,9 +49,11 @@ class RunRecord:
     def begin(self, changed: Collection[str] = ()) -> None:
         """Write down that the run goes on; `changed`: shard ids whose records are outdated."""
         self._write({"state": "running"}, changed)
+        log_event("run begun", {"out": self._output.url, "shards": len(self._shards)})
 
     def end(self, summary: RunEnd, changed: Collection[str]) -> None:
-        """Tidy up and write the summary down, unless the folder is not this run's, or not any more."""
+        """Tell the summary; tidy up and write it down unless the folder is not this run's, or not any more."""
+        log_event("run ended", dataclasses.asdict(summary))
         if self._owned and not self._output.owner_lost:
             self._output.remove_temporaries()
             remove_dead_scratch()

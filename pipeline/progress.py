@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from patchrank.pipeline.run_log import LogFormat, log_event
+
 PLAIN_EVERY_S = 5.0
 RATE_WINDOW_S = 30.0
 
@@ -145,7 +147,17 @@ class PlainDisplay:
         rates = self._meter.update(totals)
         if time.monotonic() - self._printed >= PLAIN_EVERY_S:
             self._printed = time.monotonic()
-            print("  ".join(f"{name} {value}" for name, value in cells(totals, rates).items()), flush=True)
+            self._print(totals, rates)
+
+    def _print(self, totals: Totals, rates: Rates) -> None:
+        print("  ".join(f"{name} {value}" for name, value in cells(totals, rates).items()), flush=True)
+
+
+class JsonDisplay(PlainDisplay):
+    """The same as an event of the log: numbers, with their plain names."""
+
+    def _print(self, totals: Totals, rates: Rates) -> None:
+        log_event("progress", {**dataclasses.asdict(totals), **dataclasses.asdict(rates)})
 
 
 class TerminalDisplay:
@@ -172,7 +184,9 @@ class TerminalDisplay:
         self._live.update(table)
 
 
-def make_display() -> Display:
-    """A table in place on a terminal, lines otherwise."""
+def make_display(log_format: LogFormat = "text") -> Display:
+    """Lines of JSON if asked for; else a table in place on a terminal, plain lines elsewhere."""
+    if log_format == "json":
+        return JsonDisplay()
     console = Console()
     return TerminalDisplay(console) if console.is_terminal and sys.stdout.isatty() else PlainDisplay()

@@ -9,6 +9,8 @@ No clock, no Ray, no I/O: the caller says what happened and what time it is. The
 - When an actor dies with several shards in hand, nobody knows which one killed it: all become *suspects*
   and are tried alone on an actor, at no attempt; a death with one shard in hand is that shard's doing.
 - A lost node is nobody's fault; `max_losses` ends a shard that loses its node again and again.
+- An actor whose node is drained gets no more shards. What waits behind its first shard goes back at once; the first
+  may be finished if there is time for it (`may_finish`), or goes back too when the actor is retired.
 """
 
 from __future__ import annotations
@@ -17,6 +19,20 @@ import dataclasses
 import heapq
 from collections.abc import Iterable, Sequence
 from enum import Enum
+
+GIVE_BACK_S = 15.0
+"""Seconds before the end of a drained node at which its actors are let go, whatever they are doing."""
+
+
+def may_finish(*, seconds_left: float | None, left_bytes: int, bytes_per_s: float) -> bool:
+    """Whether an actor on a drained node should go on with its shard: it must be done in time.
+
+    `seconds_left`: until the node ends, None where nobody knows; `bytes_per_s`: the actor's speed so far, 0 if unknown.
+    """
+    if seconds_left is None:
+        return True
+    seconds = seconds_left - GIVE_BACK_S
+    return seconds > 0 and (bytes_per_s <= 0 or left_bytes <= bytes_per_s * seconds)
 
 
 class Gone(Enum):
@@ -27,7 +43,7 @@ class Gone(Enum):
     LOST = "its node was lost"
     """Node failure or pre-emption: no shard is to blame."""
     RETIRED = "its actor was retired"
-    """Stopped on purpose; shards in hand go back at no cost."""
+    """Stopped on purpose, or its node is drained; shards in hand go back at no cost."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +89,7 @@ class QueuePolicy:
         self._seen: dict[int, _Shard] = {}
         self._holding: dict[str, list[int]] = {}
         self._free_actors: set[str] = set()
+        self._draining: set[str] = set()
         self.failures: dict[int, Failure] = {}
         self.finished = 0
 
@@ -108,6 +125,8 @@ class QueuePolicy:
     def assign(self, actor: str, now: float) -> int | None:
         """The next shard for this actor, which then holds it; None when it should get none now."""
         held = self._holding[actor]
+        if actor in self._draining:
+            return None
         while self._later and self._later[0][0] <= now:
             self._push(heapq.heappop(self._later)[1])
         if len(held) >= self._slots or any(self._is_suspect(shard) for shard in held):
@@ -137,9 +156,20 @@ class QueuePolicy:
         self._drop(actor, shard)
         self._count_attempt(shard, reason, now)
 
+    def drain(self, actor: str) -> tuple[int, ...]:
+        """The actor's node will end: it gets no more shards; returns those that went back, all but its first."""
+        self._draining.add(actor)
+        self._free_actors.discard(actor)
+        back = self.holding(actor)[1:]
+        for shard in back:
+            self._holding[actor].remove(shard)
+            self._push(shard)
+        return back
+
     def actor_gone(self, actor: str, why: Gone, now: float, reason: str = "") -> None:
         """An actor is no more; what it held is tried again, alone, or failed."""
         held = self._holding.pop(actor)
+        self._draining.discard(actor)
         self._free_actors.discard(actor)
         for shard in held:
             state = self._seen[shard]
@@ -178,7 +208,7 @@ class QueuePolicy:
 
     def _drop(self, actor: str, shard: int) -> None:
         self._holding[actor].remove(shard)
-        if not self._holding[actor]:
+        if not self._holding[actor] and actor not in self._draining:
             self._free_actors.add(actor)
 
     def _push(self, shard: int) -> None:

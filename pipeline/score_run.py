@@ -14,17 +14,20 @@ import ray
 
 from patchrank.pipeline import storage
 from patchrank.pipeline.actor_pool import autoscaler_gpus, cluster_nodes
-from patchrank.pipeline.actor_slots import choose_size
+from patchrank.pipeline.actor_slots import choose_size, spared_node
+from patchrank.pipeline.actor_start import QueueOptions
 from patchrank.pipeline.config import Precision, RowConfig
+from patchrank.pipeline.config_file import with_run_id
 from patchrank.pipeline.errors import PatchrankError
 from patchrank.pipeline.job_config import parse_views
 from patchrank.pipeline.output import OutputFolder, Plan, new_run_id
 from patchrank.pipeline.owned_run import RunRecord, run_to_end
 from patchrank.pipeline.progress import Display, Totals
 from patchrank.pipeline.record_file import digest_of
+from patchrank.pipeline.run_log import run_events
 from patchrank.pipeline.run_summary import RunSummary, summarise
 from patchrank.pipeline.score_request import ScoreRequest
-from patchrank.pipeline.shard_queue import QueueOptions, ShardQueue
+from patchrank.pipeline.shard_queue import ShardQueue
 from patchrank.pipeline.stop_signals import SIGNALS, StopRequest
 
 
@@ -36,8 +39,9 @@ def score(request: ScoreRequest, display: Display, *, settings: bytes) -> RunSum
     """
     output = OutputFolder(request.config.out, run_id=new_run_id())
     run = _Run(request, output, settings)
-    run.check_stored_settings()
-    return run_to_end(run, output, display)
+    with run_events(request.config.log_format, job="score", run_id=output.run_id):
+        run.check_stored_settings()
+        return run_to_end(run, output, display)
 
 
 class _Run:
@@ -66,9 +70,8 @@ class _Run:
             self._adopt(self._rows)
             identity = digest_of(self._request.fields(self._rows))
             self._plan = self._output.plan(self._request.shards, identity, redo_errors=config.redo_errors)
-        storage.commit_bytes(
-            self._settings, storage.join(config.out, "score.yaml"), run_id=self._output.run_id
-        )
+        settings, run_id = storage.join(config.out, "score.yaml"), self._output.run_id
+        storage.commit_bytes(with_run_id(self._settings, run_id), settings, run_id=run_id)
         self._record.begin(self._plan.changed)
         if self._plan.todo:
             self._work(display, stop)
@@ -82,21 +85,7 @@ class _Run:
             display.update(totals)
 
         with ray_session(stop):
-            size = choose_size(
-                cluster_nodes(),
-                gpus_per_actor=config.gpus_per_actor,
-                cpus_per_actor=config.cpus_per_actor,
-                max_actors=config.max_actors,
-                autoscaler_gpus=autoscaler_gpus(),
-            )
-            options = QueueOptions(
-                size=size,
-                max_actors=config.max_actors,
-                batch_size=None if config.batch_size == "auto" else config.batch_size,
-                decode_threads=size.cpus,
-                stall_timeout_s=config.stall_timeout,
-                start_timeout_s=config.start_timeout,
-            )
+            options = self._options()
             with display:
                 self._queue = ShardQueue(
                     self._plan.todo,
@@ -110,6 +99,29 @@ class _Run:
                     show=show,
                 )
                 self._queue.run()
+
+    def _options(self) -> QueueOptions:
+        """How this cluster is used, as it is now."""
+        config, nodes, growing = self._request.config, cluster_nodes(), autoscaler_gpus()
+        not_on = spared_node(nodes, config.head_node, growing=growing > 0)
+        size = choose_size(
+            [node for node in nodes if node.node_id != not_on],
+            gpus_per_actor=config.gpus_per_actor,
+            cpus_per_actor=config.cpus_per_actor,
+            max_actors=config.max_actors,
+            autoscaler_gpus=growing,
+        )
+        own_share = size.gpus > 0 and config.cpus_per_actor is None
+        return QueueOptions(
+            size=size,
+            max_actors=config.max_actors,
+            batch_size=None if config.batch_size == "auto" else config.batch_size,
+            decode_threads=None if own_share else size.cpus,
+            stall_timeout_s=config.stall_timeout,
+            start_timeout_s=config.start_timeout,
+            not_on=not_on,
+            log_format=config.log_format,
+        )
 
     def _resolve(self, precision: Precision) -> RowConfig:
         self._rows = self._adopt(self._request.rows(precision))

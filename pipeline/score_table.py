@@ -261,13 +261,13 @@ def errors_digest(faults: Sequence[Fault]) -> str:
     return digest_of([dataclasses.astuple(fault) for fault in faults]) if faults else ""
 
 
-def write_errors(local_path: Path, faults: Sequence[Fault], shard_name: str) -> None:
+def write_errors(local_path: Path, faults: Sequence[Fault], shard_name: str, *, run_id: str) -> None:
     """Write the errors file of one shard to a local path, and verify it."""
     columns = {
         "shard": [shard_name] * len(faults),
         **{name: [getattr(fault, name) for fault in faults] for name in ERRORS_SCHEMA.names[1:]},
     }
-    metadata = {"schema_version": SCHEMA_VERSION, "digest": errors_digest(faults)}
+    metadata = {"schema_version": SCHEMA_VERSION, "digest": errors_digest(faults), "run_id": run_id}
     with pq.ParquetWriter(local_path, ERRORS_SCHEMA, compression="zstd", write_page_checksum=True) as writer:
         writer.write_table(pa.table(columns, schema=ERRORS_SCHEMA))
         writer.add_key_value_metadata({METADATA_KEY.decode(): canonical_json(metadata)})

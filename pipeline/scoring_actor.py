@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import platform
+import sys
+import traceback
 from importlib.metadata import version
 from typing import Any
 
@@ -17,12 +20,14 @@ from patchrank.pipeline.config import RowConfig
 from patchrank.pipeline.errors import InfrastructureError, PatchrankError
 from patchrank.pipeline.machine import process_space
 from patchrank.pipeline.output import OutputFolder
+from patchrank.pipeline.run_log import LogFormat, log_event, start_json_log
 from patchrank.pipeline.scoring import Scorer, choose_precision
 from patchrank.pipeline.scratch import remove_dead_scratch
 from patchrank.pipeline.shard_scoring import Progress, ShardResult, ShardScoring, teacher_record
 from patchrank.pipeline.shards import Shard
 from patchrank.pipeline.teacher.checkpoint import TeacherFile, build_teacher
 
+NODE_ID_LABEL = "ray.io/node-id"  # Ray gives it to every node
 VERSIONS_OF = ("torch", "torchvision", "timm", "pillow", "pyarrow", "ray", "numpy")
 
 
@@ -41,13 +46,15 @@ class ActorInfo:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WorkOrder:
-    """What every actor of a run is told once its rows are resolved."""
+    """What an actor of a run is told once its rows are resolved. `actor`: its name."""
 
     out: str
     run_id: str
+    actor: str
     rows: RowConfig
     batch_size: int | None
     decode_threads: int
+    log_format: LogFormat
 
 
 def _device() -> torch.device:
@@ -94,6 +101,9 @@ class ScoringActor:
 
         Raises UserError naming node and path where this node cannot read the shards or write to the output.
         """
+        if order.log_format == "json":
+            where = {"node": self._info.host, "node_id": self._info.node_id, "actor": order.actor}
+            start_json_log(sys.stderr, job="score", run_id=order.run_id, **where)
         remove_dead_scratch()
         here = f"node {self._info.host} ({self._info.node_id[:8]})"
         prove_access(order.out, first_shard, run_id=order.run_id, here=here)
@@ -125,24 +135,36 @@ class ScoringActor:
             provenance=provenance,
             threads=order.decode_threads,
         )
+        sizes = {"batch_size": scorer.batch_size, "decode_threads": order.decode_threads}
+        log_event("actor ready", {"device": self._info.device, **sizes})
         return scorer.batch_size
 
     @ray.method(concurrency_group="score")
     def score(self, shard: Shard) -> ShardResult:
         """Score one shard and commit its table."""
         assert self._scoring is not None
+        log_event("shard begun", {"shard": shard.name, "bytes": shard.size})
         try:
-            return self._scoring.score(shard)
-        except PatchrankError:
+            result = self._scoring.score(shard)
+            log_event("shard ended", {"shard": shard.name, "failed": result.failed, "rows": result.rows})
+            return result
+        except PatchrankError as error:
+            log_event("attempt failed", {"shard": shard.name, "reason": str(error)}, level=logging.WARNING)
             raise
         except Exception as error:
+            reason, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
+            told = {"shard": shard.name, "reason": reason, "trace": trace}
+            log_event("attempt failed", told, level=logging.ERROR)
             # Foreign exceptions need not survive pickling; the attempt counts all the same.
-            raise InfrastructureError(f"{type(error).__name__}: {error}") from error
+            raise InfrastructureError(reason) from error
 
     @ray.method(concurrency_group="control")
     def progress(self) -> Progress | None:
         """Running totals; None before `configure`."""
-        return self._scoring.progress if self._scoring is not None else None
+        if self._scoring is None:
+            return None
+        held = torch.cuda.max_memory_reserved() if _device().type == "cuda" else 0
+        return dataclasses.replace(self._scoring.progress, gpu_bytes=held)
 
 
 # Untyped in Ray's stubs: concurrency groups. Two shards at once; questions are answered meanwhile.
@@ -152,7 +174,12 @@ _RemoteScoringActor = _remote(
 )(ScoringActor)
 
 
-def new_actor(teacher: Any, *, cpus: float, gpus: float) -> Any:
-    """Ask Ray for an actor; `teacher`: an object reference to a TeacherFile."""
-    options = _RemoteScoringActor.options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy="SPREAD")
+def new_actor(teacher: Any, *, cpus: float, gpus: float, not_on: str = "") -> Any:
+    """Ask Ray for an actor; `teacher`: an object reference to a TeacherFile; `not_on`: id of a node to keep off."""
+    options = _RemoteScoringActor.options(
+        num_cpus=cpus,
+        num_gpus=gpus,
+        scheduling_strategy="SPREAD",
+        label_selector={NODE_ID_LABEL: f"!{not_on}"} if not_on else None,
+    )
     return options.remote(teacher)

@@ -1,50 +1,39 @@
 """The driver's loop: hands shards to actors until every shard is committed or given up.
 
 Decisions are `QueuePolicy`'s, calls are `ActorPool`'s; here is what happens when an answer comes, when none comes
-(the watchdog), and when nodes join.
+(the watchdog), when nodes join, and when they are drained.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from patchrank.pipeline.actor_pool import (
     ActorPool,
     Answer,
+    ClusterView,
     PooledActor,
-    cluster_nodes,
     init_failure,
     why_gone,
 )
-from patchrank.pipeline.actor_slots import ActorSize, count_slots, wanted_actors
+from patchrank.pipeline.actor_slots import count_slots, wanted_actors
+from patchrank.pipeline.actor_start import ActorStart, QueueOptions
 from patchrank.pipeline.config import Precision, RowConfig
 from patchrank.pipeline.errors import PatchrankError, UserError
 from patchrank.pipeline.output import OutputFolder
 from patchrank.pipeline.progress import Totals
-from patchrank.pipeline.queue_policy import Gone, QueuePolicy
-from patchrank.pipeline.scoring_actor import ActorInfo, WorkOrder
-from patchrank.pipeline.shard_scoring import ShardResult
+from patchrank.pipeline.queue_events import QueueEvents
+from patchrank.pipeline.queue_policy import Gone, QueuePolicy, may_finish
+from patchrank.pipeline.queue_tally import Tally
+from patchrank.pipeline.scoring_actor import ActorInfo
+from patchrank.pipeline.shard_scoring import Progress, ShardResult
 from patchrank.pipeline.shards import Shard
 
 TICK_S = 0.5
 POLL_S = 1.0
 MOST_START_FAILURES = 5
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class QueueOptions:
-    """How a run uses its cluster; times in seconds."""
-
-    size: ActorSize
-    max_actors: int | None
-    batch_size: int | None
-    decode_threads: int
-    stall_timeout_s: float
-    start_timeout_s: float
 
 
 class ShardQueue:
@@ -66,18 +55,26 @@ class ShardQueue:
     ) -> None:
         """`rows` None: `resolve` is called once with the precision that the first ready actor measured."""
         self._shards, self._output, self._options = shards, output, options
-        self._out, self._run_id, self._rows, self._resolve = out, run_id, rows, resolve
-        self._show, self._clock = show, clock
+        self._out, self._show, self._clock = out, show, clock
         self._policy = QueuePolicy([shard.size or 0 for shard in shards])
-        self._pool = ActorPool(teacher, options.size)
+        self._pool = ActorPool(teacher, options.size, not_on=options.not_on)
+        self._events, self._tally = QueueEvents(run_id), Tally(shards)
+        self._view = ClusterView(not_on=options.not_on)
+        self._start = ActorStart(
+            self._pool,
+            self._view,
+            options,
+            out=out,
+            run_id=run_id,
+            first=shards[0],
+            rows=rows,
+            resolve=resolve,
+        )
         self._ever_ready = False
-        self._resolving = False
         self._start_failures = 0
         self._started_at = clock()
-        self._polled_at = 0.0
-        self._past = Counter[str]()
+        self._looked_at = self._polled_at = 0.0
         self._recorded: set[int] = set()
-        self._bytes_total = sum(shard.size or 0 for shard in shards)
         self.results: dict[str, ShardResult] = {}
         self.actors_seen: list[ActorInfo] = []
 
@@ -88,17 +85,19 @@ class ShardQueue:
         """
         try:
             while not self._policy.ended:
+                self._look()
                 self._grow()
                 for answer in self._pool.wait(TICK_S):
                     self._receive(answer)
+                self._leave_drained_nodes()
                 self._hand_out()
                 self._watch()
-                self._show(self.totals())
+                self._tell()
                 if self._output.owner_lost:
                     raise PatchrankError(f"another run took over {self._out}; this one stops")
         finally:
             for actor in self._pool.actors.values():
-                self._past.update(dataclasses.asdict(actor.progress))
+                self._tally.keep(actor)
             self._pool.remove_all()
 
     @property
@@ -112,36 +111,31 @@ class ShardQueue:
 
     def totals(self) -> Totals:
         """Counts of now, of actors that are gone included."""
-        counts = Counter(self._past)
-        for actor in self._pool.actors.values():
-            counts.update(dataclasses.asdict(actor.progress))
-        configured = sum(actor.configured for actor in self._pool.actors.values())
-        whole = counts["waited_s"] + counts["teacher_s"]
-        return Totals(
-            shards=len(self._shards),
-            done=self._policy.finished,
-            failed=len(self._policy.failures),
-            actors=configured,
-            starting=len(self._pool.actors) - configured,
-            images=int(counts["images"]),
-            views=int(counts["views"]),
-            faults=int(counts["faults"]),
-            waited_share=counts["waited_s"] / whole if whole else 0.0,
-            bytes_total=self._bytes_total,
-            bytes_done=min(self._bytes_total, int(counts["bytes_read"])),
-        )
+        return self._tally.totals(self._policy, self._pool.actors.values())
+
+    def _tell(self) -> None:
+        totals = self.totals()
+        draining = sum(actor.draining and actor.configured for actor in self._pool.actors.values())
+        self._events.totals(totals, draining)
+        self._show(totals)
+
+    def _look(self) -> None:
+        if not self._view.nodes or self._clock() - self._looked_at >= POLL_S:
+            self._looked_at = self._clock()
+            self._view.look()
 
     def _grow(self) -> None:
-        slots = count_slots(cluster_nodes(), self._options.size)
+        slots = count_slots(list(self._view.nodes.values()), self._options.size)
         unfinished = self._policy.waiting + self._policy.held
         wanted = wanted_actors(slots=slots, unfinished=unfinished, max_actors=self._options.max_actors)
-        while len(self._pool.actors) < wanted:
+        staying = [actor for actor in self._pool.actors.values() if not actor.draining]
+        for _ in range(len(staying), wanted):
             self._pool.spawn()
-        idle = [actor for actor in self._pool.actors.values() if not self._holds(actor)]
+        idle = [actor for actor in staying if not self._holds(actor)]
         # Those that are ready already are kept longest.
         idle.sort(key=lambda actor: actor.configured)
         # At the end there are fewer shards than actors: what the others occupy may be used by somebody else.
-        for actor in idle[: len(self._pool.actors) - wanted]:
+        for actor in idle[: max(0, len(staying) - wanted)]:
             self._lose(actor, Gone.RETIRED, PatchrankError("no shard is left for it"))
 
     def _holds(self, actor: PooledActor) -> bool:
@@ -154,47 +148,42 @@ class ShardQueue:
         if answer.error is not None:
             self._receive_error(answer, actor, answer.error)
         elif answer.call.kind == "info":
-            actor.info = answer.value
-            self._configure_or_resolve(actor)
+            self._start.receive_info(answer, actor)
         elif answer.call.kind == "choose_precision":
-            # A second answer comes where another actor was lost before this one's; the first counts.
-            self._rows = self._rows or self._resolve(answer.value)
-            for waiting in self._pool.actors.values():
-                self._configure_or_resolve(waiting)
+            self._start.receive_precision(answer)
         elif answer.call.kind == "configure":
-            actor.configured, actor.moved_at, self._ever_ready = True, self._clock(), True
-            self._start_failures = 0
+            actor.configured, self._ever_ready, self._start_failures = True, True, 0
+            actor.ready_at = actor.moved_at = self._clock()
             assert actor.info is not None
             self.actors_seen.append(actor.info)
             self._policy.add_actor(actor.name)
+            self._events.actor_ready(actor, answer.value)
         elif answer.call.kind == "progress":
             if answer.value.moved != actor.progress.moved:
                 actor.moved_at = self._clock()
-            actor.progress = answer.value
+            self._note_progress(actor, answer.value)
         else:
             self._receive_result(answer, actor)
 
-    def _configure_or_resolve(self, actor: PooledActor) -> None:
-        if actor.info is None or actor.configured:
-            return
-        if self._rows is not None:
-            order = WorkOrder(
-                out=self._out,
-                run_id=self._run_id,
-                rows=self._rows,
-                batch_size=self._options.batch_size,
-                decode_threads=self._options.decode_threads,
-            )
-            self._pool.call("configure", actor, order, self._shards[0])
-        elif not self._resolving:
-            self._resolving = True
-            self._pool.call("choose_precision", actor)
+    def _note_progress(self, actor: PooledActor, now: Progress) -> None:
+        before = actor.progress
+        # Two answers may arrive in another order than they were made in.
+        if (
+            now.moved >= before.moved
+            and now.waited_s >= before.waited_s
+            and now.teacher_s >= before.teacher_s
+        ):
+            self._events.progressed(actor, now)
+            actor.progress = now
 
     def _receive_result(self, answer: Answer, actor: PooledActor) -> None:
         shard, result = self._shards[answer.call.shard], answer.value
         actor.moved_at = self._clock()
-        if result.progress.moved > actor.progress.moved:
-            actor.progress = result.progress
+        self._note_progress(actor, result.progress)
+        actor.bytes_done += shard.size or 0
+        if answer.call.shard not in self._policy.holding(actor.name):
+            return  # It went back when the actor's node began to drain: another one's result counts.
+        self._events.shard_ended(shard, actor, result)
         self.results[shard.id] = result
         if result.failed is None:
             self._policy.finish(actor.name, answer.call.shard)
@@ -207,6 +196,9 @@ class ShardQueue:
         if gone is not None:
             self._lose(actor, gone, error)
         elif answer.call.kind == "score":
+            if answer.call.shard not in self._policy.holding(actor.name):
+                return
+            self._events.attempt_failed(self._shards[answer.call.shard], actor, str(error))
             self._policy.fail(actor.name, answer.call.shard, str(error), self._clock())
             self._record_failures()
         elif answer.call.kind == "progress":
@@ -220,16 +212,41 @@ class ShardQueue:
         reason = init_failure(error)
         if reason is not None:
             raise PatchrankError(f"an actor could not start: {reason}")
-        self._past.update(dataclasses.asdict(actor.progress))
+        self._tally.keep(actor)
         self._pool.remove(actor)
+        if actor.draining and why is Gone.DIED:
+            why = Gone.LOST  # Its node ends, whatever the shard does.
+        held = [self._shards[index] for index in self._policy.holding(actor.name)] if actor.configured else []
+        self._events.actor_gone(actor, why, _first_line(error), held)
         if actor.configured:
             self._policy.actor_gone(actor.name, why, self._clock(), f"{why.value}: {_first_line(error)}")
             self._record_failures()
             return
-        self._resolving = self._resolving and self._rows is not None
+        self._start.lost()
         self._start_failures += why is Gone.DIED
         if self._start_failures >= MOST_START_FAILURES:
             raise PatchrankError(f"{self._start_failures} actors in a row did not start; the last: {error}")
+
+    def _leave_drained_nodes(self) -> None:
+        """Let actors go whose nodes will end, before that; what they have begun they finish if there is time."""
+        for actor in list(self._pool.actors.values()):
+            if actor.info is None or actor.info.node_id not in self._view.draining:
+                continue
+            seconds_left = self._view.draining[actor.info.node_id]
+            if not actor.draining:
+                actor.draining = True
+                self._events.node_draining(actor, seconds_left)
+                for index in self._policy.drain(actor.name) if actor.configured else ():
+                    self._events.given_back(self._shards[index], actor)
+            if not self._holds(actor) or not self._in_time(actor, seconds_left):
+                self._lose(actor, Gone.RETIRED, PatchrankError("its node is drained"))
+
+    def _in_time(self, actor: PooledActor, seconds_left: float | None) -> bool:
+        (index,) = self._policy.holding(actor.name)
+        read = actor.progress.bytes_read
+        left = (self._shards[index].size or 0) - max(0, read - actor.bytes_done)
+        speed = read / max(self._clock() - actor.ready_at, 1e-9)
+        return may_finish(seconds_left=seconds_left, left_bytes=left, bytes_per_s=speed)
 
     def _hand_out(self) -> None:
         now = self._clock()
@@ -250,7 +267,7 @@ class ShardQueue:
             size = self._options.size
             raise PatchrankError(
                 f"no actor became ready in {self._options.start_timeout_s:.0f} s; each asks for {size.cpus} CPUs and "
-                f"{size.gpus:g} GPUs, the nodes have {_inventory()}: add nodes or change --gpus-per-actor"
+                f"{size.gpus:g} GPUs, the nodes have {self._view}: add nodes or change --gpus-per-actor"
             )
         if now - self._polled_at < POLL_S:
             return
@@ -268,13 +285,9 @@ class ShardQueue:
         for index in self._policy.failures.keys() - self._recorded:
             failure = self._policy.failures[index]
             self._output.record_failed(self._shards[index], failure.attempts, failure.reason)
+            self._events.shard_failed(self._shards[index], failure)
             self._recorded.add(index)
 
 
 def _first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-def _inventory() -> str:
-    nodes = cluster_nodes()
-    return ", ".join(f"{node.cpus:g} CPUs + {node.gpus:g} GPUs" for node in nodes) or "nothing"

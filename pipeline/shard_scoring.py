@@ -66,7 +66,8 @@ class ShardResult:
 class Progress:
     """Running totals of an actor; `moved` counts every step, so that a watchdog sees life.
 
-    `teacher_s`: seconds in which the teacher worked; `waited_s`: seconds in which it had nothing to do.
+    `teacher_s`: seconds in which the teacher worked; `waited_s`: seconds in which it had nothing to do; `gpu_bytes`:
+    the most GPU memory that its process has held, 0 without a GPU.
     """
 
     images: int = 0
@@ -76,6 +77,7 @@ class Progress:
     moved: int = 0
     teacher_s: float = 0.0
     waited_s: float = 0.0
+    gpu_bytes: int = 0
 
 
 class ShardScoring:
@@ -142,7 +144,7 @@ class ShardScoring:
             )
         failed = failure_reason(record, writer.rows, faults)
         if faults:
-            write_errors(errors, faults, shard.name)
+            write_errors(errors, faults, shard.name, run_id=self._output.run_id)
         if failed is None:
             self._output.commit(shard, table, errors if faults else None)
         elif faults:

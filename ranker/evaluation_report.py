@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from patchrank import __version__
+from patchrank.pipeline.config_file import with_run_id
 from patchrank.pipeline.storage import absolute_url, commit_bytes, join
 from patchrank.ranker.evaluation import RANKER, TOP_SHARES, Agreement, Evaluation
 from patchrank.ranker.metrics import Interval
@@ -28,13 +29,13 @@ def write_report(
 ) -> None:
     """Write the settings (YAML), the plot if there is one, and the JSON last, in a folder (path or URL)."""
     folder = absolute_url(folder)
-    commit_bytes(settings, join(folder, SETTINGS_FILE), run_id=run_id)
+    commit_bytes(with_run_id(settings, run_id), join(folder, SETTINGS_FILE), run_id=run_id)
     if plot is not None:
         commit_bytes(plot, join(folder, PLOT_FILE), run_id=run_id)
-    commit_bytes(to_json(evaluation).encode(), join(folder, REPORT_FILE), run_id=run_id)
+    commit_bytes(to_json(evaluation, run_id=run_id).encode(), join(folder, REPORT_FILE), run_id=run_id)
 
 
-def to_json(evaluation: Evaluation) -> str:
+def to_json(evaluation: Evaluation, *, run_id: str) -> str:
     """Everything that was measured; an interval is {value, low, high, images}, what is no number null."""
     dense, ranker = evaluation.dense, evaluation.ranker
     curves = evaluation.reconstruction
@@ -42,6 +43,7 @@ def to_json(evaluation: Evaluation) -> str:
         "format": "patchrank evaluation",
         "schema_version": SCHEMA_VERSION,
         "patchrank": __version__,
+        "run_id": run_id,
         "ranker": {
             "name": ranker.name,
             "digest": ranker.digest,

@@ -137,7 +137,7 @@ class ShardPruning:
             record, tally.images + tally.dropped, tally.faults, salvage=self._salvage, choice=choice
         )
         if tally.faults:
-            write_errors(errors, tally.faults, shard.name)
+            write_errors(errors, tally.faults, shard.name, run_id=self._output.run_id)
         if failed is None:
             if tar is not None:
                 target = storage.join(self._output.url, *path.split("/"))

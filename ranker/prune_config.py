@@ -10,6 +10,7 @@ import tyro
 
 from patchrank.pipeline.config import IMAGE_FIELDS
 from patchrank.pipeline.errors import UserError
+from patchrank.pipeline.run_log import LogFormat
 
 PruneFormat = Literal["packed", "masked", "index"]
 PruneCrop = Literal["center", "squash"]
@@ -96,6 +97,8 @@ class PruneConfig:
     """Images ranked at once."""
     max_bad: float = 0.05
     """Exit 1 when a larger share of the samples could not be pruned."""
+    log_format: LogFormat = "text"
+    """Lines for people, or every event as a line of JSON."""
     dry_run: bool = False
     """Print what a sample of the images would become; writes no shards."""
     sweep: str | None = None

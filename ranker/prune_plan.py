@@ -229,7 +229,7 @@ def freeze_plan(
     run_id: str,
 ) -> PruneRequest:
     """Write `plan.json`, once, and return the request with what it says. `left_out`: shards that gave no scores."""
-    plan: dict[str, Any] = {"asked": request.asked, "left_out": list(left_out)}
+    plan: dict[str, Any] = {"asked": request.asked, "left_out": list(left_out), "run_id": run_id}
     if budget is not None:
         plan |= dataclasses.asdict(budget)
     if images is not None:

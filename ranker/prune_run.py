@@ -7,16 +7,19 @@ import dataclasses
 import time
 
 from patchrank.pipeline import storage
+from patchrank.pipeline.config_file import with_run_id
 from patchrank.pipeline.errors import PatchrankError
 from patchrank.pipeline.output import OutputFolder, Plan, new_run_id
 from patchrank.pipeline.owned_run import RunRecord, run_to_end
 from patchrank.pipeline.progress import Display, Totals
 from patchrank.pipeline.pruned_index import INDEX_FOLDER, SCHEMA_VERSION
 from patchrank.pipeline.record_file import digest_of, map_threads
+from patchrank.pipeline.run_log import run_events
 from patchrank.pipeline.score_run import ray_session
 from patchrank.pipeline.shards import Shard
 from patchrank.pipeline.stop_signals import StopRequest
 from patchrank.ranker.image_choice import plan_images
+from patchrank.ranker.prune_events import PruneEvents
 from patchrank.ranker.prune_plan import PruneRequest, freeze_plan, read_plan
 from patchrank.ranker.prune_summary import PruneSummary, summarise
 from patchrank.ranker.prune_survey import SURVEY_FOLDER, budget_of, remove_survey
@@ -38,8 +41,9 @@ def prune(request: PruneRequest, display: Display, *, settings: bytes) -> PruneS
         beside=(*request.tar_folders, SURVEY_FOLDER),
     )
     run = _Run(request, output, settings)
-    run.check_stored_settings()
-    return run_to_end(run, output, display)
+    with run_events(request.config.log_format, job="prune", run_id=output.run_id):
+        run.check_stored_settings()
+        return run_to_end(run, output, display)
 
 
 class _Session:
@@ -85,11 +89,8 @@ class _Run:
 
     def _execute(self, session: _Session, display: Display) -> PruneSummary:
         self._record.acquire()
-        storage.commit_bytes(
-            self._settings,
-            storage.join(self._request.config.out, "prune.yaml"),
-            run_id=self._output.run_id,
-        )
+        settings, run_id = storage.join(self._request.config.out, "prune.yaml"), self._output.run_id
+        storage.commit_bytes(with_run_id(self._settings, run_id), settings, run_id=run_id)
         self._record.begin()
         self._read_plan()
         if not self._planned:
@@ -152,9 +153,17 @@ class _Run:
 
     def _work(self, task: Task, todo: list[Shard], display: Display, session: _Session) -> PruneWaves:
         done = len(self._request.shards) - len(todo)
+        events = PruneEvents(self._output.run_id, todo) if task == "prune" else None
+
+        def give_up(shard: Shard, attempts: int, reason: str) -> None:
+            self._output.record_failed(shard, attempts, reason)
+            if events is not None:
+                events.failed(shard, attempts, reason)
 
         def show(waves: PruneWaves) -> None:
             session.stop.check()
+            if events is not None:
+                events.tell(waves)
             display.update(_totals(waves, todo, done))
             if self._output.owner_lost:
                 raise PatchrankError(f"another run took over {self._request.config.out}; this one stops")
@@ -165,7 +174,7 @@ class _Run:
                 self._request,
                 task,
                 run_id=self._output.run_id,
-                give_up=self._output.record_failed,
+                give_up=give_up,
                 show=show,
             )
             if task == "prune":

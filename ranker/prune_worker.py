@@ -47,7 +47,8 @@ class WorkOrder:
 class Answer:
     """What came of one shard, `index` in the request: a result, or an error and whether the user has to act.
 
-    `unusable`: the error is that of a worker which did not start, and says nothing of the shard.
+    `unusable`: the error is that of a worker which did not start, and says nothing of the shard; `node`: host that it
+    came from.
     """
 
     index: int
@@ -56,6 +57,7 @@ class Answer:
     error: str = ""
     users: bool = False
     unusable: bool = False
+    node: str = dataclasses.field(default_factory=platform.node)
 
     def to_row(self) -> dict[str, str]:
         """One string: a Ray Data block then has the same schema whatever happened."""

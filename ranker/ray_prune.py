@@ -32,7 +32,10 @@ DIED = "its worker process died (a crash, out of memory, or a lost node)"
 
 
 class PruneWaves:
-    """One pass over shards. `results` and `failures` by shard id; `devices` that were seen; `actors` asked for."""
+    """One pass over shards. `results` and `failures` by shard id; `devices` that were seen; `actors` asked for.
+
+    `node`: host that the newest answer came from.
+    """
 
     def __init__(
         self,
@@ -51,6 +54,7 @@ class PruneWaves:
         self.failures: dict[str, str] = {}
         self.devices: set[str] = set()
         self.actors = 0
+        self.node = ""
 
     def run(self, todo: Sequence[Shard]) -> None:
         """Work until every shard has a result or a failure.
@@ -120,6 +124,7 @@ class PruneWaves:
         if answer.unusable:
             raise PatchrankError(answer.error)
         self.devices.add(answer.device)
+        self.node = answer.node
         if answer.result is None:
             if answer.users:
                 raise UserError(answer.error)

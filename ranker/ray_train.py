@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from patchrank.pipeline import storage
 from patchrank.pipeline.errors import PatchrankError
 from patchrank.pipeline.output import new_run_id
 from patchrank.pipeline.owner import Owner
+from patchrank.pipeline.run_log import log_event, run_events
+from patchrank.pipeline.run_metrics import RunMetrics
 from patchrank.pipeline.score_run import ray_session
 from patchrank.pipeline.scratch import scratch_folder
 from patchrank.pipeline.stop_signals import StopRequest, stop_on_signals
@@ -29,13 +33,15 @@ from patchrank.ranker.initial_weights import (
 )
 from patchrank.ranker.model import Ranker
 from patchrank.ranker.train_plan import TrainPlan
-from patchrank.ranker.train_progress import outcome, print_progress
+from patchrank.ranker.train_progress import follow, outcome, print_point
 from patchrank.ranker.train_record import TrainRecord, begin, begun, check_resume, write_settings
 from patchrank.ranker.training_loop import Fit, State
 from patchrank.ranker.workers import Worker
 
 STATE_FILE = "state.pt"
 RAY_FOLDER = "ray"
+# Metrics, and the columns of the curve that they show.
+_GAUGES = {"step": "step", "loss": "loss", "agreement": "agreement", "waited_share": "waited"}
 
 
 def train(plan: TrainPlan) -> int:
@@ -50,7 +56,11 @@ def train(plan: TrainPlan) -> int:
     check_resume(plan, begun(out))
     weights = _initial_weights(plan)
     owner = Owner(out, new_run_id())
-    with stop_on_signals(lambda _signal: owner.release()) as stop:
+    people = config.log_format == "text"
+    with (
+        run_events(config.log_format, job="train", run_id=owner.run_id),
+        stop_on_signals(lambda _signal: owner.release()) as stop,
+    ):
         try:
             owner.acquire()
             storage.remove_temporaries(out, keep_run_id=owner.run_id)
@@ -59,22 +69,47 @@ def train(plan: TrainPlan) -> int:
             check_resume(plan, record)
             record = record or begin(plan, run_id=owner.run_id)
             write_settings(config, run_id=owner.run_id)
-            if note := plot_note():
+            if people and (note := plot_note()):
                 print(note, flush=True)
-            with ray_session(stop), print_progress(out):
+            log_event("run begun", {"out": config.out, "images": plan.images, "steps": plan.recipe.steps})
+            with ray_session(stop), follow(out, _teller(owner.run_id, people=people)):
                 _fit(plan, record, weights, owner.run_id)
         except KeyboardInterrupt:
-            return _stopped(stop)
+            return _stopped(stop, people=people)
+        except PatchrankError as error:
+            log_event("run ended", {"state": f"ended: {error}"}, level=logging.ERROR)
+            raise
         finally:
             owner.release()
-    print("\n".join(outcome(out, shown=config.out)), flush=True)
+        lines = outcome(out, shown=config.out)
+        log_event("run ended", {"state": "complete", "exit_code": 0, "summary": lines})
+    if people:
+        print("\n".join(lines), flush=True)
     return 0
 
 
-def _stopped(stop: StopRequest) -> int:
+def _stopped(stop: StopRequest, *, people: bool) -> int:
     number: signal.Signals = stop.accept()
-    print(f"stopped by {number.name}: --resume goes on from the last checkpoint", flush=True)
+    told = f"stopped by {number.name}: --resume goes on from the last checkpoint"
+    log_event("run ended", {"state": told, "exit_code": 128 + number})
+    if people:
+        print(told, flush=True)
     return 128 + number
+
+
+def _teller(run_id: str, *, people: bool) -> Callable[[dict[str, str]], None]:
+    """What to do with each measurement."""
+    metrics = RunMetrics("train", run_id)
+
+    def tell(point: dict[str, str]) -> None:
+        if people:
+            print_point(point)
+        log_event("measured", point)
+        for name, column in _GAUGES.items():
+            if point[column]:
+                metrics.set(f"patchrank_train_{name}", float(point[column]))
+
+    return tell
 
 
 def _initial_weights(plan: TrainPlan) -> dict[str, torch.Tensor]:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from patchrank.pipeline.errors import UserError
+from patchrank.pipeline.run_log import LogFormat
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,6 +77,8 @@ class TrainConfig:
     """Seed of weights and of the order of rows."""
     resume: bool = False
     """Go on from the last checkpoint in OUT, with the same settings; --epochs may be longer."""
+    log_format: LogFormat = "text"
+    """Lines for people, or every event as a line of JSON."""
     dry_run: bool = False
     """Print rows, passes and steps, what is read, and hours by a short measurement; writes nothing."""
 

@@ -7,7 +7,7 @@ import csv
 import io
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from patchrank.pipeline import storage
@@ -39,9 +39,14 @@ def point_line(point: dict[str, str]) -> str:
     )
 
 
+def print_point(point: dict[str, str]) -> None:
+    """Show a measurement on the console."""
+    print(point_line(point), flush=True)
+
+
 @contextlib.contextmanager
-def print_progress(out: str) -> Iterator[None]:
-    """Print measurements as they are written, on a thread; those that are there already are not shown again."""
+def follow(out: str, tell: Callable[[dict[str, str]], None]) -> Iterator[None]:
+    """Tell of measurements as they are written, on a thread; not of those that are there already."""
     stop = threading.Event()
     seen = {point["step"] for point in read_curve(out)}
 
@@ -52,7 +57,7 @@ def print_progress(out: str) -> Iterator[None]:
             for point in read_curve(out):
                 if point["step"] not in seen:
                     seen.add(point["step"])
-                    print(point_line(point), flush=True)
+                    tell(point)
 
     def watch() -> None:
         while not stop.wait(POLL_S):

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from patchrank.pipeline import storage
-from patchrank.pipeline.config_file import config_to_yaml
+from patchrank.pipeline.config_file import config_to_yaml, with_run_id
 from patchrank.pipeline.errors import UserError
 from patchrank.pipeline.owner import create_once
 from patchrank.pipeline.record_file import canonical_json
@@ -30,7 +30,7 @@ BASELINE_ROWS = 50_000
 _FORMAT = "patchrank training"
 # Settings that a run may change when it goes on: where things are, how it runs, and how long.
 _FREE = {
-    *("tables", "out", "teacher", "images", "root", "resume", "dry_run"),
+    *("tables", "out", "teacher", "images", "root", "resume", "log_format", "dry_run"),
     *("workers", "accumulate", "checkpoint_minutes", "max_restarts", "measure_every", "epochs"),
 }
 
@@ -113,7 +113,8 @@ def begin(plan: TrainPlan, *, run_id: str) -> TrainRecord:
 
 def write_settings(config: TrainConfig, *, run_id: str) -> None:
     """Keep the settings of the latest run beside the ranker."""
-    storage.commit_bytes(config_to_yaml(config), storage.join(config.out, SETTINGS_FILE), run_id=run_id)
+    settings = with_run_id(config_to_yaml(config), run_id)
+    storage.commit_bytes(settings, storage.join(config.out, SETTINGS_FILE), run_id=run_id)
 
 
 def some_rows(index: TableIndex, limit: int) -> TableIndex:

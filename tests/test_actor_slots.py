@@ -9,9 +9,12 @@ import pytest
 from patchrank.pipeline.actor_slots import (
     MOST_DECODE_CPUS,
     ActorSize,
+    HeadUse,
     NodeResources,
     choose_size,
     count_slots,
+    decode_share,
+    spared_node,
     wanted_actors,
 )
 from patchrank.pipeline.errors import UserError
@@ -34,8 +37,11 @@ GPU_1 = NodeResources(cpus=4, gpus=1)
         ([NodeResources(cpus=2, gpus=4)], {}, ActorSize(cpus=1, gpus=1)),
         # Nodes without GPUs do not matter where others have them.
         ([HEAD, CPU_8, GPU_1], {}, ActorSize(cpus=4, gpus=1)),
-        # GPUs that only the autoscaler could bring are waited for.
-        ([HEAD], {"autoscaler_gpus": 8}, ActorSize(cpus=MOST_DECODE_CPUS, gpus=1)),
+        # GPUs that only the autoscaler could bring are waited for, and where there is nothing at all yet. How many
+        # CPUs their nodes have is not known.
+        ([CPU_8], {"autoscaler_gpus": 8}, ActorSize(cpus=1, gpus=1)),
+        ([HEAD], {}, ActorSize(cpus=1, gpus=1)),
+        ([HEAD], {"gpus_per_actor": 0.5, "cpus_per_actor": 3}, ActorSize(cpus=3, gpus=0.5)),
         # CPUs: only asked for, or where there is nothing else.
         ([CPU_8], {}, ActorSize(cpus=8, gpus=0)),
         ([GPU_8], {"gpus_per_actor": 0}, ActorSize(cpus=64, gpus=0)),
@@ -53,8 +59,8 @@ def test_size_of_an_actor(nodes: list[NodeResources], asked: dict[str, Any], siz
 
 
 def test_a_cluster_without_any_processor_is_told() -> None:
-    with pytest.raises(UserError, match="no CPUs to score on"):
-        choose_size([HEAD], gpus_per_actor=1, cpus_per_actor=None, max_actors=None)
+    with pytest.raises(UserError, match="no node has CPUs to score on"):
+        choose_size([HEAD], gpus_per_actor=0, cpus_per_actor=None, max_actors=None)
 
 
 @pytest.mark.parametrize(
@@ -65,10 +71,40 @@ def test_a_cluster_without_any_processor_is_told() -> None:
         (ActorSize(cpus=1, gpus=0.5), 18),
         (ActorSize(cpus=8, gpus=0), 9),
         (ActorSize(cpus=100, gpus=0), 0),
+        # A share lies on one GPU: three of 0.3 each.
+        (ActorSize(cpus=1, gpus=0.3), 8 * 3 + 3),
+        (ActorSize(cpus=1, gpus=0.1), 64 + 4),
+        (ActorSize(cpus=1, gpus=2), 4),
     ],
 )
 def test_actors_that_fit(size: ActorSize, slots: int) -> None:
     assert count_slots([HEAD, CPU_8, GPU_8, GPU_1], size) == slots
+
+
+def test_decoders_beside_a_gpu_are_those_of_its_own_node() -> None:
+    assert [decode_share(node, 1) for node in (GPU_8, GPU_1)] == [8, 4]
+    assert [decode_share(node, 0.5) for node in (GPU_8, GPU_1)] == [4, 2]
+    assert decode_share(NodeResources(cpus=128, gpus=1), 1) == MOST_DECODE_CPUS
+    assert decode_share(NodeResources(cpus=1, gpus=4), 1) == 1
+
+
+@pytest.mark.parametrize(
+    ("head", "others", "growing", "spared"),
+    [
+        # One machine, or a cluster of one node: the work is on its head.
+        ("auto", 0, False, ""),
+        ("auto", 1, False, "head"),
+        ("auto", 0, True, "head"),
+        ("use", 1, True, ""),
+        ("spare", 0, False, "head"),
+    ],
+)
+def test_the_head_is_spared_where_others_can_do_the_work(
+    head: HeadUse, others: int, growing: bool, spared: str
+) -> None:
+    nodes = [NodeResources(cpus=4, gpus=1, node_id="head", head=True)]
+    nodes += [NodeResources(cpus=4, gpus=1, node_id=f"node-{number}") for number in range(others)]
+    assert spared_node(nodes, head, growing=growing) == spared
 
 
 @pytest.mark.parametrize(

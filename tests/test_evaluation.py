@@ -141,7 +141,7 @@ def test_a_teacher_of_unknown_output_draws_no_reconstruction(
 
 
 def test_json_holds_what_was_measured(evaluation: Evaluation) -> None:
-    told = json.loads(to_json(evaluation))
+    told = json.loads(to_json(evaluation, run_id="run-1"))
     assert told["images"] == IMAGES
     assert told["rho"] == dataclasses.asdict(evaluation.rho)
     assert told["dense"]["masks"] == "spread"
@@ -161,7 +161,9 @@ def test_what_is_no_number_is_null(teacher: Teacher, ranker: LoadedRanker) -> No
     flat = noisy_dense(np.zeros((2, SMALL.positions)), 0.5, teacher)
     evaluation = evaluate_ranker(ranker, flat, baselines=["variance"])
     # Images without texture have no order by variance.
-    assert json.loads(to_json(evaluation))["agreement"]["variance"]["spearman"]["value"] is None
+    assert (
+        json.loads(to_json(evaluation, run_id="run-1"))["agreement"]["variance"]["spearman"]["value"] is None
+    )
     assert any(line.split()[:2] == ["variance", "-"] for line in report_lines(evaluation))
 
 

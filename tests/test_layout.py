@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("pipeline", "ranker", "jobs")
 LISTED = {
     "pipeline": """
-        errors randomness config job_config
+        errors randomness config run_log actor_slots job_config
         storage_urls storage_retry storage_lookup storage_sources storage_streams storage_local storage
         config_file shard_specs tar_stream shards
         image_header images patches
@@ -32,8 +32,9 @@ LISTED = {
         pruned_sample pruned_collate pruned_source pruned
         shard_feed pruned_index
         queue_policy view_feed aggregate api scratch score_request shard_scoring
-        actor_slots access scoring_actor actor_pool
-        progress pretraining_job estimate shard_queue run_summary stop_signals owned_run score_run
+        access scoring_actor actor_pool actor_start run_metrics
+        progress pretraining_job estimate queue_tally queue_events shard_queue
+        run_summary stop_signals owned_run score_run
         schedule_config schedule_times schedule_tick schedule_corpora job_submission schedule_run
         shard_writer demo_photos picture_sheet contact_sheet sheet_rows demo_sheet
     """,
@@ -46,7 +47,7 @@ LISTED = {
         evaluation_images partition_scores dense_teacher dense_table
         reconstruction_check evaluate_config evaluation evaluation_run evaluation_report evaluation_plot
         patch_scoring prune_config selector image_tables image_choice prune_feed prune_encode prune
-        prune_plan prune_survey prune_summary prune_sheet prune_estimate prune_worker ray_prune prune_run
+        prune_plan prune_survey prune_summary prune_sheet prune_estimate prune_worker ray_prune prune_events prune_run
         curves initial_weights optimiser training validation_plan validation workers
         train_config train_plan train_estimate train_record training_loop train_progress ray_train
         demo_ranker
@@ -58,6 +59,7 @@ ORDER = {package: [f"{name}.py" for name in names.split()] for package, names in
 RAY_FILES = {
     "pipeline/scoring_actor.py",
     "pipeline/actor_pool.py",
+    "pipeline/run_metrics.py",
     "pipeline/shard_queue.py",
     "pipeline/score_run.py",
     "pipeline/job_submission.py",
@@ -67,7 +69,7 @@ RAY_FILES = {
 }
 DRIVER = """
     job_config config_file progress pretraining pretraining_job score_request estimate run_summary owned_run score_run
-    schedule_config schedule_times schedule_corpora schedule_tick schedule_run
+    actor_start queue_tally queue_events schedule_config schedule_times schedule_corpora schedule_tick schedule_run
 """
 DRIVER_FILES = {f"pipeline/{name}.py" for name in DRIVER.split()}
 DRIVER_FILES |= {"ranker/train_config.py", "ranker/train_plan.py", "ranker/prune_config.py"}

@@ -36,7 +36,7 @@ def commit(output: OutputFolder, scratch: Path, shard: Shard, faults: list[Fault
     )
     table, errors = scratch / "table.parquet", scratch / "errors.parquet"
     write_table(table, record, faults=faults, run_id=output.run_id, **changes)
-    write_errors(errors, faults, shard.name)
+    write_errors(errors, faults, shard.name, run_id="run-1")
     output.commit(shard, table, errors if faults else None)
 
 
@@ -101,7 +101,7 @@ def test_errors_of_another_attempt_are_not_told_as_this_ones(
     output: OutputFolder, shards: list[Shard], tmp_path: Path
 ) -> None:
     # A run that was to redo the errors was killed between its errors file and its table.
-    write_errors(tmp_path / "errors.parquet", FAULTS[:1], shards[1].name)
+    write_errors(tmp_path / "errors.parquet", FAULTS[:1], shards[1].name, run_id="run-1")
     output.commit_errors(shards[1], tmp_path / "errors.parquet")
     assert read_status(output.url).errors == {"errors file is of another attempt: reasons unknown": 2}
     Path(output.errors_url(shards[1].id)).unlink()

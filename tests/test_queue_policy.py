@@ -5,7 +5,9 @@ from __future__ import annotations
 import heapq
 import random
 
-from patchrank.pipeline.queue_policy import Gone, QueuePolicy
+import pytest
+
+from patchrank.pipeline.queue_policy import GIVE_BACK_S, Gone, QueuePolicy, may_finish
 
 
 def take(policy: QueuePolicy, actor: str, now: float = 0.0) -> int:
@@ -128,6 +130,53 @@ def test_retired_actor_gives_its_shards_back_for_free() -> None:
         take(policy, "a")
     assert not policy.failures
     assert sorted(policy.unfinished()) == [0, 1]
+
+
+def test_a_drained_actor_keeps_its_first_shard_alone_and_gets_no_more() -> None:
+    policy = QueuePolicy([3, 2, 1, 1])
+    for actor in "ab":
+        policy.add_actor(actor)
+    assert [take(policy, "a"), take(policy, "a")] == [0, 1]
+    assert policy.drain("a") == (1,)
+    assert policy.holding("a") == (0,)
+    assert policy.assign("a", 0.0) is None
+    # What it had not begun is the next one that another gets, and the drained one is not waited for.
+    assert take(policy, "b") == 1
+    policy.finish("a", 0)
+    assert policy.assign("a", 0.0) is None
+    assert take(policy, "b") == 2
+    policy.finish("b", 1)
+    assert take(policy, "b") == 3, "the drained actor counts as free for nobody"
+
+
+def test_a_drained_actor_that_is_let_go_costs_its_shard_nothing() -> None:
+    policy = QueuePolicy([1], max_attempts=1, max_losses=1)
+    for _ in range(5):
+        policy.add_actor("a")
+        take(policy, "a")
+        assert policy.drain("a") == ()
+        policy.actor_gone("a", Gone.RETIRED, now=0.0)
+    policy.add_actor("a")
+    assert take(policy, "a") == 0, "an actor of the same name is another actor"
+    assert policy.attempts(0) == 0
+
+
+@pytest.mark.parametrize(
+    ("seconds_left", "left_bytes", "bytes_per_s", "expected"),
+    [
+        (None, 10**12, 1.0, True),  # no end is known
+        (GIVE_BACK_S + 10, 100, 10.0, True),
+        (GIVE_BACK_S + 10, 101, 10.0, False),
+        (GIVE_BACK_S + 10, 10**12, 0.0, True),  # nothing measured yet
+        (GIVE_BACK_S, 0, 10.0, False),
+        (-5.0, 0, 10.0, False),
+    ],
+)
+def test_a_shard_is_finished_on_a_drained_node_if_there_is_time(
+    seconds_left: float | None, left_bytes: int, bytes_per_s: float, expected: bool
+) -> None:
+    given = {"seconds_left": seconds_left, "left_bytes": left_bytes, "bytes_per_s": bytes_per_s}
+    assert may_finish(**given) is expected
 
 
 def test_simulation_with_deaths_losses_and_errors_ends_every_shard_once() -> None:

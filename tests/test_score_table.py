@@ -218,7 +218,7 @@ def test_verification_notices_what_is_not_there(tmp_path: Path) -> None:
 
 def test_errors_files_hold_null_keys_and_their_digest(tmp_path: Path) -> None:
     path = tmp_path / "errors.parquet"
-    write_errors(path, FAULTS, "/data/a.tar")
+    write_errors(path, FAULTS, "/data/a.tar", run_id="run-1")
     table = pq.read_table(path)
     assert table.schema.equals(ERRORS_SCHEMA)
     assert table.to_pylist() == [{"shard": "/data/a.tar", **dataclasses.asdict(fault)} for fault in FAULTS]

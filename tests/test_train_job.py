@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -130,8 +131,15 @@ def test_a_stopped_run_goes_on_with_resume(whole: Path, table: str, tmp_path: Pa
     refused = train(table, out, "--resume", "--base-lr", "0.02")
     assert refused.returncode == 2
     assert "base_lr: 0.01 -> 0.02" in refused.stderr
-    resumed = train(table, out, "--resume")
+    resumed = train(table, out, "--resume", "--log-format", "json")
     assert resumed.returncode == 0, resumed.stderr
+    events = [json.loads(line) for line in resumed.stdout.splitlines() if line.startswith("{")]
+    names = [event["event"] for event in events]
+    assert (names[0], names[-1]) == ("run begun", "run ended")
+    measured = [event for event in events if event["event"] == "measured"]
+    assert int(measured[-1]["step"]) == STEPS
+    assert {(event["job"], event["run_id"]) for event in events} == {("train", events[0]["run_id"])}
+    assert (out / "train.yaml").read_text().startswith(f"# run {events[0]['run_id']}\n")
     assert last_of(out).digest == last_of(whole).digest
 
 

@@ -17,7 +17,7 @@ from patchrank.ranker.baselines import BaselineSources, make_baseline
 from patchrank.ranker.checkpoint import load_ranker
 from patchrank.ranker.initial_weights import initial_ranker
 from patchrank.ranker.train_plan import TrainPlan, make_plan
-from patchrank.ranker.train_progress import outcome, point_line, print_progress, read_curve
+from patchrank.ranker.train_progress import follow, outcome, point_line, print_point, read_curve
 from patchrank.ranker.train_record import begin, begun, check_resume, some_rows, write_settings
 from patchrank.ranker.training_loop import Fit, State
 from patchrank.ranker.workers import Worker
@@ -179,7 +179,7 @@ def test_baselines_are_fitted_to_some_of_a_large_table(table: str, tmp_path: Pat
 def test_measurements_are_printed_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     header = "step,views_per_image,loss,agreement,validation,waited\n"
     (tmp_path / "curve.csv").write_text(f"{header}5,1,2.0,0.5,visible patches,0.01\n")
-    with print_progress(str(tmp_path)):
+    with follow(str(tmp_path), print_point):
         (tmp_path / "curve.csv").write_text(
             f"{header}5,1,2.0,0.5,visible patches,0.01\n10,2,1.5,,visible patches,0.02\n"
         )

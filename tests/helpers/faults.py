@@ -28,9 +28,9 @@ class Faults:
     """What goes wrong, and where. Marks are files in `folder`: `<what>.<key>`, with a line for every time.
 
     `kill`, `kill_once`, `block_once`, `hold` name samples by their keys: preparing one kills its actor every
-    time or the first time, never ends the first time, or waits until the file `go` appears. `crash_before` is
-    a pattern of a path: just before a finished file gets a name that fits, the driver and the process that
-    writes it are killed. `refuse`: why every actor fails while it is made.
+    time or the first time, never ends the first time, or waits until the file `go` or `go.<key>` appears.
+    `crash_before` is a pattern of a path: just before a finished file gets a name that fits, the driver and the
+    process that writes it are killed. `refuse`: why every actor fails while it is made.
     """
 
     folder: str
@@ -48,9 +48,9 @@ class Faults:
         path = Path(self.folder) / what
         return len(path.read_text().splitlines()) if path.exists() else 0
 
-    def go(self) -> None:
-        """Let go of what is held."""
-        (Path(self.folder) / "go").touch()
+    def go(self, key: str = "") -> None:
+        """Let go of the sample of this key, or of all that are held."""
+        (Path(self.folder) / (f"go.{key}" if key else "go")).touch()
 
     def put_in_actors(self, monkeypatch: Any = None) -> None:
         """From now on, actors that this process asks for have the faults."""
@@ -93,7 +93,8 @@ class Faults:
             if key in self.hold:
                 self._mark(f"hold.{key}")
                 deadline = time.monotonic() + HOLD_S
-                while not (Path(self.folder) / "go").exists() and time.monotonic() < deadline:
+                ways = [Path(self.folder, name) for name in ("go", f"go.{key}")]
+                while not any(way.exists() for way in ways) and time.monotonic() < deadline:
                     time.sleep(0.02)
             return prepare(item, *arguments)
 

@@ -38,11 +38,11 @@ def prepare(base: Path, folder: Path) -> None:
     write_table(
         base / "old.parquet", shard_record(old, b"was bad", quarantined=1), faults=OLD_FAULTS, run_id="run-0"
     )
-    write_errors(base / "old-errors.parquet", OLD_FAULTS, healed.name)
+    write_errors(base / "old-errors.parquet", OLD_FAULTS, healed.name, run_id="run-0")
     write_table(base / "healed.parquet", shard_record(healed, CONTENTS["healed"]))
     record = shard_record(worse, CONTENTS["worse"], quarantined=1)
     write_table(base / "worse.parquet", record, faults=FAULTS)
-    write_errors(base / "worse-errors.parquet", FAULTS, worse.name)
+    write_errors(base / "worse-errors.parquet", FAULTS, worse.name, run_id="run-0")
     output = OutputFolder(str(folder), run_id="run-0")
     output.commit(old, base / "old.parquet", base / "old-errors.parquet")
     output.record_failed(worse, 3, "the store was away")
