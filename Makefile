@@ -2,7 +2,7 @@
 # 3.13, git and make has to be there, and no network but the package registry.
 #
 #   make install        .venv with the project and all extras, at the versions of constraints.txt
-#   make demo           scores real photographs, draws what it found, trains a small ranker and measures it
+#   make demo           scores real photographs, draws what it found, trains a small ranker, prunes with it, reads that back
 #   make test           lint, types, tests            (make test ARGS="-k shards" for some of the tests)
 #   make bench          benchmarks, one after the other
 #   make lint           ruff and mypy
@@ -44,7 +44,7 @@ $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 demo: install
-	@echo "== demo: scores photographs with the bundled teacher"
+	@echo "== demo: scores photographs with the bundled teacher, trains a ranker, prunes with it"
 	$(BIN)/patchrank demo $(ARGS)
 
 test: install lint

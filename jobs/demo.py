@@ -1,24 +1,26 @@
-"""`patchrank demo`: photographs into shards, shards into scores, scores into a picture and a small ranker."""
+"""`patchrank demo`: photos into shards, scores, a picture, a small ranker, and pruned shards that a model reads."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from patchrank.jobs import evaluate, score, train
+from patchrank.jobs import evaluate, prune, score, train
 from patchrank.jobs.command_line import run_job
 from patchrank.pipeline.job_config import DemoConfig, ScoreConfig
 
 
 def run(config: DemoConfig) -> int:
-    """Pack, score, draw, train, measure; returns the exit code of the first step that is not complete."""
+    """Pack, score, draw, train, measure, prune, read; returns the exit code of the first step that is not complete."""
     from patchrank.pipeline import demo_sheet, storage
     from patchrank.pipeline.demo_photos import find_photos, pack_photos
     from patchrank.pipeline.output import new_run_id
     from patchrank.pipeline.teacher.checkpoint import read_teacher
+    from patchrank.ranker.demo_prune import demo_pruning, reading_line, saved_lines
     from patchrank.ranker.demo_ranker import FEWEST_SAMPLES, demo_evaluation, demo_training
 
     run_id = new_run_id()
-    shards, labels, ranker = (storage.join(config.out, name) for name in ("shards", "labels", "ranker"))
+    names = ("shards", "labels", "ranker", "pruned")
+    shards, labels, ranker, pruned = (storage.join(config.out, name) for name in names)
     teacher = read_teacher(config.teacher)
     demo_sheet.check_teacher(teacher)
     packed = pack_photos(find_photos(config.images), shards, samples=config.samples, run_id=run_id)
@@ -38,13 +40,23 @@ def run(config: DemoConfig) -> int:
     storage.commit_bytes(demo_sheet.draw(packed, labels, teacher), picture, run_id=run_id)
     if packed.samples < FEWEST_SAMPLES:
         print(f"\n{packed.samples} samples are too few to train a ranker on: {FEWEST_SAMPLES} are needed")
+        ranker, pruned = "tiny", f"{pruned}-by-tiny"
     else:
         print("\ntraining a small ranker on the scores", flush=True)
         if code := train.run(demo_training(labels, ranker)):
             return code
         print("\nmeasuring it on samples that it did not see: other crops of the same photos", flush=True)
         evaluate.run(demo_evaluation(packed.shards, ranker, config.teacher))
-    lines = demo_sheet.closing_lines(out=config.out, picture=picture, shards=shards, labels=labels)
+    print(
+        "\npruning the shards: of each photo, the half of its patches that the ranker puts first", flush=True
+    )
+    pruning = demo_pruning(packed.shards, ranker, pruned, max_actors=config.max_actors)
+    if code := prune.run(pruning):
+        return code
+    print("\n".join([*saved_lines(pruning), reading_line(pruning)]))
+    lines = demo_sheet.closing_lines(
+        out=config.out, picture=picture, shards=shards, labels=labels, pruned=pruned
+    )
     print("\n".join(lines))
     return 0
 

@@ -46,7 +46,7 @@ def draw(packed: PackedPhotos, labels: str, teacher: TeacherFile) -> bytes:
     return picture_file(draw_sheet(sheet))
 
 
-def closing_lines(*, out: str, picture: str, shards: str, labels: str) -> list[str]:
+def closing_lines(*, out: str, picture: str, shards: str, labels: str, pruned: str) -> list[str]:
     """Where everything is, and what to try next; `out` is the demo's whole output."""
     command, other = _command(), shlex.quote(out.rstrip("/") + "-2")
     return [
@@ -54,6 +54,7 @@ def closing_lines(*, out: str, picture: str, shards: str, labels: str) -> list[s
         f"picture  {picture}",
         f"shards   {shards}",
         f"table    {labels}",
+        f"pruned   {pruned}",
         "",
         "Look at the picture: do the scores follow the objects? Then try:",
         f"  {command} status {shlex.quote(labels)}",

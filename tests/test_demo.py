@@ -106,6 +106,12 @@ def test_the_demo_from_photos_to_picture_and_again(tmp_path, capsys) -> None:
     assert load_ranker(str(out / "ranker")).config.depth == 2
     assert "complete: 4 of 4 shards done, 128 rows" in ended.stdout
     assert re.search(rf"^  \S+ status {out}/labels$", ended.stdout, re.MULTILINE)
+    assert "patches: 3,136 of 6,272 kept, 50.0%" in ended.stdout
+    assert "tokens   196 of an image before, 98 after" in ended.stdout
+    assert re.search(
+        r"^reading  \[8, (98|99), 768\] patches, 784 of them kept .* logits \[8, 10\]$", ended.stdout, re.MULTILINE
+    )
+    assert len(list((out / "pruned" / "shards").glob("*.tar"))) == 4
     picture = (out / "contact-sheet.png").read_bytes()
     with Image.open(out / "contact-sheet.png") as image:
         assert image.width > 5 * 224
