@@ -50,7 +50,7 @@ LISTED = {
         prune_plan prune_survey prune_summary prune_sheet prune_estimate prune_worker ray_prune prune_events prune_run
         curves initial_weights optimiser training validation_plan validation workers
         train_config train_plan train_estimate train_record training_loop train_progress ray_train
-        demo_ranker
+        demo_ranker demo_prune
     """,
     "jobs": "command_line score train prune evaluate pretrain report schedule status demo cli",
 }
