@@ -4,7 +4,7 @@
 #   make install        .venv with the project and all extras, at the versions of constraints.txt
 #   make demo           scores real photographs, draws what it found, trains a small ranker, prunes with it, reads that back
 #   make test           lint, types, tests            (make test ARGS="-k shards" for some of the tests)
-#   make bench          benchmarks, one after the other
+#   make bench          benchmarks in a few minutes, beside the last saved ones of such a machine
 #   make lint           ruff and mypy
 #   make clean          removes what the other targets made, but keeps .venv
 #
@@ -52,10 +52,7 @@ test: install lint
 	$(BIN)/python -m pytest $(ARGS)
 
 bench: install
-	@for file in $(sort $(wildcard benchmarks/[a-z]*.py)); do \
-	    echo "== bench: $$file"; \
-	    $(BIN)/python -m benchmarks.$$(basename $$file .py) $(ARGS) || exit 1; \
-	done
+	$(BIN)/python -m benchmarks.bench $(ARGS)
 
 lint: install links
 	@echo "== lint: ruff"

@@ -129,6 +129,7 @@ def train_for(index: TableIndex, size: str, options: Options) -> dict[str, Any]:
         "rows_per_second": steps * options.batch_size / seconds,
         "step_seconds": seconds / steps,
         "waited": waited / seconds,
+        "worked": 1 - waited / seconds,
         "steps": steps,
     }
 
