@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from patchrank.pipeline.api import load_teacher, score_images
 from patchrank.pipeline.config import FrozenTokens, Metric
 from patchrank.pipeline.cost import gflop_per_view
 from patchrank.pipeline.errors import UserError
@@ -17,6 +20,8 @@ from patchrank.pipeline.frozen import draw_starts, draw_tokens
 from patchrank.pipeline.scoring import Scorer
 from patchrank.pipeline.teacher.checkpoint import build_teacher, read_teacher
 from patchrank.pipeline.teacher.model import TeacherConfig
+from tests.helpers.photos import encode, photo_pixels, write_shard
+from tests.helpers.score_runs import rows_of, save_small_teacher, score_config, score_here
 from tests.helpers.scoring import RATIO, SMALL, make_teacher, make_views, one_thread
 from tests.helpers.tables import CONFIG
 from tests.reference import kendall_tau
@@ -154,6 +159,26 @@ def test_half_precision_keeps_the_ranks() -> None:
     )
     taus = [kendall_tau(x, y) for x, y in zip(full.tolist(), half.tolist(), strict=True)]
     assert np.mean(taus) >= 0.95, taus
+
+
+def test_a_table_holds_what_python_gives(tmp_path: Path) -> None:
+    """Each view by its own random numbers, whatever is in its batch."""
+    pixels = [photo_pixels(number, 60, 80) for number in range(3)]
+    samples = [(f"k{number}", {"png": encode(photo, "PNG")}) for number, photo in enumerate(pixels)]
+    shard = write_shard(tmp_path / "a.tar", samples)
+    path = save_small_teacher(tmp_path)
+    settings: dict[str, Any] = {"estimator": "frozen", "frozen_tokens": 6, "metric": "l2", "seed": 3}
+    score_here(score_config([shard], tmp_path / "out", path, views="3", crop="center", **settings))
+    rows = rows_of(tmp_path / "out")
+    teacher = load_teacher(path, device="cpu", precision="fp32")
+    results = score_images(pixels, teacher, keys=["k0", "k1", "k2"], views=3, **settings)
+    exact = score_images(pixels, teacher, keys=["k0", "k1", "k2"], views=3, metric="l2", seed=3)
+    for number, result in enumerate(results):
+        assert (result.visible == exact[number].visible).all()
+        assert (result.score != exact[number].score).all()
+        for view in range(3):
+            row = rows[str(shard), f"k{number}", view]
+            assert row["score"] == pytest.approx(result.score[view].tolist(), rel=1e-5, abs=0)
 
 
 def test_random_numbers_go_with_the_estimator() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,6 +60,13 @@ def test_every_setting_is_part_of_the_identity(field: str, value: object) -> Non
     assert row_identity(changed, TEACHER.digest) != GOLDEN_IDENTITY
 
 
+def test_the_frozen_estimator_and_its_tokens_are_part_of_the_identity() -> None:
+    changes: list[dict[str, Any]] = [{"frozen_tokens": tokens} for tokens in (8, 30, "all")]
+    configs = [dataclasses.replace(CONFIG, estimator="frozen", **change) for change in changes]
+    identities = {row_identity(config, TEACHER.digest) for config in configs}
+    assert len(identities | {GOLDEN_IDENTITY}) == 4
+
+
 def test_the_teacher_is_part_of_the_identity() -> None:
     assert row_identity(CONFIG, "f" * 64) != GOLDEN_IDENTITY
 
@@ -78,6 +86,7 @@ def test_the_teacher_is_part_of_the_identity() -> None:
         {"size": 0},
         {"image_field": " ; "},
         {"decoder": ""},
+        {"frozen_tokens": 30},
     ],
 )
 def test_settings_that_make_no_rows_are_refused(wrong: dict[str, object]) -> None:
