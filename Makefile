@@ -20,6 +20,8 @@ INSTALLED := $(VENV)/.patchrank-installed
 EXTRAS := demo,plots,s3,http,test,dev
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 ARGS :=
+# Of the tests: most of those with Ray wait more than they work.
+PROCESSES := 2
 
 install: $(INSTALLED)
 
@@ -49,7 +51,7 @@ demo: install
 
 test: install lint
 	@echo "== test: pytest"
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 bench: install
 	$(BIN)/python -m benchmarks.bench $(ARGS)
