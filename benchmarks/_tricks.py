@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
+from unittest import mock
 
-import torch
 from torch import Tensor, nn
 
-from patchrank.pipeline.inference import OneDnnLinear
+from patchrank.pipeline import inference
 from patchrank.pipeline.removals import Without, others_of
 from patchrank.pipeline.scoring import Scorer
 from patchrank.pipeline.teacher.model import MaskedAutoencoder
+
+Make = Callable[[], Scorer]
 
 
 class DecodeEach:
@@ -35,56 +37,52 @@ class DecodeEach:
         return predicted.float().reshape(len(visible_NV), len(removed_K), hidden, -1)
 
 
-def share_nothing(scorer: Any) -> None:
+def share_nothing(make: Make) -> Scorer:
     """Without the shared first block."""
+    scorer: Any = make()
     scorer._removals = DecodeEach(scorer._model, scorer.visible)
+    return cast(Scorer, scorer)
 
 
-def compute_unread(scorer: Any) -> None:
+def compute_unread(make: Make) -> Scorer:
     """The last block computes all tokens, also those that nothing reads."""
+    scorer: Any = make()
     last = scorer._model.decoder_blocks[-1]
     whole = last.forward
     last.forward = lambda x, read=None: whole(x)[:, :read]
+    return cast(Scorer, scorer)
 
 
-def separate_gelu(scorer: Any) -> None:
+def separate_gelu(make: Make) -> Scorer:
     """GELU as an operation of its own."""
-    for part in scorer._model.modules():
-        if getattr(getattr(part, "fc1", None), "gelu", False):
-            part.fc1.gelu, part.act = False, nn.GELU()
+    with mock.patch.object(inference, "_fuse_gelu", return_value=None):
+        return make()
 
 
-class PlainLinear(nn.Module):
-    """PyTorch's own linear layer with the same weights."""
-
-    def __init__(self, linear: OneDnnLinear) -> None:
-        super().__init__()
-        self.linear = linear
-
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, self.linear.weight, self.linear.bias)
+def pack_every_time(make: Make) -> Scorer:
+    """Weights in their usual order."""
+    with mock.patch.object(inference, "pack", lambda weight: weight):
+        return make()
 
 
-def plain_linear(scorer: Any) -> None:
+def plain_linear(make: Make) -> Scorer:
     """Linear layers by PyTorch's choice of library, GELU apart."""
-    separate_gelu(scorer)
-    for module in list(scorer._model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, OneDnnLinear) and not isinstance(module, PlainLinear):
-                setattr(module, name, PlainLinear(child))
+    with mock.patch.object(inference, "has_onednn", return_value=False):
+        return make()
 
 
-UNDO: dict[str, Callable[[Any], None]] = {
+def compile_blocks(make: Make) -> Scorer:
+    """The transformer blocks compiled; they cannot be where oneDNN is called by name."""
+    scorer: Any = plain_linear(make)
+    for block in (*scorer._model.blocks, *scorer._model.decoder_blocks):
+        block.compile(dynamic=False)
+    return cast(Scorer, scorer)
+
+
+UNDO: dict[str, Callable[[Make], Scorer]] = {
     "first block shared": share_nothing,
     "unread tokens left out": compute_unread,
     "GELU in the linear layer": separate_gelu,
+    "weights packed": pack_every_time,
     "oneDNN for linear layers": plain_linear,
 }
-
-
-@torch.inference_mode()
-def without_trick(name: str, make: Callable[[], Scorer]) -> Scorer:
-    """A new scorer that lacks it."""
-    scorer = make()
-    UNDO[name](scorer)
-    return scorer

@@ -26,7 +26,7 @@ from benchmarks._common import measure, ratio, show, write_json
 from benchmarks._fresh_process import run_fresh
 from benchmarks._published import decode, published_scores
 from benchmarks._teachers import SIZES, random_teacher
-from benchmarks._tricks import UNDO, without_trick
+from benchmarks._tricks import UNDO, compile_blocks
 from benchmarks.limit import DTYPES, device, matrix_rate
 from patchrank.pipeline.capacity import choose_batch_size
 from patchrank.pipeline.config import Precision, Removal
@@ -120,10 +120,13 @@ def ours(
         for precision in dict.fromkeys(("fp32", chosen)):
             batch = found[f"patchrank, {precision}"].batch_size
             remake = partial(make, precision=precision, batch_size=batch)
-            for name in UNDO:
-                fused = precision == "fp32" and where.type == "cpu"
-                if ("GELU" not in name or fused) and ("oneDNN" not in name or where.type == "cpu"):
-                    found[f"patchrank, {precision}, not: {name}"] = without_trick(name, remake)
+            for name, undo in UNDO.items():
+                # oneDNN is for processors, and GELU is fused in float32 alone.
+                everywhere = name in ("first block shared", "unread tokens left out")
+                if everywhere or (where.type == "cpu" and (precision == "fp32" or "GELU" not in name)):
+                    found[f"patchrank, {precision}, not: {name}"] = undo(remake)
+            if options.compiled:
+                found[f"patchrank, {precision}, blocks compiled"] = compile_blocks(remake)
     return {name: (scorer.score, scorer.batch_size) for name, scorer in found.items()}
 
 

@@ -25,6 +25,15 @@ HALF_GAIN = 1.1
 _PROBE_ROUNDS = 3
 
 
+_ROWS = 4096
+"""About how many rows a linear layer gets at a time; more and fewer work as well."""
+
+
+def pack(weight: Tensor) -> Tensor:
+    """Weights `[outputs, inputs]` as oneDNN wants them: else it orders them anew in every call."""
+    return cast(Tensor, torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS))
+
+
 class OneDnnLinear(nn.Module):
     """A linear layer that runs in oneDNN whatever its type, on a processor and without gradients.
 
@@ -33,18 +42,18 @@ class OneDnnLinear(nn.Module):
     frozen models.
     """
 
-    weight: Tensor
     bias: Tensor | None
 
     def __init__(self, linear: nn.Linear) -> None:
+        """Keeps a copy of the weights in the order in which the library reads them."""
         super().__init__()
-        self.weight, self.bias = linear.weight, linear.bias
+        self.packed, self.bias = pack(linear.weight.detach()), linear.bias
         self.gelu = False
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., inputs]` to `[..., outputs]`."""
         after, kind = ("gelu", "none") if self.gelu else ("none", "")
-        result = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, after, [], kind)
+        result = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, after, [], kind)
         return cast(Tensor, result)
 
 

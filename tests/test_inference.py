@@ -81,6 +81,10 @@ def test_half_precision_is_for_the_blocks_only() -> None:
         # A removal's effect is smallest in the decoder's first block.
         inner = inner and "decoder_blocks.0." not in name
         assert value.dtype == (torch.bfloat16 if inner else torch.float32), name
+    for name, module in ready.named_modules():
+        if isinstance(module, OneDnnLinear):
+            inner = "blocks." in name and "decoder_blocks.0." not in name
+            assert module.packed.dtype == (torch.bfloat16 if inner else torch.float32), name
     norms = [module for name, module in ready.named_modules() if name.endswith(("norm1", "norm2"))]
     assert [isinstance(norm, NarrowingNorm) for norm in norms] == [True] * 4 + [False] * 2 + [True] * 2
     assert run(ready).dtype == torch.float32

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 import torch
@@ -51,11 +51,11 @@ class Cramped(MaskedAutoencoder):
     message = "CUDA out of memory"
     error: type[Exception] = torch.OutOfMemoryError
 
-    def decode(self, latent: Tensor, visible_NV: Tensor, hidden_NH: Tensor, read: int) -> Tensor:
-        if len(latent) > Cramped.room:
+    def finish_decoding(self, x: Tensor, blocks: Iterable[torch.nn.Module], read: int) -> Tensor:
+        if len(x) > Cramped.room:
             raise Cramped.error(Cramped.message)
-        Cramped.sizes.append(len(latent))
-        return super().decode(latent, visible_NV, hidden_NH, read)
+        Cramped.sizes.append(len(x))
+        return super().finish_decoding(x, blocks, read)
 
 
 @pytest.fixture
