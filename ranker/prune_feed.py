@@ -117,7 +117,7 @@ def prepare(item: Sample | Fault, spec: PruneSpec, images: ShardChoice | None = 
         return Left(fault=fault, members=item.members if isinstance(item, Rejected) else (), is_sample=False)
     score = None if images is None else images.scores.get(item.key)
     if images is not None and score is not None and score < images.threshold:
-        dropped = left(item, Fault(item.key, None, DROPPED, images.reason(score)))
+        dropped = left(item, Fault(item.key, None, DROPPED, images.reason))
         return dataclasses.replace(dropped, image_score=score)
     member = None
     try:

@@ -157,7 +157,7 @@ def test_dropped_images_leave_with_their_sample(
     rows = {row["sample_key"]: row for row in index_of(tmp_path / "out")}
     assert list(rows) == [*SCORES, "photo-0-0003", "text"], "every key has its row"
     gone = rows["photo-0-0001"]
-    assert gone["reason"] == "dropped: its image score 0.5 is below 1.25"
+    assert gone["reason"] == "dropped: its image score is below 1.25"
     assert (gone["image_score"], gone["positions"], gone["kept"], gone["bytes_after"]) == (0.5, None, None, 0)
     members = [(name, data) for name, data in members_of(shard) if name.startswith("photo-0-0001")]
     assert gone["bytes_before"] == sum(len(data) for _, data in members)
