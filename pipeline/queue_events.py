@@ -22,6 +22,7 @@ class QueueEvents:
 
     def __init__(self, run_id: str) -> None:
         self._metrics = RunMetrics("score", run_id)
+        self._told: tuple[int, ...] = ()
 
     def actor_ready(self, actor: PooledActor, batch_size: int) -> None:
         """An actor takes shards from now on; `batch_size` in views."""
@@ -86,8 +87,12 @@ class QueueEvents:
 
     def totals(self, totals: Totals, draining: int) -> None:
         """The counts of now; `draining`: of the actors, those whose nodes will end."""
-        self._metrics.set("patchrank_shards_left", totals.shards - totals.done - totals.failed)
         states = {"ready": totals.actors - draining, "starting": totals.starting, "draining": draining}
+        left = totals.shards - totals.done - totals.failed
+        if (now := (left, *states.values())) == self._told:
+            return
+        self._told = now
+        self._metrics.set("patchrank_shards_left", left)
         for state, count in states.items():
             self._metrics.set("patchrank_actors", count, state=state)
 

@@ -229,7 +229,7 @@ class ShardQueue:
 
     def _leave_drained_nodes(self) -> None:
         """Let actors go whose nodes will end, before that; what they have begun they finish if there is time."""
-        for actor in list(self._pool.actors.values()):
+        for actor in list(self._pool.actors.values()) if self._view.draining else ():
             if actor.info is None or actor.info.node_id not in self._view.draining:
                 continue
             seconds_left = self._view.draining[actor.info.node_id]

@@ -33,7 +33,7 @@ from patchrank.ranker.initial_weights import (
 )
 from patchrank.ranker.model import Ranker
 from patchrank.ranker.train_plan import TrainPlan
-from patchrank.ranker.train_progress import follow, outcome, print_point
+from patchrank.ranker.train_progress import follow, numbers_of, outcome, print_point
 from patchrank.ranker.train_record import TrainRecord, begin, begun, check_resume, write_settings
 from patchrank.ranker.training_loop import Fit, State
 from patchrank.ranker.workers import Worker
@@ -104,7 +104,7 @@ def _teller(run_id: str, *, people: bool) -> Callable[[dict[str, str]], None]:
     def tell(point: dict[str, str]) -> None:
         if people:
             print_point(point)
-        log_event("measured", point)
+        log_event("measured", numbers_of(point))
         for name, column in _GAUGES.items():
             if point[column]:
                 metrics.set(f"patchrank_train_{name}", float(point[column]))

@@ -39,6 +39,18 @@ def point_line(point: dict[str, str]) -> str:
     )
 
 
+def numbers_of(point: dict[str, str]) -> dict[str, object]:
+    """One measurement for the log: texts that are numbers as such, empty ones as None."""
+    return {name: _number(text) if text else None for name, text in point.items()}
+
+
+def _number(text: str) -> float | str:
+    try:
+        return int(text) if text.isdigit() else float(text)
+    except ValueError:
+        return text
+
+
 def print_point(point: dict[str, str]) -> None:
     """Show a measurement on the console."""
     print(point_line(point), flush=True)

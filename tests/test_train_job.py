@@ -137,7 +137,7 @@ def test_a_stopped_run_goes_on_with_resume(whole: Path, table: str, tmp_path: Pa
     names = [event["event"] for event in events]
     assert (names[0], names[-1]) == ("run begun", "run ended")
     measured = [event for event in events if event["event"] == "measured"]
-    assert int(measured[-1]["step"]) == STEPS
+    assert measured[-1]["step"] == STEPS
     assert {(event["job"], event["run_id"]) for event in events} == {("train", events[0]["run_id"])}
     assert (out / "train.yaml").read_text().startswith(f"# run {events[0]['run_id']}\n")
     assert last_of(out).digest == last_of(whole).digest

@@ -17,7 +17,7 @@ from patchrank.ranker.baselines import BaselineSources, make_baseline
 from patchrank.ranker.checkpoint import load_ranker
 from patchrank.ranker.initial_weights import initial_ranker
 from patchrank.ranker.train_plan import TrainPlan, make_plan
-from patchrank.ranker.train_progress import follow, outcome, point_line, print_point, read_curve
+from patchrank.ranker.train_progress import follow, numbers_of, outcome, point_line, print_point, read_curve
 from patchrank.ranker.train_record import begin, begun, check_resume, some_rows, write_settings
 from patchrank.ranker.training_loop import Fit, State
 from patchrank.ranker.workers import Worker
@@ -183,6 +183,12 @@ def test_measurements_are_printed_once(tmp_path: Path, capsys: pytest.CaptureFix
         (tmp_path / "curve.csv").write_text(
             f"{header}5,1,2.0,0.5,visible patches,0.01\n10,2,1.5,,visible patches,0.02\n"
         )
+    assert numbers_of({"step": "10", "loss": "1.5", "agreement": "", "validation": "visible patches"}) == {
+        "step": 10,
+        "loss": 1.5,
+        "agreement": None,
+        "validation": "visible patches",
+    }
     shown = capsys.readouterr().out.splitlines()
     assert shown == [
         "step 10  views per image 2  loss 1.5000  agreement nan on visible patches  waited for data 2.0%"
