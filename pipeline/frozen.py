@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +29,7 @@ from torch.nn import functional
 from patchrank.pipeline.config import FrozenTokens, Metric, RowConfig
 from patchrank.pipeline.errors import UserError
 from patchrank.pipeline.randomness import KeyedRandom
+from patchrank.pipeline.teacher.blocks import InferenceBlock
 from patchrank.pipeline.teacher.model import MaskedAutoencoder
 
 SMALLEST_SHARE = 1e-3
@@ -111,7 +111,10 @@ class FrozenEstimator:
     def __init__(self, model: MaskedAutoencoder, count: int, metric: Metric) -> None:
         """`count`: K, from `count_tokens`."""
         self._model, self._count, self._metric = model, count, metric
-        self._blocks: list[Any] = list(model.decoder_blocks)
+        self._blocks: list[InferenceBlock] = []
+        for block in model.decoder_blocks:
+            assert isinstance(block, InferenceBlock), "the model was not prepared"
+            self._blocks.append(block)
 
     def scores(
         self, latent: Tensor, visible_NV: Tensor, hidden_NH: Tensor, starts_NV: Tensor, largest: int
@@ -149,7 +152,7 @@ class FrozenEstimator:
             kept.append(keys_values)
             mixed = _attend(block, queries, keys_values)
             reach = _reach(block, queries, keys_values, mixed, reach)
-            x = _finish(block, x, mixed)
+            x = block.finish(x, mixed)
         prediction = self._model.decoder_pred(self._model.decoder_norm(x[:, :hidden])).float()
         proxy = reach[:, :hidden].transpose(1, 2)
         return Anchor(tokens=tokens, queries=first_queries, kept=kept, prediction=prediction, proxy=proxy)
@@ -179,7 +182,7 @@ class FrozenEstimator:
             if number == len(self._blocks) - 1:
                 # Nothing reads the visible tokens any more.
                 queries, x = queries[:, :read], x[:, :read]
-            x = _finish(block, x, _attend(block, queries, keys_values))
+            x = block.finish(x, _attend(block, queries, keys_values))
         prediction: Tensor = self._model.decoder_pred(self._model.decoder_norm(x)).float()
         return prediction.reshape(views, removals, read, -1)
 
@@ -189,12 +192,12 @@ def _rows(values_NHP: Tensor, places_NRK: Tensor) -> Tensor:
     return values_NHP[torch.arange(len(values_NHP), device=places_NRK.device)[:, None, None], places_NRK]
 
 
-def _heads(block: Any, x: Tensor) -> Tensor:
+def _heads(block: InferenceBlock, x: Tensor) -> Tensor:
     """`[N, heads, tokens, E / heads]` of `[N, tokens, E]`."""
     return x.reshape(*x.shape[:2], block.attn.num_heads, -1).transpose(1, 2)
 
 
-def _attend(block: Any, queries: Tensor, keys_values: Tensor) -> Tensor:
+def _attend(block: InferenceBlock, queries: Tensor, keys_values: Tensor) -> Tensor:
     """Attention without its last projection, `[N, queries, E]`."""
     keys, values = keys_values.chunk(2, dim=-1)
     mixed = functional.scaled_dot_product_attention(
@@ -203,14 +206,9 @@ def _attend(block: Any, queries: Tensor, keys_values: Tensor) -> Tensor:
     return mixed.transpose(1, 2).flatten(2)
 
 
-def _finish(block: Any, x: Tensor, mixed: Tensor) -> Tensor:
-    """The rest of a block, once its tokens have attended."""
-    x = x + block.attn.proj(mixed)
-    result: Tensor = x + block.mlp(block.norm2(x))
-    return result
-
-
-def _reach(block: Any, queries: Tensor, keys_values: Tensor, mixed: Tensor, before: Tensor) -> Tensor:
+def _reach(
+    block: InferenceBlock, queries: Tensor, keys_values: Tensor, mixed: Tensor, before: Tensor
+) -> Tensor:
     """How far the removal of each visible token reaches after a block, float32 `[N, T, V]`; `before`: ahead of it.
 
     Attention that mixes o, with weight a on a value v, would without it mix something a / (1 - a) |v - o| away from o.
@@ -222,4 +220,5 @@ def _reach(block: Any, queries: Tensor, keys_values: Tensor, mixed: Tensor, befo
     on_visible = weights[..., -visible:]
     away = torch.cdist(_heads(block, mixed).float(), values[:, :, -visible:])
     direct = (on_visible / (1 - on_visible).clamp(min=SMALLEST_SHARE) * away).mean(1)
-    return before + direct + PASSED_ON * (weights.mean(1) @ before)
+    after: Tensor = before + direct + PASSED_ON * (weights.mean(1) @ before)
+    return after
