@@ -13,7 +13,7 @@ import io
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from patchrank.pipeline.errors import InfrastructureError, UserError
 from patchrank.pipeline.storage_local import link_exclusive, replace_local
@@ -54,6 +54,7 @@ __all__ = [
     "ObjectInfo",
     "RandomAccessFile",
     "absolute_url",
+    "arrow_filesystem",
     "canonical_url",
     "commit_bytes",
     "commit_file",
@@ -131,6 +132,20 @@ def make_folder(url: str) -> None:
         _writing(lambda: os.makedirs(local_path(url), exist_ok=True), url)
     except FileExistsError:
         raise UserError(f"cannot make the folder {canonical_url(url)}: a file has that name") from None
+
+
+def arrow_filesystem(url: str) -> tuple[Any, str]:
+    """A store as a `pyarrow.fs.FileSystem`, and the path in it, for libraries that write there by themselves.
+
+    Reached as by everything here, with the same settings and credentials. Errors as `make_folder`.
+    """
+    import pyarrow.fs
+
+    if is_local(url):
+        return pyarrow.fs.LocalFileSystem(), local_path(url)
+    _store_for_writing(url)
+    store, path = filesystem(url)
+    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(store)), path
 
 
 def commit_file(local: Path, url: str, *, run_id: str) -> None:

@@ -158,7 +158,8 @@ def read_bytes(url: str, *, limit: int = 64 * 2**20) -> bytes:
                 # Small records are replaced while others read them; half of each would be neither.
                 stream.check_unchanged()
             except InfrastructureError:
-                if not attempts:
+                # What is no change has been tried again already, as often as helps.
+                if not attempts or stat(url) == stream.info:
                     raise
             else:
                 return data

@@ -123,6 +123,8 @@ def _initial_weights(plan: TrainPlan) -> dict[str, torch.Tensor]:
 
 def _fit(plan: TrainPlan, record: TrainRecord, weights: dict[str, torch.Tensor], run_id: str) -> None:
     config = plan.config
+    # Left to itself, Ray Train knows fewer stores than we do, and looks for their credentials elsewhere.
+    store, path = storage.arrow_filesystem(config.out)
     gpus = ray.cluster_resources().get("GPU", 0) >= config.workers and torch.cuda.is_available()
     trainer = TorchTrainer(
         _work,
@@ -133,7 +135,8 @@ def _fit(plan: TrainPlan, record: TrainRecord, weights: dict[str, torch.Tensor],
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         run_config=RunConfig(
             name=RAY_FOLDER,
-            storage_path=config.out,
+            storage_path=path,
+            storage_filesystem=store,
             failure_config=FailureConfig(max_failures=config.max_restarts),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),

@@ -21,7 +21,8 @@ class Trouble:
     """What one answer does instead of giving the file.
 
     `cut` ends the connection after `after` bytes of the body, `reset` resets it there, `stall` says nothing more
-    until the server closes, `status` answers with that status and no body.
+    until the server closes, `status` answers with that status and no body. `slow`, for an S3 store: the whole body,
+    in small pieces.
     """
 
     kind: str
@@ -116,11 +117,15 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self.close_connection = True
         if trouble.kind == "reset":
-            # Closing with a linger time of zero sends a reset instead of an end.
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.connection.close()
+            _reset(self.connection)
         elif trouble.kind == "stall":
             files.closing.wait(30)
+
+
+def _reset(connection: socket.socket) -> None:
+    """Close with a linger time of zero, which sends a reset instead of an end."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
 
 
 class _Server(ThreadingHTTPServer):
@@ -150,15 +155,38 @@ def serve_files() -> Iterator[FileServer]:
 
 @dataclass
 class S3Store:
-    """An S3 endpoint with one bucket; `break_reads` is how many coming object reads break off half-way."""
+    """An S3 endpoint with one bucket; `break_reads` is how many coming object reads break off half-way.
+
+    A request is called "METHOD key?query", keys without the bucket; `asked` keeps all of them, `access_keys` who asked.
+    It takes the next of `troubles` whose pattern (of `re`) it matches, or the one of `forever`; statuses come as S3
+    tells that it is asked too often.
+    """
 
     endpoint: str
     bucket: str = "test-bucket"
     break_reads: int = 0
     ignore_conditions: bool = False
+    troubles: list[tuple[str, Trouble]] = field(default_factory=list)
+    forever: dict[str, Trouble] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+    access_keys: set[str] = field(default_factory=set)
+    closing: threading.Event = field(default_factory=threading.Event)
 
     def url(self, key: str) -> str:
         return f"s3://{self.bucket}/{key}"
+
+    def count(self, pattern: str) -> int:
+        """How many requests so far match."""
+        return sum(re.match(pattern, request) is not None for request in self.asked)
+
+    def next_trouble(self, request: str) -> Trouble | None:
+        for number, (pattern, trouble) in enumerate(self.troubles):
+            if re.match(pattern, request):
+                del self.troubles[number]
+                return trouble
+        return next(
+            (trouble for pattern, trouble in self.forever.items() if re.match(pattern, request)), None
+        )
 
     def environment(self) -> dict[str, str]:
         """What a process needs to reach the store through `s3://` URLs."""
@@ -187,6 +215,10 @@ def serve_s3() -> Iterator[S3Store]:
     store = S3Store("")
 
     def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        trouble = store.next_trouble(_note(store, environ))
+        if trouble is not None and trouble.kind == "status":
+            start_response(f"{trouble.status} Busy", [("Content-Type", "application/xml")])
+            return [_SLOW_DOWN]
         if store.ignore_conditions:
             environ.pop("HTTP_IF_NONE_MATCH", None)
         with one_at_a_time:
@@ -197,7 +229,7 @@ def serve_s3() -> Iterator[S3Store]:
             store.break_reads -= 1
             # The headers tell the whole length, and the server ends the connection after this.
             return [body[: len(body) // 2]]
-        return [body]
+        return [body] if trouble is None else _in_trouble(store, trouble, body, environ["werkzeug.socket"])
 
     server = make_server("127.0.0.1", 0, answer, threaded=True, request_handler=Quiet)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
@@ -209,9 +241,37 @@ def serve_s3() -> Iterator[S3Store]:
         _make_bucket(store)
         yield store
     finally:
+        store.closing.set()
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+_SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+
+
+def _note(store: S3Store, environ: dict[str, Any]) -> str:
+    """Keep what is asked and by whom; returns what the request is called."""
+    query = f"?{environ['QUERY_STRING']}" if environ["QUERY_STRING"] else ""
+    key = environ["PATH_INFO"].removeprefix(f"/{store.bucket}").removeprefix("/")
+    request = f"{environ['REQUEST_METHOD']} {key}{query}"
+    store.asked.append(request)
+    signed = re.search(r"Credential=([^/]+)/", environ.get("HTTP_AUTHORIZATION", ""))
+    store.access_keys |= {signed[1]} if signed else set()
+    return request
+
+
+def _in_trouble(store: S3Store, trouble: Trouble, body: bytes, connection: socket.socket) -> Iterator[bytes]:
+    if trouble.kind == "slow":
+        for start in range(0, len(body), step := max(1, len(body) // 20)):
+            yield body[start : start + step]
+            store.closing.wait(0.02)
+        return
+    yield body[: trouble.after]
+    if trouble.kind == "reset":
+        _reset(connection)
+    elif trouble.kind == "stall":
+        store.closing.wait(30)
 
 
 @contextlib.contextmanager
