@@ -17,6 +17,7 @@ from patchrank.pipeline import storage, storage_retry
 from patchrank.pipeline.errors import InfrastructureError
 from patchrank.pipeline.output import OutputFolder
 from patchrank.pipeline.shards import expand_shards
+from tests.helpers.impatient import impatient_s3
 from tests.helpers.servers import S3Store, Trouble, s3_for_this_process
 from tests.helpers.tables import shard_record, write_table
 
@@ -35,14 +36,11 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Store]:
 
 
 @pytest.fixture
-def alone(s3: S3Store, monkeypatch: pytest.MonkeyPatch) -> S3Store:
+def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Store]:
     """The store without the retries of its client libraries, which have pauses of their own."""
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    client = fsspec.get_filesystem_class("s3")
-    monkeypatch.setattr(client, "retries", 1)
-    monkeypatch.setattr(client, "read_timeout", 0.5)
-    client.clear_instance_cache()
-    return s3
+    with impatient_s3(monkeypatch) as store:
+        storage.commit_bytes(DATA, store.url("folder/a.bin"), run_id="r")
+        yield store
 
 
 def calls(store: S3Store) -> dict[str, tuple[str, Callable[[], object], object]]:

@@ -6,18 +6,18 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-import fsspec
 import pytest
 
 from patchrank.jobs.train import main
-from patchrank.pipeline import storage, storage_retry
+from patchrank.pipeline import storage
 from patchrank.pipeline.errors import InfrastructureError, UserError
 from patchrank.ranker.checkpoint import load_ranker
 from patchrank.ranker.train_plan import TrainPlan, make_plan
 from patchrank.ranker.train_progress import outcome, read_curve
 from patchrank.ranker.train_record import begun
+from tests.helpers.impatient import impatient_s3
 from tests.helpers.pixel_tables import write_pixel_table
-from tests.helpers.servers import S3Store, Trouble, s3_for_this_process
+from tests.helpers.servers import S3Store, Trouble
 from tests.test_training import config_for
 from tests.test_training_loop import SETTINGS, fit
 
@@ -27,13 +27,8 @@ TABLE = "GET labels/scores/a.parquet"
 
 @pytest.fixture
 def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Store]:
-    """A store with one table, and clients that leave trying again to us."""
-    monkeypatch.setattr(storage_retry, "FIRST_DELAY_S", 0.001)
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    client = fsspec.get_filesystem_class("s3")
-    monkeypatch.setattr(client, "retries", 1)
-    monkeypatch.setattr(client, "read_timeout", 0.5)
-    with s3_for_this_process(monkeypatch) as store:
+    """A store with one table."""
+    with impatient_s3(monkeypatch) as store:
         local = write_pixel_table(tmp_path / "a.parquet", images=range(40), views=2)
         storage.commit_file(Path(local), store.url("labels/scores/a.parquet"), run_id="r")
         yield store
