@@ -94,9 +94,30 @@ def expand(specs: list[str]) -> dict[str, Any]:
     return {"before": before, "peak": peak_memory(), "shards": len(shards), "seconds": seconds}
 
 
+def decide(specs: list[str], out: str, identity: str) -> dict[str, Any]:
+    """Find shards and decide which of them an output holds; seconds of both, and bytes at the peak and before."""
+    from collections import Counter
+
+    from patchrank.pipeline.output import OutputFolder
+    from patchrank.pipeline.shards import expand_shards
+
+    before, started = peak_memory(), time.perf_counter()
+    shards = expand_shards(specs)
+    found = time.perf_counter()
+    checks = OutputFolder(out, run_id="benchmark").check(shards, identity)
+    states = Counter(check.state.value for check in checks.values())
+    return {
+        "before": before,
+        "peak": peak_memory(),
+        "states": states,
+        "finding_seconds": found - started,
+        "deciding_seconds": time.perf_counter() - found,
+    }
+
+
 def main() -> None:
     """Run what the command line asks for and print its result."""
-    known = (score_shards, score_views, expand)
+    known = (score_shards, score_views, expand, decide)
     functions: dict[str, Callable[..., Any]] = {function.__name__: function for function in known}
     print(json.dumps(functions[sys.argv[1]](**json.loads(sys.argv[2]))))
 

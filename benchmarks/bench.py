@@ -72,6 +72,7 @@ PARTS = (
         },
     ),
     Part(name="scaling", options="--actors 100 --shards 20000", ratios={}),
+    Part(name="done", options="--shards 20000", ratios={}),
 )
 
 

@@ -110,10 +110,10 @@ def measure_finding(folder: Path, options: Options) -> dict[str, Any]:
         "local files, brace range": run_fresh("expand", {"specs": [f"{files}/{pattern}"]}),
         "local files, folder": run_fresh("expand", {"specs": [str(files)]}),
     }
-    with serve_listing(tuple(f"corpus/{name}" for name in names)) as environment:
+    with serve_listing(tuple(f"corpus/{name}" for name in names)) as server:
         for title, spec in (("brace range", pattern), ("folder", "")):
             results[f"s3 (local server), {title}"] = run_fresh(
-                "expand", {"specs": [f"s3://bucket/corpus/{spec}"]}, environment
+                "expand", {"specs": [f"s3://bucket/corpus/{spec}"]}, server.environment
             )
     assert all(result["shards"] == options.urls for result in results.values())
     show(

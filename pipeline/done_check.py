@@ -105,10 +105,11 @@ class RecordFolder:
 
         Raises InfrastructureError where the store fails, UserError for a file of a newer schema.
         """
-        entries = self._load_cache()
+        # First, since what a client holds of a long listing while it comes takes more memory than all entries.
         listed = {
             storage.split_name(info.url)[1]: info for info in storage.list_folder(self.url, suffix=_SUFFIX)
         }
+        entries = self._load_cache()
         wanted = listed.keys() if names is None else [name for name in names if name in listed]
         fresh = [name for name in wanted if not _is_current(entries.get(name), listed[name])]
         found = map_threads(lambda name: self._read(listed[name]), fresh)

@@ -1,0 +1,113 @@
+"""Requests, seconds and memory of deciding which of many shards on an object store are done.
+
+A store on this machine lists shards and tables a thousand a request, as real ones do; its answers take no time on the
+way, so requests are the figure to multiply with a real store's. With the cache of table footers that the run before
+left, nothing but the listings and that cache is read; without it, one more request per table reads its footer.
+Goals for 100,000 shards with the cache: 220 requests, 60 seconds, 500 MB.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from benchmarks._common import show, write_json
+from benchmarks._fresh_process import run_fresh
+from benchmarks._listing_server import TABLE_BYTES, serve_listing, tag_of
+from patchrank.pipeline import storage
+from patchrank.pipeline.done_check import RecordFolder, _Entry
+from patchrank.pipeline.record_file import Record
+from patchrank.pipeline.score_table import SCHEMA_VERSION
+from patchrank.pipeline.shards import shard_id
+
+BUCKET = "s3://bucket"
+IDENTITY = "0" * 64
+MB = 1e6
+PARTS = ("finding", "deciding")
+GOALS = {"requests": 220, "seconds": 60.0, "peak": 500 * MB}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Benchmark of deciding what is done, on this machine."""
+
+    shards: int = 100_000
+    """Shards of the corpus, all of them done."""
+    out: Path = Path("bench-out/done.json")
+    """Results as JSON."""
+
+
+def keys_of(count: int) -> tuple[str, ...]:
+    """What the store lists, sorted: the shards, then their tables."""
+    corpus = [f"corpus/photos-{number:0{len(str(count - 1))}d}.tar" for number in range(count)]
+    return *corpus, *(f"out/scores/{shard_id(f'{BUCKET}/{key}')}.parquet" for key in corpus)
+
+
+def cache_of(keys: tuple[str, ...], folder: Path) -> bytes:
+    """The cache that a run leaves which has read the footers of all tables."""
+    made = RecordFolder(f"{BUCKET}/out/scores", str(folder / "cache.parquet"), newest_schema=SCHEMA_VERSION)
+    made._entries, made._stale = {}, True
+    count = len(keys) // 2
+    for number, (shard, table) in enumerate(zip(keys[:count], keys[count:], strict=True)):
+        record = Record(
+            identity=IDENTITY,
+            name=f"{BUCKET}/{shard}",
+            size=TABLE_BYTES,
+            tag=tag_of(number),
+            sha256=hashlib.sha256(shard.encode()).hexdigest(),
+            rows=40_000,
+            samples=10_000,
+            quarantined=0,
+            damaged=False,
+            errors="",
+            run_id="20260301T030007.512345Z-9f2c41d7",
+        )
+        name = storage.split_name(table)[1]
+        made._entries[name] = _Entry(TABLE_BYTES, tag_of(count + number), "", record)
+    made.save_cache(run_id="benchmark")
+    return (folder / "cache.parquet").read_bytes()
+
+
+def measure(count: int, objects: Mapping[str, bytes], keys: tuple[str, ...]) -> dict[str, Any]:
+    """What a fresh process takes, and how many requests it made."""
+    with serve_listing(keys, objects) as server:
+        arguments = {"specs": [f"{BUCKET}/corpus"], "out": f"{BUCKET}/out", "identity": IDENTITY}
+        result: dict[str, Any] = run_fresh("decide", arguments, server.environment)
+    assert result["states"] == {"done": count}, result["states"]
+    return {
+        **result,
+        "requests": server.requests,
+        "seconds": sum(result[f"{part}_seconds"] for part in PARTS),
+    }
+
+
+def main(options: Options) -> None:
+    """Measure, print a table, write the JSON."""
+    keys = keys_of(options.shards)
+    with tempfile.TemporaryDirectory() as folder:
+        cache = cache_of(keys, Path(folder))
+    result = measure(options.shards, {"out/cache/scores.parquet": cache}, keys)
+    show(
+        f"{options.shards:,} shards decided done, with a cache of {len(cache) / MB:.1f} MB",
+        ["", "measured", "goal"],
+        [
+            ["requests", f"{result['requests']:,}", f"{GOALS['requests']:,}"],
+            [
+                "seconds (finding + deciding)",
+                f"{result['finding_seconds']:.1f} + {result['deciding_seconds']:.1f}",
+                f"{GOALS['seconds']:.0f}",
+            ],
+            ["MB at the peak", f"{result['peak'] / MB:.0f}", f"{GOALS['peak'] / MB:.0f}"],
+        ],
+    )
+    write_json({"shards": options.shards, "cached": result}, options.out)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
