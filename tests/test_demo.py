@@ -109,7 +109,9 @@ def test_the_demo_from_photos_to_picture_and_again(tmp_path, capsys) -> None:
     assert "patches: 3,136 of 6,272 kept, 50.0%" in ended.stdout
     assert "tokens   196 of an image before, 98 after" in ended.stdout
     assert re.search(
-        r"^reading  \[8, (98|99), 768\] patches, 784 of them kept .* logits \[8, 10\]$", ended.stdout, re.MULTILINE
+        r"^reading  \[8, (98|99), 768\] patches, 784 of them kept .* logits \[8, 10\]$",
+        ended.stdout,
+        re.MULTILINE,
     )
     assert len(list((out / "pruned" / "shards").glob("*.tar"))) == 4
     picture = (out / "contact-sheet.png").read_bytes()
