@@ -34,10 +34,20 @@ def pytest_unconfigure() -> None:
     shutil.rmtree(RAY_TEMPORARY, ignore_errors=True)
 
 
+# A third of the time of all slow tests: they take turns with the quick ones while the others run.
+APART = "test_train_job.py"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first, so that two processes end together; `gpu` is skipped without an accelerator."""
+    """Slow tests first and one process for them all, since two clusters at a time starve each other.
+
+    Files stay whole. Tests marked `gpu` are skipped where torch finds no accelerator.
+    """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    items.sort(key=lambda item: (item.path not in slow, item.path.name == APART))
+    for item in items:
+        together = item.path in slow and item.path.name != APART
+        item.add_marker(pytest.mark.xdist_group("slow" if together else item.path.name))
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return
