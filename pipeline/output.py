@@ -188,6 +188,11 @@ class OutputFolder:
         """Every record of the folder that can be read, by shard id, whatever its identity."""
         return {_stem(name): record for name, record in self._folder.read().items()}
 
+    def keep_records(self) -> None:
+        """For the owner: keep what the records say, so that whoever looks later reads only those that are new."""
+        self._folder.read()
+        self._folder.save_cache(run_id=self.run_id)
+
     def failed(self) -> dict[str, FailedRecord]:
         """The failed records, by shard id."""
         listed = storage.list_folder(storage.join(self.url, FAILED_FOLDER), suffix=".json")

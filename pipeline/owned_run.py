@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import signal
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
@@ -16,6 +17,8 @@ from patchrank.pipeline.run_summary import RunEnd
 from patchrank.pipeline.scratch import remove_dead_scratch
 from patchrank.pipeline.shards import Shard
 from patchrank.pipeline.stop_signals import StopRequest, stop_on_signals
+
+_log = logging.getLogger(__name__)
 
 Summary_co = TypeVar("Summary_co", covariant=True)
 
@@ -53,11 +56,20 @@ class RunRecord:
 
     def end(self, summary: RunEnd, changed: Collection[str]) -> None:
         """Tell the summary; tidy up and write it down unless the folder is not this run's, or not any more."""
+        if summary.state == "complete" and self._is_ours():
+            # A schedule looks at the output every night, and a footer is a request each.
+            try:
+                self._output.keep_records()
+            except PatchrankError as error:
+                _log.warning("later runs have to read all footers of %s again: %s", self._output.url, error)
         log_event("run ended", dataclasses.asdict(summary))
-        if self._owned and not self._output.owner_lost:
+        if self._is_ours():
             self._output.remove_temporaries()
             remove_dead_scratch()
             self._write(dataclasses.asdict(summary), changed)
+
+    def _is_ours(self) -> bool:
+        return self._owned and not self._output.owner_lost
 
     def _write(self, content: Mapping[str, Any], changed: Collection[str]) -> None:
         self._output.write_run({**content, "asked": self._asked}, shards=self._shards, changed=changed)
