@@ -109,7 +109,13 @@ def test_what_a_complete_run_leaves_and_says(first: Run) -> None:
     del told["shards"]  # their names are there
     assert record == told
     # Neither an owner nor anything half written, and no folder that nothing needs.
-    assert sorted(path.name for path in out.iterdir()) == ["config.json", "runs", "score.yaml", "scores"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "cache",
+        "config.json",
+        "runs",
+        "score.yaml",
+        "scores",
+    ]
     assert read_config("score", ScoreConfig, ["--config", str(out / "score.yaml")]) == first.config
     stored = json.loads((out / "config.json").read_text())
     assert stored["rows"]["precision"] == "fp32"
