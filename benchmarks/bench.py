@@ -92,7 +92,7 @@ class Options:
 
 def kind_of(about: Mapping[str, Any]) -> str:
     """A name for machines whose ratios can be compared: processor, cores, matrix instructions, GPU."""
-    parts = [about["processor"], f"{about['cores']} cores", *about["vector"][-1:], about["gpu"] or ""]
+    parts = [about["processor"], f"{about['cores']} cores", *about["vector"], about["gpu"] or ""]
     return re.sub(r"[^a-z0-9]+", "-", " ".join(parts).lower()).strip("-")
 
 
