@@ -114,7 +114,10 @@ def test_nodes_that_come_and_go_and_one_that_sees_another_output(
         # One of two nodes reaches another store by the same name.
         blind = cluster.add_node(AWS_ENDPOINT_URL=another.url("").rstrip("/"))
         config = score_config(shards[:2], store.url("out"), teacher, max_actors=None, **given)
-        with score_process(config, tmp_path, RAY_ADDRESS=cluster.address) as process:
+        # The node that sees the right one does not end the run before the other is asked.
+        held = Faults(folder=str(tmp_path / "held"), hold=KEYS)
+        Path(held.folder).mkdir()
+        with score_process(config, tmp_path, held, RAY_ADDRESS=cluster.address) as process:
             assert process.end() == 2, process.output
         (complaint,) = [line for line in process.output.splitlines() if line.startswith("patchrank score: ")]
         assert f"({blind[:8]}) cannot write to {store.url('out')}" in complaint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from pathlib import Path
 
@@ -46,7 +47,8 @@ def test_stopped_by_signals_with_a_second_run_refused_meanwhile(
                 assert f"(process {run.process.pid})" in line
             below = psutil.Process(run.process.pid).children(recursive=True)
             assert run.stop(number, group=group) == 128 + number, run.output
-        assert f"stopped by {number.name}: " in run.output
+        # By the main thread, or where that is held up for a second by the one that watches.
+        assert re.search(rf"stopped by {number.name}(: |, tidied up)", run.output)
         assert "the next run tidies up" not in run.output
         assert leftovers(out) == []
         assert list(scratch.iterdir()) == []
