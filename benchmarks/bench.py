@@ -27,7 +27,7 @@ from benchmarks._common import machine, show, write_json
 FALL = 0.1
 SAVED = Path(__file__).parent / "results"
 
-Path_ = tuple[str, ...]
+JsonPath = tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class Part:
 
     name: str
     options: str = ""
-    ratios: Mapping[str, Path_]
+    ratios: Mapping[str, JsonPath]
 
 
 PARTS = (
@@ -96,7 +96,7 @@ def kind_of(about: Mapping[str, Any]) -> str:
     return re.sub(r"[^a-z0-9]+", "-", " ".join(parts).lower()).strip("-")
 
 
-def find(results: Any, path: Path_, name: str = "") -> dict[str, float]:
+def find(results: Any, path: JsonPath, name: str = "") -> dict[str, float]:
     """The numbers at a path of nested dictionaries, named by what the stars stood for."""
     if not path:
         return {name: float(results)}

@@ -29,7 +29,7 @@ them, float32 `[N, K, H, P]`."""
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FirstBlock:
-    """What the removals of a view share; float32 but for `tokens` and `values`.
+    """What the removals of a view share; float32, and the products of the block in `dtype`.
 
     `tokens` `[N, T, E]`: hidden patches, class token, visible patches. `peak` and `total` `[N, h, T]`: the largest
     logit of each query among the tokens that stay, and the sum of exp(logit - peak); `mixed` `[N, h, T, d]`: their
@@ -42,6 +42,7 @@ class FirstBlock:
     mixed: Tensor
     logits: Tensor
     values: Tensor
+    dtype: torch.dtype
 
 
 class TokenRemovals:
@@ -75,6 +76,7 @@ class TokenRemovals:
             mixed=weights @ values[:, :, :stay],
             logits=logits[..., stay:],
             values=values[:, :, stay:],
+            dtype=queries.dtype,
         )
 
     def _without(self, shared: FirstBlock, removed_K: Tensor) -> Tensor:
@@ -99,7 +101,7 @@ class TokenRemovals:
         total = (share * shared.total[:, :, None]).add_(weights.sum(-1))
         mixed = (weights.flatten(2, 3) @ shared.values).view(*share.shape, -1)
         mixed.addcmul_(share[..., None], shared.mixed[:, :, None]).div_(total[..., None])
-        return mixed.permute(0, 2, 3, 1, 4).flatten(3)
+        return mixed.to(shared.dtype).permute(0, 2, 3, 1, 4).flatten(3)
 
     def _leave_out(self, values_NKTE: Tensor, removed_K: Tensor, stay: int) -> Tensor:
         """Row K of a view without the token that K removes, `[N, K, T - 1, E]`."""

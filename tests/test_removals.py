@@ -45,3 +45,23 @@ def test_any_choice_of_removals_gives_the_same() -> None:
         without = TokenRemovals(model, 7).of(latent, pixels, visible, hidden)
         every, some = without(torch.arange(7)), without(torch.tensor([5, 0]))
     torch.testing.assert_close(some, every[:, [5, 0]], rtol=1e-5, atol=1e-6)
+
+
+def test_a_first_block_in_half_precision_as_on_gpus() -> None:
+    model = prepare(make_teacher(), "bf16", torch.device("cpu"))
+    model.decoder_blocks[0] = model.decoder_blocks[1]
+    _, pixels, visible = make_views(SMALL, 2, 7)
+    visible = visible.long()
+    hidden = hidden_positions(visible, SMALL.positions)
+    with torch.inference_mode():
+        latent = model.encode(normalise(take_patches(pixels, visible)), visible)
+        found = TokenRemovals(model, 7).of(latent, pixels, visible, hidden)(torch.arange(7))
+        others = torch.arange(1, 7)
+        expected = model.decode(
+            torch.cat([latent[:, :1], latent[:, 1 + others]], dim=1),
+            visible[:, others],
+            hidden,
+            hidden.shape[1],
+        )
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found[:, 0], expected.float(), rtol=0.05, atol=0.05)
