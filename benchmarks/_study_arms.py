@@ -29,6 +29,10 @@ TABLES: dict[str, str] = {
     "r50-0-1": f"{SPREAD} --mask-ratio 0.5 --views 0:1",
     "encoder-0-4": f"{SPREAD} --removal encoder --views 0:4",
     "normalised-0-4": f"{SPREAD} --views 0:4 --teacher NORMALISED",
+    # A view takes 0.3 of the FLOPs of exact scores: 3 views cost what one costs there, 13 what 4 cost.
+    "frozen-0-3": f"{SPREAD} --estimator frozen --views 0:3",
+    "frozen-3-4": f"{SPREAD} --estimator frozen --views 3:4",
+    "frozen-4-13": f"{SPREAD} --estimator frozen --views 4:13",
 }
 """Options of `patchrank score` beside `--store view`."""
 
@@ -104,5 +108,10 @@ def arms() -> list[Arm]:
     tables = ("spread-0-1", "spread-1-2", "spread-2-4", "spread-4-8", "spread-8-16")
     for count, views in zip((1, 2, 3, 4, 5), (1, 2, 4, 8, 16), strict=True):
         found.append(Arm(name=f"views {views}", group="views", tables=tables[:count], steps=400))
+    frozen = ("frozen-0-3", "frozen-3-4", "frozen-4-13")
+    for count, views, steps in ((1, 3, 400), (2, 4, 200), (3, 13, 200)):
+        found.append(
+            Arm(name=f"frozen, {views} views", group="estimator", tables=frozen[:count], steps=steps)
+        )
     found.append(Arm(name="views fresh", group="views fresh", tables=(*tables, "spread-16-40"), steps=400))
     return found

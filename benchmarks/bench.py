@@ -71,6 +71,7 @@ PARTS = (
             "of a bare loop": ("prune", "job", "ratio"),
         },
     ),
+    Part(name="start", options="--rounds 2", ratios={}),
     Part(name="scaling", options="--actors 100 --shards 20000", ratios={}),
     Part(name="done", options="--shards 20000", ratios={}),
 )

@@ -45,6 +45,11 @@ class PooledActor:
         """Host that it runs on, as people know it; empty before it has started."""
         return self.info.host if self.info is not None else ""
 
+    @property
+    def bytes_per_s(self) -> float:
+        """Bytes of shards that its teacher gets through in a second of work; 0 while that is not known."""
+        return self.progress.bytes_read / self.progress.teacher_s if self.progress.teacher_s else 0.0
+
 
 @dataclasses.dataclass(frozen=True)
 class Call:

@@ -3,7 +3,8 @@
 No clock, no Ray, no I/O: the caller says what happened and what time it is. The rules:
 
 - Large shards first, so that the last ones to finish are small.
-- An actor holds up to `slots` shards: one is scored while the next is read and the one before commits.
+- An actor holds two shards: one is scored while the next is read and the one before commits. Of small shards it
+  holds as many more as it scores in `AHEAD_S`, or committing them would take longer than scoring them.
   Towards the end an actor gets no second shard while another actor could take it at once.
 - An error or the death of its own actor counts as an attempt of the shard; `max_attempts` of them fail it.
 - When an actor dies with several shards in hand, nobody knows which one killed it: all become *suspects*
@@ -19,6 +20,12 @@ import dataclasses
 import heapq
 from collections.abc import Iterable, Sequence
 from enum import Enum
+
+SLOTS = 2
+MOST_SLOTS = 8
+"""Shards that an actor may hold, and how many small ones."""
+AHEAD_S = 2.0
+"""Seconds of work that an actor should hold; committing a table takes less, on object stores too."""
 
 GIVE_BACK_S = 15.0
 """Seconds before the end of a drained node at which its actors are let go, whatever they are doing."""
@@ -64,21 +71,19 @@ class _Shard:
 class QueuePolicy:
     """The state of one run's shards, which are named by their index in `sizes`.
 
-    `sizes`: bytes of each shard. `slots`: shards an actor may hold. `retry_wait_s`: seconds before the second
-    attempt of a shard, doubled before each later one.
+    `sizes`: bytes of each shard. `retry_wait_s`: seconds before the second attempt of a shard, doubled before each
+    later one.
     """
 
     def __init__(
         self,
         sizes: Sequence[int],
         *,
-        slots: int = 2,
         max_attempts: int = 3,
         max_losses: int = 10,
         retry_wait_s: float = 1.0,
     ) -> None:
         self._sizes = sizes
-        self._slots = slots
         self._max_attempts = max_attempts
         self._max_losses = max_losses
         self._retry_wait_s = retry_wait_s
@@ -122,14 +127,17 @@ class QueuePolicy:
         self._holding[actor] = []
         self._free_actors.add(actor)
 
-    def assign(self, actor: str, now: float) -> int | None:
-        """The next shard for this actor, which then holds it; None when it should get none now."""
+    def assign(self, actor: str, now: float, *, bytes_per_s: float = 0.0) -> int | None:
+        """The next shard for this actor, which then holds it; None when it should get none now.
+
+        `bytes_per_s`: of shards, which the actor's teacher gets through; 0 where that is not known yet.
+        """
         held = self._holding[actor]
         if actor in self._draining:
             return None
         while self._later and self._later[0][0] <= now:
             self._push(heapq.heappop(self._later)[1])
-        if len(held) >= self._slots or any(self._is_suspect(shard) for shard in held):
+        if self._has_enough(held, bytes_per_s) or any(self._is_suspect(shard) for shard in held):
             return None
         if self._suspects and not held:
             return self._give(actor, self._suspects.pop())
@@ -196,6 +204,11 @@ class QueuePolicy:
         """Shards neither finished nor failed, in no particular order."""
         waiting = [index for _, index in self._ready] + [index for _, index in self._later]
         return [*waiting, *self._suspects, *(shard for held in self._holding.values() for shard in held)]
+
+    def _has_enough(self, held: Sequence[int], bytes_per_s: float) -> bool:
+        if len(held) < SLOTS:
+            return False
+        return len(held) >= MOST_SLOTS or sum(self._sizes[shard] for shard in held) >= bytes_per_s * AHEAD_S
 
     def _is_suspect(self, shard: int) -> bool:
         return shard in self._seen and self._seen[shard].suspect

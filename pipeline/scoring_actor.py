@@ -20,6 +20,7 @@ from patchrank.pipeline.config import RowConfig
 from patchrank.pipeline.errors import InfrastructureError, PatchrankError
 from patchrank.pipeline.machine import process_space
 from patchrank.pipeline.output import OutputFolder
+from patchrank.pipeline.queue_policy import MOST_SLOTS
 from patchrank.pipeline.run_log import LogFormat, log_event, start_json_log
 from patchrank.pipeline.scoring import Scorer, choose_precision
 from patchrank.pipeline.scratch import remove_dead_scratch
@@ -63,7 +64,7 @@ def _device() -> torch.device:
 
 
 class ScoringActor:
-    """Loads the teacher once, then scores the shards it is given, two at a time (see `ShardScoring`)."""
+    """Loads the teacher once, then scores the shards it is given, several at once (see `ShardScoring`)."""
 
     def __init__(self, teacher: TeacherFile) -> None:
         self._file = teacher
@@ -167,10 +168,11 @@ class ScoringActor:
         return dataclasses.replace(self._scoring.progress, gpu_bytes=held)
 
 
-# Untyped in Ray's stubs: concurrency groups. Two shards at once; questions are answered meanwhile.
+# Untyped in Ray's stubs: concurrency groups. As many shards at once as an actor may hold; questions are answered
+# meanwhile.
 _remote: Any = ray.remote
 _RemoteScoringActor = _remote(
-    max_restarts=0, max_task_retries=0, concurrency_groups={"score": 2, "control": 2}
+    max_restarts=0, max_task_retries=0, concurrency_groups={"score": MOST_SLOTS, "control": 2}
 )(ScoringActor)
 
 

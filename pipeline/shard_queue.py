@@ -250,16 +250,19 @@ class ShardQueue:
 
     def _hand_out(self) -> None:
         now = self._clock()
-        # First a shard for everyone, then a second one.
-        for _ in range(2):
-            for actor in self._pool.actors.values():
-                if not actor.configured:
-                    continue
-                if not self._holds(actor):
-                    actor.moved_at = now
-                index = self._policy.assign(actor.name, now)
-                if index is not None:
-                    self._pool.call("score", actor, self._shards[index], shard=index)
+        takers = [actor for actor in self._pool.actors.values() if actor.configured]
+        for actor in takers:
+            if not self._holds(actor):
+                actor.moved_at = now
+        # First a shard for everyone, then a second one, then more of the small ones.
+        while takers:
+            takers = [actor for actor in takers if self._hand_to(actor, now)]
+
+    def _hand_to(self, actor: PooledActor, now: float) -> bool:
+        index = self._policy.assign(actor.name, now, bytes_per_s=actor.bytes_per_s)
+        if index is not None:
+            self._pool.call("score", actor, self._shards[index], shard=index)
+        return index is not None
 
     def _watch(self) -> None:
         now = self._clock()

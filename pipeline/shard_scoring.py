@@ -1,7 +1,8 @@
 """One shard, end to end: stream, decode on threads, score in batches, write the table, commit.
 
-Runs without Ray. Two shards may be in hand at once (`ShardScoring.score` on two threads): the second is read
-and decoded while the first is scored, and scored while the first commits; the teacher serves one at a time.
+Runs without Ray. Several shards may be in hand at once (`ShardScoring.score` on as many threads): the second is read
+and decoded while the first is scored, and scored while the first commits; the teacher serves one at a time, and no
+batch holds views of two.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ class Progress:
 
 
 class ShardScoring:
-    """Scores shards with one teacher into one output folder; `score` may run on two threads at once."""
+    """Scores shards with one teacher into one output folder; `score` may run on several threads at once."""
 
     def __init__(
         self,
@@ -102,6 +103,7 @@ class ShardScoring:
         self._provenance = provenance
         self._visible = visible_count(teacher.grid**2, rows.mask_ratio)
         self._turn = threading.Lock()
+        self._idle_since: float | None = None
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         images_per_batch = -(-scorer.batch_size // rows.views)
         # Two batches ahead, and enough to keep every decoder busy when images differ in size.
@@ -165,8 +167,11 @@ class ShardScoring:
         )
 
     def _fill(self, shard: Shard, feed: ViewFeed, writer: TableWriter, faults: list[Fault]) -> float:
-        """Score all views of the feed into the writer; returns the seconds without a batch to score."""
-        before, waiting = self.progress.waited_s, time.monotonic()
+        """Score all views of the feed into the writer; returns the seconds without a batch to score.
+
+        They count from the end of the shard before: with nothing else in hand the teacher waits for its commit.
+        """
+        before, waiting = self.progress.waited_s, self._idle_since or time.monotonic()
         for batch in self._batches(feed, faults):
             ready = time.monotonic()
             self.progress.waited_s += ready - waiting
@@ -174,7 +179,8 @@ class ShardScoring:
             self.progress.views += len(batch)
             waiting = time.monotonic()
             self.progress.teacher_s += waiting - ready
-        self.progress.waited_s += time.monotonic() - waiting
+        self._idle_since = time.monotonic()
+        self.progress.waited_s += self._idle_since - waiting
         return self.progress.waited_s - before
 
     def _batches(self, feed: ViewFeed, faults: list[Fault]) -> Iterator[list[View]]:

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from patchrank.pipeline.queue_policy import GIVE_BACK_S, Gone, QueuePolicy, may_finish
+from patchrank.pipeline.queue_policy import AHEAD_S, GIVE_BACK_S, MOST_SLOTS, Gone, QueuePolicy, may_finish
 
 
 def take(policy: QueuePolicy, actor: str, now: float = 0.0) -> int:
@@ -23,6 +23,16 @@ def test_large_shards_go_first_and_each_actor_holds_two() -> None:
     assert policy.assign("a", 0.0) is None
     policy.finish("a", 1)
     assert take(policy, "a") == 0
+
+
+@pytest.mark.parametrize(("shards_per_s", "held"), [(0.0, 2), (0.9, 2), (1.5, 3), (2.6, 6), (1000.0, MOST_SLOTS)])
+def test_of_small_shards_an_actor_holds_some_seconds_of_work(shards_per_s: float, held: int) -> None:
+    policy = QueuePolicy([100] * 50)
+    policy.add_actor("a")
+    while policy.assign("a", 0.0, bytes_per_s=100 * shards_per_s) is not None:
+        pass
+    assert len(policy.holding("a")) == held
+    assert held in (2, MOST_SLOTS) or held - 1 < shards_per_s * AHEAD_S <= held
 
 
 def test_no_second_shard_while_a_free_actor_could_take_it() -> None:

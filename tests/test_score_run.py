@@ -19,7 +19,7 @@ from patchrank.pipeline import shard_queue
 from patchrank.pipeline.config import Precision
 from patchrank.pipeline.errors import UserError
 from patchrank.pipeline.job_config import ScoreConfig
-from patchrank.pipeline.queue_policy import QueuePolicy
+from patchrank.pipeline.queue_policy import MOST_SLOTS, QueuePolicy
 from patchrank.pipeline.run_summary import RunSummary
 from patchrank.pipeline.shards import shard_id
 from tests.helpers.photos import photo, photo_samples, write_shard
@@ -189,6 +189,31 @@ def test_other_settings_are_refused_by_name(first: Run, teacher: str, tmp_path: 
     assert sorted(path.name for path in (tmp_path / "out").rglob("*")) == before
 
 
+def test_small_shards_wait_for_no_commit(
+    ray_cluster: None, teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[int] = []
+
+    class Counting(QueuePolicy):
+        """Notes how many shards the actor holds once it gets another."""
+
+        def assign(self, actor: str, now: float, *, bytes_per_s: float = 0.0) -> int | None:
+            shard = super().assign(actor, now, bytes_per_s=bytes_per_s)
+            held.append(len(self.holding(actor)))
+            return shard
+
+    monkeypatch.setattr(shard_queue, "QueuePolicy", Counting)
+    shards = [write_shard(tmp_path / f"{number}.tar", photo_samples(1, number, 48, 48)) for number in range(24)]
+    config = score_config(shards, tmp_path / "out", teacher)
+    assert run_score(config).done == 24
+    # Before the teacher's speed is known it is two.
+    assert max(held[: held.index(2) + 2]) == 2
+    assert max(held) == MOST_SLOTS
+    # None shares a batch with another: the same rows as one by one.
+    score_here(dataclasses.replace(config, out=str(tmp_path / "expected")))
+    assert rows_of(tmp_path / "out") == rows_of(tmp_path / "expected")
+
+
 class Patient(QueuePolicy):
     """Hands out nothing before two actors are ready, so that each gets a share however slowly one starts."""
 
@@ -198,8 +223,8 @@ class Patient(QueuePolicy):
         super().add_actor(actor)
         self.ready += 1
 
-    def assign(self, actor: str, now: float) -> int | None:
-        return super().assign(actor, now) if self.ready >= 2 else None
+    def assign(self, actor: str, now: float, *, bytes_per_s: float = 0.0) -> int | None:
+        return super().assign(actor, now, bytes_per_s=bytes_per_s) if self.ready >= 2 else None
 
 
 def test_two_actors_with_a_gpu_each(first: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

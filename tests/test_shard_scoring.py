@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from patchrank.pipeline import shard_scoring
 from patchrank.pipeline.errors import InfrastructureError
 from patchrank.pipeline.score_table import TeacherRecord
 from patchrank.pipeline.shard_feed import count_samples
@@ -241,6 +244,21 @@ def test_what_a_table_says_of_itself(corpus: Path, teacher: str, tmp_path: Path)
     (table,) = (tmp_path / "scores").iterdir()
     assert result.table_bytes == table.stat().st_size
     assert result.seconds >= result.waited_s >= 0
+
+
+def test_a_teacher_with_nothing_in_hand_waits(
+    teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = [write_shard(tmp_path / f"{number}.tar", photo_samples(2, number, 48, 48)) for number in range(2)]
+    lost = 0.0
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + lost)
+    monkeypatch.setattr(shard_scoring, "time", clock)
+    with local_scoring(score_config(shards, tmp_path / "out", teacher)) as (scoring, todo):
+        first = scoring.score(todo[0])
+        lost = 1000.0
+        second = scoring.score(todo[1])
+    assert first.waited_s < 1000 <= second.waited_s
+    assert scoring.progress.waited_s == pytest.approx(first.waited_s + second.waited_s)
 
 
 def faults(count: int, reason: str = "cut") -> list[Fault]:
