@@ -32,6 +32,7 @@ class StopRequest:
         self.signal: signal.Signals | None = None
         self._tidy_up = tidy_up
         self._accepted = False
+        self._tidying = threading.Lock()
         self._raised = False
         self._insisting = False
 
@@ -46,7 +47,13 @@ class StopRequest:
             raise KeyboardInterrupt
 
     def accept(self) -> signal.Signals:
-        """The main thread has caught KeyboardInterrupt and tidies up; returns the signal."""
+        """The main thread has caught KeyboardInterrupt and tidies up; returns the signal.
+
+        It comes too late where the watching thread tidies up already, and does not return: two at it would leave what
+        one of them was just writing.
+        """
+        if not self._accepted and not self._tidying.acquire(blocking=False):
+            threading.Event().wait()
         self._accepted = True
         return self.signal or signal.SIGINT
 
@@ -89,7 +96,7 @@ class StopRequest:
         last = threading.Timer(began + END_S - time.monotonic(), self._end, ("the next run tidies up",))
         last.daemon = True
         last.start()
-        if not self._accepted:
+        if self._tidying.acquire(blocking=False):
             self._tidy_up(self.signal)
             self._end("tidied up")
 

@@ -38,6 +38,7 @@ def pytest_unconfigure() -> None:
 APART = "test_train_job.py"
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Slow tests first and one process for them all, since two clusters at a time starve each other.
 

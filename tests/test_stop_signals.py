@@ -95,3 +95,23 @@ def test_insisting_raises_again_where_the_exception_was_lost() -> None:
     code, lines, seconds = stopped(signal.SIGTERM, prepare=prepare, then=then)
     assert (code, lines) == (143, ["again SIGTERM", "left"])
     assert seconds < 1.0
+
+
+def test_one_of_two_threads_tidies_up() -> None:
+    # The thread has begun when the main one accepts, and goes on once that one has done so or waits.
+    prepare = """
+        late, accepting = threading.Event(), threading.Event()
+        main = threading.main_thread().ident
+
+        def tidy_up(number):
+            late.set()
+            accepting.wait()
+            while sys._current_frames()[main].f_code.co_name != "wait":
+                pass
+            print("tidied up by a thread", flush=True)
+
+        stop._tidy_up = tidy_up
+"""
+    then = f"late.wait(); accepting.set(); stop.accept(); print('by the main one', flush=True); {FOREVER}"
+    code, lines, _ = stopped(signal.SIGTERM, prepare=prepare.strip(), then=then)
+    assert (code, lines) == (143, ["tidied up by a thread", "stopped by SIGTERM, tidied up"])
