@@ -25,7 +25,9 @@ def test_large_shards_go_first_and_each_actor_holds_two() -> None:
     assert take(policy, "a") == 0
 
 
-@pytest.mark.parametrize(("shards_per_s", "held"), [(0.0, 2), (0.9, 2), (1.5, 3), (2.6, 6), (1000.0, MOST_SLOTS)])
+@pytest.mark.parametrize(
+    ("shards_per_s", "held"), [(0.0, 2), (0.9, 2), (1.5, 3), (2.6, 6), (1000.0, MOST_SLOTS)]
+)
 def test_of_small_shards_an_actor_holds_some_seconds_of_work(shards_per_s: float, held: int) -> None:
     policy = QueuePolicy([100] * 50)
     policy.add_actor("a")

@@ -203,7 +203,9 @@ def test_small_shards_wait_for_no_commit(
             return shard
 
     monkeypatch.setattr(shard_queue, "QueuePolicy", Counting)
-    shards = [write_shard(tmp_path / f"{number}.tar", photo_samples(1, number, 48, 48)) for number in range(24)]
+    shards = [
+        write_shard(tmp_path / f"{number}.tar", photo_samples(1, number, 48, 48)) for number in range(24)
+    ]
     config = score_config(shards, tmp_path / "out", teacher)
     assert run_score(config).done == 24
     # Before the teacher's speed is known it is two.

@@ -249,7 +249,9 @@ def test_what_a_table_says_of_itself(corpus: Path, teacher: str, tmp_path: Path)
 def test_a_teacher_with_nothing_in_hand_waits(
     teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shards = [write_shard(tmp_path / f"{number}.tar", photo_samples(2, number, 48, 48)) for number in range(2)]
+    shards = [
+        write_shard(tmp_path / f"{number}.tar", photo_samples(2, number, 48, 48)) for number in range(2)
+    ]
     lost = 0.0
     clock = SimpleNamespace(monotonic=lambda: time.monotonic() + lost)
     monkeypatch.setattr(shard_scoring, "time", clock)
