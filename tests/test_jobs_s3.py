@@ -15,8 +15,8 @@ from patchrank.pipeline.output_status import read_status
 from patchrank.ranker.checkpoint import load_ranker
 from patchrank.ranker.train_progress import read_curve
 from tests.helpers.photos import photo_samples, write_shard
-from tests.helpers.pixel_tables import write_pixel_table
 from tests.helpers.prune_runs import prune_config, prune_here, save_small_ranker
+from tests.helpers.score_runs import save_small_teacher, score_config, score_here
 from tests.helpers.servers import s3_for_this_process
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,8 +33,9 @@ for name, *arguments in json.loads(sys.argv[1]):
     except SystemExit as ended:
         print("exit code", ended.code, flush=True)
 """
+# Tables without pixels: the workers read the photos, too.
 TRAIN = """
-    --model vit_tiny_patch16_224 --depth 1 --head token --batch-size 16 --warmup-epochs 2 --held-out 0.2
+    --context full --model vit_tiny_patch16_224 --depth 1 --head token --batch-size 16 --warmup-epochs 2 --held-out 0.2
     --measure-every 4
 """
 PRUNE = "--batch-size 4 --gpus-per-actor 0 --cpus-per-actor 1 --max-actors 1"
@@ -45,12 +46,14 @@ PRUNE = "--batch-size 4 --gpus-per-actor 0 --cpus-per-actor 1 --max-actors 1"
 @pytest.mark.timeout(900)
 def test_train_resume_and_prune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with s3_for_this_process(monkeypatch) as s3:
-        table = write_pixel_table(tmp_path / "a.parquet", images=range(40), views=2)
-        shard = write_shard(tmp_path / "in" / "0.tar", photo_samples(4, 0, height=80, width=100))
-        storage.commit_file(Path(table), s3.url("labels/scores/a.parquet"), run_id="r")
+        shard = write_shard(tmp_path / "in" / "0.tar", photo_samples(40, 0, height=80, width=100))
         storage.commit_file(shard, s3.url("photos/0.tar"), run_id="r")
+        score_here(
+            score_config([s3.url("photos")], s3.url("labels"), save_small_teacher(tmp_path), store="none")
+        )
         ranker = save_small_ranker(tmp_path)
-        train = ["train", s3.url("labels"), "--out", s3.url("ranker"), *TRAIN.split(), "--epochs"]
+        given = ["--images", s3.url("photos"), *TRAIN.split()]
+        train = ["train", s3.url("labels"), "--out", s3.url("ranker"), *given, "--epochs"]
         commands = [
             [*train, "4"],
             [*train, "8", "--resume"],
