@@ -130,7 +130,10 @@ def main(options: Options) -> None:
                 *(
                     cell
                     for name in ways
-                    for cell in (f"{row[name]:.4f}", f"{row[f'{name}, K from']:.0f}-{row[f'{name}, K to']:.0f}")
+                    for cell in (
+                        f"{row[name]:.4f}",
+                        f"{row[f'{name}, K from']:.0f}-{row[f'{name}, K to']:.0f}",
+                    )
                 ),
             ]
             for mean, row in results.items()

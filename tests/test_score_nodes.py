@@ -42,13 +42,10 @@ class Run:
         files = [(key, self._folder / f"hold.{key}") for key in KEYS]
         return [key for key, file in files if file.exists() and str(pid) in file.read_text().splitlines()]
 
-    def let_go(self, pid: int, faults: Faults) -> None:
-        """Let a process go on with all at which it waits."""
+    def has_left(self, node_id: str, pid: int, faults: Faults) -> bool:
+        """Whether the actor of a node is gone; meanwhile its process goes on with all at which it waits."""
         for key in self.held(pid):
             faults.go(key)
-
-    def left(self, node_id: str) -> bool:
-        """Whether the actor of a node is gone."""
         return any(event["node_id"] == node_id for event in self.events("actor gone"))
 
     def waiting(self, *, but: set[int]) -> int:
@@ -76,7 +73,7 @@ def a_run_while_nodes_come_and_go(cluster: ClusterProcess, run: Run, faults: Fau
     gone_back = run.wait_for("shard given back")
     assert gone_back["node_id"] == first
     # It may have begun a second shard, whose sample it reaches later.
-    run.process.wait_for(lambda: run.let_go(kept, faults) or run.left(first), "the drained actor retired")
+    run.process.wait_for(lambda: run.has_left(first, kept, faults), "the drained actor retired")
     assert {event["why"] for event in run.events("actor gone")} == {"retired"}
     assert any(event["node_id"] == first for event in run.events("shard done"))
 
