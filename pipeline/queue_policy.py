@@ -71,8 +71,8 @@ class _Shard:
 class QueuePolicy:
     """The state of one run's shards, which are named by their index in `sizes`.
 
-    `sizes`: bytes of each shard. `retry_wait_s`: seconds before the second attempt of a shard, doubled before each
-    later one.
+    `sizes`: bytes of each shard, 0 where unknown. `retry_wait_s`: seconds before the second attempt of a shard, doubled
+    before each later one.
     """
 
     def __init__(
@@ -208,7 +208,8 @@ class QueuePolicy:
     def _has_enough(self, held: Sequence[int], bytes_per_s: float) -> bool:
         if len(held) < SLOTS:
             return False
-        return len(held) >= MOST_SLOTS or sum(self._sizes[shard] for shard in held) >= bytes_per_s * AHEAD_S
+        sizes = [self._sizes[shard] for shard in held]
+        return len(held) >= MOST_SLOTS or min(sizes) == 0 or sum(sizes) >= bytes_per_s * AHEAD_S
 
     def _is_suspect(self, shard: int) -> bool:
         return shard in self._seen and self._seen[shard].suspect

@@ -37,6 +37,14 @@ def test_of_small_shards_an_actor_holds_some_seconds_of_work(shards_per_s: float
     assert held in (2, MOST_SLOTS) or held - 1 < shards_per_s * AHEAD_S <= held
 
 
+def test_shards_of_unknown_size_are_not_taken_for_small_ones() -> None:
+    policy = QueuePolicy([0] * 50)
+    policy.add_actor("a")
+    while policy.assign("a", 0.0, bytes_per_s=1e9) is not None:
+        pass
+    assert len(policy.holding("a")) == 2
+
+
 def test_no_second_shard_while_a_free_actor_could_take_it() -> None:
     policy = QueuePolicy([1, 1, 1])
     for actor in "ab":
