@@ -15,7 +15,7 @@ import pytest
 import ray
 
 from patchrank.jobs.command_line import read_config
-from patchrank.pipeline import queue_policy, shard_queue
+from patchrank.pipeline import shard_queue
 from patchrank.pipeline.config import Precision
 from patchrank.pipeline.errors import UserError
 from patchrank.pipeline.job_config import ScoreConfig
