@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from ray.job_submission import JobSubmissionClient
 
@@ -11,6 +12,16 @@ from patchrank.pipeline.errors import InfrastructureError
 
 OUTPUT_KEY = "patchrank_output"
 """The metadata that says which output folder a job of a schedule writes."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Submission:
+    """A job to submit. `out`: the output folder that it writes; `working_dir`: to upload, None for nothing."""
+
+    id: str
+    command: Sequence[str]
+    out: str
+    working_dir: str | None
 
 
 class JobsApi:
@@ -39,27 +50,20 @@ class JobsApi:
             and not job.status.is_terminal()
         }
 
-    def submit(
-        self,
-        submission_id: str,
-        command: Sequence[str],
-        *,
-        working_dir: str | None,
-        metadata: Mapping[str, str],
-    ) -> bool:
+    def submit(self, job: Submission) -> bool:
         """Submit a job; False where there is one of this id already, ended or not."""
-        runtime_env = {} if working_dir is None else {"working_dir": working_dir}
+        runtime_env = {} if job.working_dir is None else {"working_dir": job.working_dir}
         try:
             self._client.submit_job(
-                entrypoint=shlex.join(command),
-                submission_id=submission_id,
+                entrypoint=shlex.join(job.command),
+                submission_id=job.id,
                 runtime_env=runtime_env,
-                metadata=dict(metadata),
+                metadata={OUTPUT_KEY: job.out},
             )
         except (ConnectionError, RuntimeError) as error:
-            if self._knows(submission_id):
+            if self._knows(job.id):
                 return False
-            raise InfrastructureError(f"{submission_id} cannot be submitted: {_line(error)}") from error
+            raise InfrastructureError(f"{job.id} cannot be submitted: {_line(error)}") from error
         return True
 
     def _knows(self, submission_id: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from patchrank.pipeline import storage
 from patchrank.pipeline.errors import InfrastructureError, PatchrankError, UserError
-from patchrank.pipeline.job_submission import OUTPUT_KEY, JobsApi
+from patchrank.pipeline.job_submission import JobsApi, Submission
 from patchrank.pipeline.output import new_run_id
 from patchrank.pipeline.output_status import last_run
 from patchrank.pipeline.schedule_config import ListConfig, RunConfig, SubmitConfig
@@ -29,14 +29,7 @@ class Jobs(Protocol):
     def active(self) -> dict[str, str]:
         """As `JobsApi.active`."""
 
-    def submit(
-        self,
-        submission_id: str,
-        command: Sequence[str],
-        *,
-        working_dir: str | None,
-        metadata: Mapping[str, str],
-    ) -> bool:
+    def submit(self, job: Submission) -> bool:
         """As `JobsApi.submit`."""
 
 
@@ -89,7 +82,8 @@ def _submit(decision: Decision, jobs: Jobs, config: SubmitConfig, tick: str) -> 
     command = score_command(
         corpus, listed, config.score_options, root=config.root, uploaded=config.working_dir is not None
     )
-    new = jobs.submit(key, command, working_dir=config.working_dir, metadata={OUTPUT_KEY: corpus.out})
+    job = Submission(id=key, command=command, out=corpus.out, working_dir=config.working_dir)
+    new = jobs.submit(job)
     return f"submitted as {key}" if new else f"submitted before as {key}"
 
 

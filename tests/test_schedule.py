@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 
 from patchrank.jobs.schedule import main
 from patchrank.pipeline.errors import InfrastructureError, UserError
+from patchrank.pipeline.job_submission import Submission
 from patchrank.pipeline.output import OutputFolder
 from patchrank.pipeline.schedule_config import ListConfig, OnceConfig, RunConfig
 from patchrank.pipeline.schedule_corpora import OWNER_LOOK_S, find_corpora, shard_list
@@ -34,18 +34,11 @@ class FakeJobs:
     def active(self) -> dict[str, str]:
         return {} if self.ended else {output: key for key, output in self.outputs.items()}
 
-    def submit(
-        self,
-        submission_id: str,
-        command: Sequence[str],
-        *,
-        working_dir: str | None,
-        metadata: Mapping[str, str],
-    ) -> bool:
-        if submission_id in self.commands:
+    def submit(self, job: Submission) -> bool:
+        if job.id in self.commands:
             return False
-        self.commands[submission_id] = list(command)
-        self.outputs[submission_id] = metadata["patchrank_output"]
+        self.commands[job.id] = list(job.command)
+        self.outputs[job.id] = job.out
         return True
 
     def scored(self) -> list[list[str]]:

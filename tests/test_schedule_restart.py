@@ -6,12 +6,13 @@ import dataclasses
 import datetime
 import json
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from patchrank.pipeline.job_submission import Submission
 from patchrank.pipeline.shard_specs import expand_shards
 from tests.helpers.schedule_process import Life, Lives
 from tests.test_schedule import Bench, FakeJobs
@@ -118,16 +119,9 @@ class MeetingJobs(FakeJobs):
         self.barrier.wait(60)
         return found
 
-    def submit(
-        self,
-        submission_id: str,
-        command: Sequence[str],
-        *,
-        working_dir: str | None,
-        metadata: Mapping[str, str],
-    ) -> bool:
+    def submit(self, job: Submission) -> bool:
         with self.lock:
-            return super().submit(submission_id, command, working_dir=working_dir, metadata=metadata)
+            return super().submit(job)
 
 
 def test_two_ticks_at_once(bench: Bench) -> None:

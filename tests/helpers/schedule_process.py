@@ -12,8 +12,11 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from patchrank.pipeline.job_submission import Submission
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CRON = "0 3 * * *"
@@ -46,20 +49,13 @@ class FileJobs:
         found = [file for file in self.folder.glob("*.json") if not file.with_suffix(".ended").exists()]
         return {json.loads(file.read_text())["output"]: file.stem for file in found}
 
-    def submit(
-        self,
-        submission_id: str,
-        command: Sequence[str],
-        *,
-        working_dir: str | None,
-        metadata: Mapping[str, str],
-    ) -> bool:
+    def submit(self, job: Submission) -> bool:
         if self.kill == "before":
             die()
-        file = self.folder / f"{submission_id}.json"
+        file = self.folder / f"{job.id}.json"
         new = not file.exists()
         if new:
-            file.write_text(json.dumps({"output": metadata["patchrank_output"], "command": list(command)}))
+            file.write_text(json.dumps({"output": job.out, "command": list(job.command)}))
         if self.kill == "after":
             die()
         return new
