@@ -111,7 +111,12 @@ def arms() -> list[Arm]:
     frozen = ("frozen-0-3", "frozen-3-4", "frozen-4-13")
     for count, views, steps in ((1, 3, 400), (2, 4, 200), (3, 13, 200)):
         found.append(
-            Arm(name=f"frozen, {views} views", group="estimator", tables=frozen[:count], steps=steps)
+            Arm(
+                name=f"frozen, {views} views, {steps} steps",
+                group="estimator",
+                tables=frozen[:count],
+                steps=steps,
+            )
         )
     found.append(Arm(name="views fresh", group="views fresh", tables=(*tables, "spread-16-40"), steps=400))
     return found
