@@ -105,6 +105,8 @@ class ShardScoring:
         self._turn = threading.Lock()
         self._idle_since: float | None = None
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        # On one thread for good: memory and helpers that a thread brings along are made anew in every other one.
+        self._teacher_thread = ThreadPoolExecutor(1, thread_name_prefix="teacher")
         images_per_batch = -(-scorer.batch_size // rows.views)
         # Two batches ahead, and enough to keep every decoder busy when images differ in size.
         self._ahead = 2 * images_per_batch + 2 * threads
@@ -209,7 +211,8 @@ class ShardScoring:
         visible_NV = torch.from_numpy(np.stack([view.visible for view in batch])).long()
         keys = [(view.sample_key, view.view) for view in batch]
         starts_NV = draw_starts(self._rows, keys, self._visible)
-        scores_NV = self._scorer.score(pixels_NLP, visible_NV, starts_NV).numpy()
+        scoring = self._teacher_thread.submit(self._scorer.score, pixels_NLP, visible_NV, starts_NV)
+        scores_NV = scoring.result().numpy()
         rows: list[Row] = []
         for view, score_V in zip(batch, scores_NV, strict=True):
             if np.isfinite(score_V).all():

@@ -40,6 +40,10 @@ SHAPES = {
     "3 x 3, 5 px": (TeacherConfig(image_size=15, patch_size=5, width=16, depth=2, heads=2), 0.6),
     "5 x 5, 14 px": (TeacherConfig(image_size=70, patch_size=14, width=24, depth=1, heads=3), 0.75),
     "7 x 7, wide perceptron": (TeacherConfig(image_size=28, patch_size=4, width=16, depth=1, heads=4), 0.85),
+    "7 x 7, one decoder block": (
+        TeacherConfig(image_size=28, patch_size=4, width=16, depth=1, heads=4),
+        0.85,
+    ),
     "14 x 14, 2 px": (TeacherConfig(image_size=28, patch_size=2, width=16, depth=1, heads=2), 0.97),
     "14 x 14, 16 px": (TeacherConfig(image_size=224, patch_size=16, width=16, depth=1, heads=2), 0.98),
 }
@@ -53,7 +57,7 @@ def test_scores_equal_the_slow_reference(shape: str, removal: Removal) -> None:
         **{
             **base.__dict__,
             "decoder_width": 24,
-            "decoder_depth": 2,
+            "decoder_depth": 1 if "one decoder block" in shape else 2,
             "decoder_heads": 3,
             "mlp_ratio": 5.0 if "perceptron" in shape else 4.0,
         }

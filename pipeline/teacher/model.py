@@ -184,11 +184,12 @@ class MaskedAutoencoder(nn.Module):
         return self.finish_decoding(x, self.decoder_blocks, read)
 
     def finish_decoding(self, x: Tensor, blocks: Iterable[nn.Module], read: int) -> Tensor:
-        """Run the decoder's last blocks; the predicted patches of the first `read` tokens, `[N, read, P]`."""
-        *others, last = blocks
-        for block in others:
+        """Run the decoder's last blocks, if any are left; predicted patches of the first `read` tokens, `[N, read, P]`."""
+        ordered = list(blocks)
+        for block in ordered[:-1]:
             x = block(x)
-        # Nothing but the tokens that are read has to leave the last block.
-        x = last(x, read=read) if isinstance(last, InferenceBlock) else last(x)[:, :read]
-        predicted: Tensor = self.decoder_pred(self.decoder_norm(x))
+        for last in ordered[-1:]:
+            # Nothing but the tokens that are read has to leave it.
+            x = last(x, read=read) if isinstance(last, InferenceBlock) else last(x)
+        predicted: Tensor = self.decoder_pred(self.decoder_norm(x[:, :read]))
         return predicted
