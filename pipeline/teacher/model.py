@@ -184,7 +184,7 @@ class MaskedAutoencoder(nn.Module):
         return self.finish_decoding(x, self.decoder_blocks, read)
 
     def finish_decoding(self, x: Tensor, blocks: Iterable[nn.Module], read: int) -> Tensor:
-        """Run the decoder's last blocks, if any are left; predicted patches of the first `read` tokens, `[N, read, P]`."""
+        """Run what is left of the decoder's blocks; predicted patches of the first `read` tokens, `[N, read, P]`."""
         ordered = list(blocks)
         for block in ordered[:-1]:
             x = block(x)
