@@ -35,7 +35,7 @@ from patchrank.pipeline.teacher.model import MaskedAutoencoder
 __all__ = ["Scorer", "choose_precision", "gflop_per_view", "reconstruct"]
 
 LARGEST_BATCH = 256
-PROBE_SECONDS = 3.0
+PROBE_SECONDS = 1.5
 
 
 @torch.inference_mode()
