@@ -51,7 +51,7 @@ demo: install
 
 test: install lint
 	@echo "== test: pytest"
-	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadgroup --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 bench: install
 	$(BIN)/python -m benchmarks.bench $(ARGS)

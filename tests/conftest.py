@@ -34,22 +34,13 @@ def pytest_unconfigure() -> None:
     shutil.rmtree(RAY_TEMPORARY, ignore_errors=True)
 
 
-# A good part of the time of all slow tests, and nothing in them depends on how fast something is: they take turns with
-# the quick ones while the others run.
-APART = ("test_train_job.py", "test_demo.py", "test_jobs_s3.py")
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests first and one process for most of them, since two clusters at a time starve each other.
+    """Files with slow tests first, so that none of them is left over at the end.
 
-    Files stay whole. Tests marked `gpu` are skipped where torch finds no accelerator.
+    Tests marked `gpu` are skipped where torch finds no accelerator.
     """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (item.path not in slow, item.path.name in APART))
-    for item in items:
-        together = item.path in slow and item.path.name not in APART
-        item.add_marker(pytest.mark.xdist_group("slow" if together else item.path.name))
+    items.sort(key=lambda item: item.path not in slow)
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return
