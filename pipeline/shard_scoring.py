@@ -174,14 +174,16 @@ class ShardScoring:
         They count from the end of the shard before: with nothing else in hand the teacher waits for its commit.
         """
         before, waiting = self.progress.waited_s, self._idle_since or time.monotonic()
-        for batch in self._batches(feed, faults):
-            ready = time.monotonic()
-            self.progress.waited_s += ready - waiting
-            writer.add(self._score_batch(shard, batch, faults))
-            self.progress.views += len(batch)
-            waiting = time.monotonic()
-            self.progress.teacher_s += waiting - ready
-        self._idle_since = time.monotonic()
+        try:
+            for batch in self._batches(feed, faults):
+                ready = time.monotonic()
+                self.progress.waited_s += ready - waiting
+                writer.add(self._score_batch(shard, batch, faults))
+                self.progress.views += len(batch)
+                waiting = time.monotonic()
+                self.progress.teacher_s += waiting - ready
+        finally:
+            self._idle_since = time.monotonic()
         self.progress.waited_s += self._idle_since - waiting
         return self.progress.waited_s - before
 

@@ -250,17 +250,30 @@ def test_a_teacher_with_nothing_in_hand_waits(
     teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shards = [
-        write_shard(tmp_path / f"{number}.tar", photo_samples(2, number, 48, 48)) for number in range(2)
+        write_shard(tmp_path / f"{number}.tar", photo_samples(2, number, 48, 48)) for number in range(3)
     ]
     lost = 0.0
-    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + lost)
-    monkeypatch.setattr(shard_scoring, "time", clock)
+
+    def breaks_down(*arguments: object) -> None:
+        nonlocal lost
+        lost += 5000.0
+        raise InfrastructureError("no memory")
+
+    monkeypatch.setattr(shard_scoring, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + lost))
     with local_scoring(score_config(shards, tmp_path / "out", teacher)) as (scoring, todo):
         first = scoring.score(todo[0])
         lost = 1000.0
         second = scoring.score(todo[1])
+        with monkeypatch.context() as broken:
+            broken.setattr(scoring, "_score_batch", breaks_down)
+            with pytest.raises(InfrastructureError):
+                scoring.score(todo[2])
+        third = scoring.score(todo[2])
     assert first.waited_s < 1000 <= second.waited_s
-    assert scoring.progress.waited_s == pytest.approx(first.waited_s + second.waited_s)
+    # It was at work while it broke down.
+    assert third.waited_s < 1000
+    waited = scoring.progress.waited_s
+    assert first.waited_s + second.waited_s + third.waited_s <= waited < 2000
 
 
 def faults(count: int, reason: str = "cut") -> list[Fault]:
