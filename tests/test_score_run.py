@@ -15,7 +15,7 @@ import pytest
 import ray
 
 from patchrank.jobs.command_line import read_config
-from patchrank.pipeline import shard_queue
+from patchrank.pipeline import queue_policy, shard_queue
 from patchrank.pipeline.config import Precision
 from patchrank.pipeline.errors import UserError
 from patchrank.pipeline.job_config import ScoreConfig
@@ -203,6 +203,8 @@ def test_small_shards_wait_for_no_commit(
             return shard
 
     monkeypatch.setattr(shard_queue, "QueuePolicy", Counting)
+    # However slow the machine is.
+    monkeypatch.setattr(queue_policy, "AHEAD_S", 3600.0)
     shards = [
         write_shard(tmp_path / f"{number}.tar", photo_samples(1, number, 48, 48)) for number in range(24)
     ]
