@@ -15,8 +15,9 @@ from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorErro
 from patchrank.pipeline.actor_slots import ActorSize, NodeResources
 from patchrank.pipeline.machine import process_space, process_start
 from patchrank.pipeline.queue_policy import Gone
-from patchrank.pipeline.scoring_actor import ActorInfo, new_actor
-from patchrank.pipeline.shard_scoring import Progress
+from patchrank.pipeline.scoring_actor import new_actor
+from patchrank.pipeline.shard_result import Progress
+from patchrank.pipeline.work_order import ActorInfo
 
 END_S = 0.5
 """Seconds that a killed actor's process is given to end."""

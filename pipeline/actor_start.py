@@ -9,8 +9,8 @@ from patchrank.pipeline.actor_pool import ActorPool, Answer, ClusterView, Pooled
 from patchrank.pipeline.actor_slots import ActorSize, decode_share
 from patchrank.pipeline.config import Precision, RowConfig
 from patchrank.pipeline.run_log import LogFormat
-from patchrank.pipeline.scoring_actor import WorkOrder
 from patchrank.pipeline.shards import Shard
+from patchrank.pipeline.work_order import WorkOrder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from patchrank.pipeline.aggregate import Aggregate, dense_scores
 from patchrank.pipeline.config import (
+    DECODER,
     FROZEN_TOKENS,
     Crop,
     Estimator,
@@ -25,11 +26,12 @@ from patchrank.pipeline.config import (
 )
 from patchrank.pipeline.errors import UserError
 from patchrank.pipeline.frozen import draw_starts
-from patchrank.pipeline.images import DECODER, ViewBox
+from patchrank.pipeline.images import ViewBox
 from patchrank.pipeline.inference import choose_precision
 from patchrank.pipeline.patches import visible_count
 from patchrank.pipeline.scoring import Scorer
-from patchrank.pipeline.teacher.checkpoint import TeacherFile, build_teacher, read_teacher
+from patchrank.pipeline.teacher.build import build_teacher
+from patchrank.pipeline.teacher.checkpoint import TeacherFile, read_teacher
 from patchrank.pipeline.teacher.model import MaskedAutoencoder
 from patchrank.pipeline.view_feed import draw_views
 

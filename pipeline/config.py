@@ -10,6 +10,9 @@ from patchrank.pipeline.errors import UserError
 IMAGE_FIELDS = "jpg;jpeg;png;webp;gif;bmp;tif;tiff"
 """Fields of a sample that may hold its image, in order of preference."""
 
+DECODER = "torchvision-pillow-1"
+"""Name of what `images.py` makes of files; part of a row's identity, raised when decoded pixels change."""
+
 Crop = Literal["random", "center"]
 Masks = Literal["uniform", "spread"]
 Estimator = Literal["exact", "frozen"]
@@ -42,7 +45,7 @@ class RowConfig:
 
     `views` counts the views from `first_view` on; `size` is the side of a view in pixels; `sample` is the
     share of the samples that is scored; `image_field` lists fields in order of preference, lower case,
-    separated by semicolons; `decoder` names the decoder whose pixels the rows hold (`images.DECODER`);
+    separated by semicolons; `decoder` names the decoder whose pixels the rows hold (`DECODER`);
     `frozen_tokens` is for the frozen estimator alone, None for another.
     """
 
@@ -104,3 +107,13 @@ def check_frozen(tokens: FrozenTokens, removal: Removal, metric: Metric) -> None
             f"estimator frozen takes removal decoder and metric l1 or l2, not removal {removal} and metric {metric}:"
             " take estimator exact for these"
         )
+
+
+def count_tokens(tokens: FrozenTokens, hidden: int) -> int:
+    """K, the hidden tokens to compute anew of each view; UserError where there are fewer."""
+    count = hidden if tokens == "all" else tokens
+    if count > hidden:
+        raise UserError(
+            f"{count} frozen tokens, but a view of this teacher hides {hidden} patches: take fewer, or all"
+        )
+    return count

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from patchrank.pipeline.config import FrozenTokens, Removal
-from patchrank.pipeline.teacher.model import TeacherConfig
+from patchrank.pipeline.teacher.architecture import TeacherConfig
 
 
 def gflop_per_view(

@@ -14,7 +14,8 @@ from patchrank.pipeline.errors import UserError
 from patchrank.pipeline.picture_sheet import draw_sheet, picture_file
 from patchrank.pipeline.sheet_rows import read_samples, scored_photo
 from patchrank.pipeline.table_reader import ScoreTables
-from patchrank.pipeline.teacher.checkpoint import TeacherFile, build_teacher
+from patchrank.pipeline.teacher.build import build_teacher
+from patchrank.pipeline.teacher.checkpoint import TeacherFile
 
 MOST_ROWS = 8
 

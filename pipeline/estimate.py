@@ -20,7 +20,7 @@ from patchrank.pipeline.score_request import ScoreRequest
 from patchrank.pipeline.score_table import predicted_bytes
 from patchrank.pipeline.scoring import Scorer, gflop_per_view
 from patchrank.pipeline.shards import Sample, Shard, ShardReader, image_fields_of
-from patchrank.pipeline.teacher.checkpoint import build_teacher
+from patchrank.pipeline.teacher.build import build_teacher
 from patchrank.pipeline.view_feed import View, prepare
 
 PROBED_SAMPLES = 64

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from patchrank.pipeline.config import FrozenTokens, Metric, RowConfig
-from patchrank.pipeline.errors import UserError
+from patchrank.pipeline.config import Metric, RowConfig
+from patchrank.pipeline.patches import others_of
 from patchrank.pipeline.randomness import KeyedRandom
 from patchrank.pipeline.teacher.blocks import InferenceBlock
 from patchrank.pipeline.teacher.model import MaskedAutoencoder
@@ -49,16 +49,6 @@ def draw_starts(rows: RowConfig, keys: Sequence[tuple[str, int]], visible: int) 
         return None
     draws = [KeyedRandom(rows.seed, key, "frozen", view).uniform(visible) for key, view in keys]
     return torch.from_numpy(np.stack(draws))
-
-
-def count_tokens(tokens: FrozenTokens, hidden: int) -> int:
-    """K, the hidden tokens to compute anew of each view; UserError where there are fewer."""
-    count = hidden if tokens == "all" else tokens
-    if count > hidden:
-        raise UserError(
-            f"{count} frozen tokens, but a view of this teacher hides {hidden} patches: take fewer, or all"
-        )
-    return count
 
 
 def draw_tokens(proxy: Tensor, starts: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -108,9 +98,10 @@ class Anchor:
 class FrozenEstimator:
     """Estimates scores with the decoder of a model that `inference.prepare` made ready."""
 
-    def __init__(self, model: MaskedAutoencoder, count: int, metric: Metric) -> None:
-        """`count`: K, from `count_tokens`."""
+    def __init__(self, model: MaskedAutoencoder, visible: int, count: int, metric: Metric) -> None:
+        """`visible`: V; `count`: K, from `count_tokens`."""
         self._model, self._count, self._metric = model, count, metric
+        self._others_VV = others_of(visible).to(model.cls_token.device)
         self._blocks: list[InferenceBlock] = []
         for block in model.decoder_blocks:
             assert isinstance(block, InferenceBlock), "the model was not prepared"
@@ -161,9 +152,7 @@ class FrozenEstimator:
         """`f(all \\ r)` at the chosen hidden patches, float32 `[N, R, K, P]`; r: places among the visible."""
         views, removals, read = chosen_NRK.shape
         hidden, width = anchor.proxy.shape[2], anchor.tokens.shape[2]
-        visible = torch.arange(anchor.proxy.shape[1], device=removed_R.device)
-        others = visible.expand(removals, -1)[visible != removed_R[:, None]].reshape(removals, -1)
-        seen = functional.pad(others + 1, (1, 0)) + hidden
+        seen = functional.pad(self._others_VV[removed_R] + 1, (1, 0)) + hidden
         slots = torch.cat([chosen_NRK, seen.expand(views, -1, -1), rest], dim=2).flatten(0, 1)
         sequences, fresh = views * removals, read + seen.shape[1]
         view = torch.arange(views, device=slots.device).repeat_interleave(removals)

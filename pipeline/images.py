@@ -26,9 +26,6 @@ from patchrank.pipeline.errors import ContentError, InfrastructureError, Patchra
 from patchrank.pipeline.image_header import ImageHeader, exif_orientation, read_header
 from patchrank.pipeline.randomness import KeyedRandom
 
-DECODER = "torchvision-pillow-1"
-"""Name of what this module makes of files; part of a row's identity, raised when decoded pixels change."""
-
 MAX_PIXELS = 178_956_970
 """Largest image that is decoded: 512 MiB as RGB, where Pillow's own protection refuses too."""
 

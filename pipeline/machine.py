@@ -1,4 +1,4 @@
-"""This machine, its clocks and its processes, as far as owning an output folder needs them."""
+"""This machine: its clocks and processes, as far as owning an output folder needs them, and what is installed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
+
+from patchrank import __version__
+
+VERSIONS_OF = ("torch", "torchvision", "timm", "pillow", "pyarrow", "ray", "numpy")
 
 
 def process_start(pid: int) -> str | None:
@@ -26,6 +31,11 @@ def process_start(pid: int) -> str | None:
         return ""
     # A zombie has ended, its parent has only not asked yet; one with threads is still closing its files.
     return None if fields[0] in "ZX" and int(fields[17]) <= 1 else fields[19]
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of patchrank and of what its results depend on, for the record."""
+    return {"patchrank": __version__} | {name: version(name) for name in VERSIONS_OF}
 
 
 @functools.cache

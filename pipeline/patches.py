@@ -65,6 +65,12 @@ def hidden_positions(visible_NV: Tensor, positions: int) -> Tensor:
     return hidden.nonzero()[:, 1].reshape(count, positions - visible)
 
 
+def others_of(visible: int) -> Tensor:
+    """Row r: the places of the visible patches without r, int64 `[V, V - 1]`."""
+    everyone = torch.arange(visible)
+    return torch.stack([everyone[everyone != place] for place in range(visible)])
+
+
 def take_patches(patches: Tensor, positions_NK: Tensor) -> Tensor:
     """The patches `[N, K, ...]` of `[N, L, ...]` at the given positions."""
     return patches[torch.arange(len(patches), device=patches.device)[:, None], positions_NK]
@@ -82,8 +88,11 @@ def denormalise(values: Tensor) -> Tensor:
     return values.reshape(*values.shape[:-1], -1, 3).mul(deviation).add_(mean).flatten(-2)
 
 
+@lru_cache(maxsize=8)
 def _channel_constants(device: torch.device) -> tuple[Tensor, Tensor]:
-    return torch.tensor(IMAGENET_MEAN, device=device), torch.tensor(IMAGENET_STD, device=device)
+    # Kept, since a GPU has to finish what it is at before it takes them; for training, too, whoever asks first.
+    with torch.inference_mode(False):
+        return torch.tensor(IMAGENET_MEAN, device=device), torch.tensor(IMAGENET_STD, device=device)
 
 
 def draw_visible(

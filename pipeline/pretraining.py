@@ -26,7 +26,8 @@ from patchrank.pipeline.images import ViewBox, apply_view
 from patchrank.pipeline.job_config import PretrainConfig
 from patchrank.pipeline.patches import normalise, patchify, visible_count
 from patchrank.pipeline.pretraining_report import centre_patches, fixed_orders, take
-from patchrank.pipeline.teacher.model import MaskedAutoencoder, TeacherConfig
+from patchrank.pipeline.teacher.architecture import TeacherConfig
+from patchrank.pipeline.teacher.model import MaskedAutoencoder
 
 FULL_SHARE = 0.15
 """Last share of the steps, in which all hidden patches are decoded."""

@@ -25,7 +25,7 @@ from patchrank.pipeline.pretraining import Pretraining
 from patchrank.pipeline.pretraining_report import reconstruction_errors, teacher_prediction
 from patchrank.pipeline.progress import duration
 from patchrank.pipeline.shards import Sample, ShardReader, expand_shards, pick_image
-from patchrank.pipeline.teacher.checkpoint import save_teacher
+from patchrank.pipeline.teacher.build import save_teacher
 
 KEPT_MARGIN = 15 / 14
 """Photos are kept at this many times the image size on their shorter side: crops then hardly enlarge."""

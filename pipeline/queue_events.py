@@ -10,7 +10,7 @@ from patchrank.pipeline.progress import Totals
 from patchrank.pipeline.queue_policy import Failure, Gone
 from patchrank.pipeline.run_log import log_event
 from patchrank.pipeline.run_metrics import RunMetrics
-from patchrank.pipeline.shard_scoring import Progress, ShardResult
+from patchrank.pipeline.shard_result import Progress, ShardResult
 from patchrank.pipeline.shards import Shard
 
 OUTCOMES = {Gone.DIED: "died", Gone.LOST: "lost", Gone.RETIRED: "given back"}

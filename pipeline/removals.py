@@ -19,6 +19,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from patchrank.pipeline.patches import others_of
 from patchrank.pipeline.teacher.blocks import InferenceBlock
 from patchrank.pipeline.teacher.model import MaskedAutoencoder
 
@@ -136,9 +137,3 @@ class PatchRemovals:
         hidden = torch.cat([hidden, visible_NV[:, removed_K, None]], dim=2).flatten(0, 1)
         predicted = self._model.decode(latent, places, hidden, hidden_NH.shape[1])
         return predicted.float().reshape(len(visible_NV), len(removed_K), hidden_NH.shape[1], -1)
-
-
-def others_of(visible: int) -> Tensor:
-    """Row r: the places of the visible patches without r, int64 `[V, V - 1]`."""
-    everyone = torch.arange(visible)
-    return torch.stack([everyone[everyone != place] for place in range(visible)])

@@ -12,7 +12,7 @@ from patchrank.pipeline.progress import byte_size, duration
 from patchrank.pipeline.record_file import Record
 
 if TYPE_CHECKING:  # it brings torch, which `patchrank status` can do without
-    from patchrank.pipeline.shard_scoring import ShardResult
+    from patchrank.pipeline.shard_result import ShardResult
 
 LISTED = 20
 

@@ -6,10 +6,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from patchrank.pipeline.config import Precision, RowConfig
+from patchrank.pipeline.config import DECODER, Precision, RowConfig, count_tokens
 from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.frozen import count_tokens
-from patchrank.pipeline.images import DECODER
 from patchrank.pipeline.job_config import ScoreConfig
 from patchrank.pipeline.patches import visible_count
 from patchrank.pipeline.score_table import row_fields

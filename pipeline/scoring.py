@@ -23,11 +23,12 @@ from patchrank.pipeline.capacity import (
     is_out_of_memory,
     sequence_bytes,
 )
-from patchrank.pipeline.config import FrozenTokens, Metric, Precision, Removal, check_frozen
+from patchrank.pipeline.config import FrozenTokens, Metric, Precision, Removal, check_frozen, count_tokens
 from patchrank.pipeline.cost import gflop_per_view
 from patchrank.pipeline.errors import InfrastructureError, UserError
-from patchrank.pipeline.frozen import FrozenEstimator, count_tokens
+from patchrank.pipeline.frozen import FrozenEstimator
 from patchrank.pipeline.inference import choose_precision, prepare
+from patchrank.pipeline.launch import Launched, Stamp, fetch
 from patchrank.pipeline.patches import hidden_positions, normalise, take_patches, visible_count
 from patchrank.pipeline.removals import PatchRemovals, TokenRemovals
 from patchrank.pipeline.teacher.model import MaskedAutoencoder
@@ -87,7 +88,7 @@ class Scorer:
         if frozen_tokens is not None:
             check_frozen(frozen_tokens, removal, metric)
             count = count_tokens(frozen_tokens, model.config.positions - self.visible)
-            self._frozen = FrozenEstimator(self._model, count, metric)
+            self._frozen = FrozenEstimator(self._model, self.visible, count, metric)
         self._removals = (TokenRemovals if removal == "decoder" else PatchRemovals)(self._model, self.visible)
         self._batch_size = batch_size or 1
         self._pass = self._largest_pass()
@@ -99,6 +100,11 @@ class Scorer:
     def batch_size(self) -> int:
         """Views per batch: scores are bit-equal on one device at one batch size and thread count."""
         return self._batch_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the teacher runs."""
+        return self._device
 
     @property
     def patch_size(self) -> int:
@@ -160,9 +166,13 @@ class Scorer:
             seconds = min(seconds, time.perf_counter() - started)
         return seconds / count
 
-    @torch.inference_mode()
     def score(self, pixels_NLP: Tensor, visible_NV: Tensor, starts_NV: Tensor | None = None) -> Tensor:
-        """Pseudo-score of each visible patch of each view, float32 `[N, V]` in main memory.
+        """Pseudo-score of each visible patch of each view, float32 `[N, V]` in main memory; see `launch`."""
+        return self.launch(pixels_NLP, visible_NV, starts_NV).result()
+
+    @torch.inference_mode()
+    def launch(self, pixels_NLP: Tensor, visible_NV: Tensor, starts_NV: Tensor | None = None) -> Launched:
+        """Have the scores of some views computed: on a GPU they are under way when this returns, else done.
 
         `pixels_NLP`: uint8 patches of the views; `visible_NV`: positions of the visible ones, any integer
         type and any order; `starts_NV`: the frozen estimator's random numbers (`frozen.draw_starts`), float64, which
@@ -182,6 +192,7 @@ class Scorer:
             raise ValueError(f"visible {list(visible_NV.shape)} is not [{count}, {self.visible}]")
         if (starts_NV is None) != (self._frozen is None):
             raise ValueError("the frozen estimator takes random numbers, and exact scores none")
+        began = Stamp(self._device)
         visible_NV = visible_NV.long()
         hidden_NH = hidden_positions(visible_NV, positions)
         rows = torch.arange(count + -count % self._batch_size).clamp_(max=count - 1)
@@ -203,7 +214,8 @@ class Scorer:
                 self._back_off(error)
             else:
                 start = stop
-        return torch.cat(scores)[:count].cpu() if scores else torch.empty(0, self.visible)
+        found = fetch(torch.cat(scores)[:count]) if scores else torch.empty(0, self.visible)
+        return Launched(found, began, Stamp(self._device))
 
     def _back_off(self, error: BaseException) -> None:
         if self._pass == 1:

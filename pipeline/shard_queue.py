@@ -27,9 +27,9 @@ from patchrank.pipeline.progress import Totals
 from patchrank.pipeline.queue_events import QueueEvents
 from patchrank.pipeline.queue_policy import Gone, QueuePolicy, may_finish
 from patchrank.pipeline.queue_tally import Tally
-from patchrank.pipeline.scoring_actor import ActorInfo
-from patchrank.pipeline.shard_scoring import Progress, ShardResult
+from patchrank.pipeline.shard_result import Progress, ShardResult
 from patchrank.pipeline.shards import Shard
+from patchrank.pipeline.work_order import ActorInfo
 
 TICK_S = 0.5
 POLL_S = 1.0

@@ -10,8 +10,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from patchrank.pipeline.config import RowConfig, Store
 from patchrank.pipeline.frozen import draw_starts
 from patchrank.pipeline.output import OutputFolder
 from patchrank.pipeline.patches import visible_count
-from patchrank.pipeline.record_file import ShardRecord
 from patchrank.pipeline.score_table import (
     Row,
     TableWriter,
@@ -35,50 +33,11 @@ from patchrank.pipeline.score_table import (
 )
 from patchrank.pipeline.scoring import Scorer
 from patchrank.pipeline.scratch import scratch_folder
+from patchrank.pipeline.shard_result import Progress, ShardResult, count_reasons, failure_reason
 from patchrank.pipeline.shards import Fault, Shard
 from patchrank.pipeline.teacher.checkpoint import TeacherFile
+from patchrank.pipeline.teacher_thread import Submitted, TeacherThread
 from patchrank.pipeline.view_feed import View, ViewFeed
-
-MOST_REASONS = 20
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ShardResult:
-    """What became of a shard.
-
-    `failed` is the reason it gave no table, None when it committed; `progress`: totals of its actor at that moment.
-    """
-
-    shard_id: str
-    samples: int
-    quarantined: int
-    images: int
-    rows: int
-    faults: dict[str, int]
-    damaged: bool
-    failed: str | None
-    seconds: float
-    waited_s: float
-    table_bytes: int
-    progress: Progress
-
-
-@dataclasses.dataclass
-class Progress:
-    """Running totals of an actor; `moved` counts every step, so that a watchdog sees life.
-
-    `teacher_s`: seconds in which the teacher worked; `waited_s`: seconds in which it had nothing to do; `gpu_bytes`:
-    the most GPU memory that its process has held, 0 without a GPU.
-    """
-
-    images: int = 0
-    views: int = 0
-    faults: int = 0
-    bytes_read: int = 0
-    moved: int = 0
-    teacher_s: float = 0.0
-    waited_s: float = 0.0
-    gpu_bytes: int = 0
 
 
 class ShardScoring:
@@ -103,12 +62,10 @@ class ShardScoring:
         self._provenance = provenance
         self._visible = visible_count(teacher.grid**2, rows.mask_ratio)
         self._turn = threading.Lock()
-        self._idle_since: float | None = None
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-        # On one thread for good: memory and helpers that a thread brings along are made anew in every other one.
-        self._teacher_thread = ThreadPoolExecutor(1, thread_name_prefix="teacher")
+        self._thread = TeacherThread(scorer)
         images_per_batch = -(-scorer.batch_size // rows.views)
-        # Two batches ahead, and enough to keep every decoder busy when images differ in size.
+        # Two batches beyond what the teacher has, and enough to keep every decoder busy when images differ in size.
         self._ahead = 2 * images_per_batch + 2 * threads
 
     def score(self, shard: Shard) -> ShardResult:
@@ -169,23 +126,21 @@ class ShardScoring:
         )
 
     def _fill(self, shard: Shard, feed: ViewFeed, writer: TableWriter, faults: list[Fault]) -> float:
-        """Score all views of the feed into the writer; returns the seconds without a batch to score.
+        """Score all views of the feed into the writer; returns the seconds that the teacher had no batch.
 
-        They count from the end of the shard before: with nothing else in hand the teacher waits for its commit.
+        They count from its last batch of the shard before: with nothing else in hand it waits for the commit. One batch
+        is made ready while it is at another.
         """
-        before, waiting = self.progress.waited_s, self._idle_since or time.monotonic()
-        try:
-            for batch in self._batches(feed, faults):
-                ready = time.monotonic()
-                self.progress.waited_s += ready - waiting
-                writer.add(self._score_batch(shard, batch, faults))
-                self.progress.views += len(batch)
-                waiting = time.monotonic()
-                self.progress.teacher_s += waiting - ready
-        finally:
-            self._idle_since = time.monotonic()
-        self.progress.waited_s += self._idle_since - waiting
-        return self.progress.waited_s - before
+        waited = 0.0
+        ahead: tuple[list[View], Submitted] | None = None
+        for batch in self._batches(feed, faults):
+            submitted = self._submit(batch)
+            if ahead is not None:
+                waited += self._collect(shard, *ahead, writer, faults)
+            ahead = batch, submitted
+        if ahead is not None:
+            waited += self._collect(shard, *ahead, writer, faults)
+        return waited
 
     def _batches(self, feed: ViewFeed, faults: list[Fault]) -> Iterator[list[View]]:
         """Views in shard order, in lists of the batch size; only the last one may be shorter."""
@@ -208,22 +163,30 @@ class ShardScoring:
         if pending:
             yield pending
 
-    def _score_batch(self, shard: Shard, batch: list[View], faults: list[Fault]) -> list[Row]:
+    def _submit(self, batch: list[View]) -> Submitted:
         pixels_NLP = torch.stack([view.pixels for view in batch])
         visible_NV = torch.from_numpy(np.stack([view.visible for view in batch])).long()
         keys = [(view.sample_key, view.view) for view in batch]
-        starts_NV = draw_starts(self._rows, keys, self._visible)
-        scoring = self._teacher_thread.submit(self._scorer.score, pixels_NLP, visible_NV, starts_NV)
-        scores_NV = scoring.result().numpy()
+        return self._thread.submit(pixels_NLP, visible_NV, draw_starts(self._rows, keys, self._visible))
+
+    def _collect(
+        self, shard: Shard, batch: list[View], submitted: Submitted, writer: TableWriter, faults: list[Fault]
+    ) -> float:
+        """Write the rows of a batch; returns the seconds that the teacher waited for it."""
+        scored = submitted.result()
         rows: list[Row] = []
-        for view, score_V in zip(batch, scores_NV, strict=True):
+        for view, score_V in zip(batch, scored.scores, strict=True):
             if np.isfinite(score_V).all():
                 rows.append(_row(shard, view, score_V, self._rows.store))
             else:
                 reason = f"the scores of view {view.view} are not finite in {self._rows.precision}"
                 faults.append(Fault(view.sample_key, None, "score", reason))
                 self.progress.faults += 1
-        return rows
+        writer.add(rows)
+        self.progress.views += len(batch)
+        self.progress.waited_s += scored.waited_s
+        self.progress.teacher_s += scored.worked_s
+        return scored.waited_s
 
 
 def _row(shard: Shard, view: View, score_V: NDArray[np.float32], store: Store) -> Row:
@@ -244,30 +207,6 @@ def _row(shard: Shard, view: View, score_V: NDArray[np.float32], store: Store) -
         patches=seen.numpy().tobytes() if seen is not None else None,
         pixels=view.jpeg if store == "view" else None,
     )
-
-
-def count_reasons(faults: Sequence[Fault]) -> dict[str, int]:
-    """Faults by stage and reason, most frequent first; beyond the first 20 they are summed up."""
-    counts = Counter(f"{fault.stage}: {fault.reason}" for fault in faults).most_common()
-    shown = dict(counts[:MOST_REASONS])
-    if len(counts) > MOST_REASONS:
-        shown["other reasons"] = sum(count for _, count in counts[MOST_REASONS:])
-    return shown
-
-
-def failure_reason(
-    shard: ShardRecord, rows: int, faults: Sequence[Fault], what: str = "gave a row"
-) -> str | None:
-    """Why a shard without rows has failed; None where it may commit. `what` none of its samples did.
-
-    No row may be right: `--sample` can leave out every sample of a small shard.
-    """
-    if rows or (shard.samples and not faults):
-        return None
-    if not faults:
-        return "it holds no samples"
-    reason, count = next(iter(count_reasons(faults).items()))
-    return f"none of its {shard.samples} samples {what}; {count} of {len(faults)} faults are «{reason}»"
 
 
 def teacher_record(file: TeacherFile) -> TeacherRecord:

@@ -13,8 +13,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from patchrank.pipeline import storage
+from patchrank.pipeline.config import DECODER
 from patchrank.pipeline.errors import ContentError, InfrastructureError, UserError
-from patchrank.pipeline.images import DECODER
 from patchrank.pipeline.record_file import RecordError, map_threads, read_footer
 from patchrank.pipeline.shards import MEMBER_LIMIT, Sample, Shard, image_fields_of, pick_image, split_key
 from patchrank.pipeline.table_reader import TableFile

@@ -13,8 +13,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from patchrank.pipeline.errors import UserError
+from patchrank.pipeline.teacher.architecture import sincos_positions
 from patchrank.pipeline.teacher.checkpoint import TeacherFile, read_teacher
-from patchrank.pipeline.teacher.model import sincos_positions
 from patchrank.ranker.model import Ranker, RankerConfig
 
 RANDOM_WEIGHTS = "random"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from patchrank.pipeline.errors import UserError
 from patchrank.pipeline.patches import normalise
-from patchrank.pipeline.teacher.model import sincos_positions
+from patchrank.pipeline.teacher.architecture import sincos_positions
 from patchrank.ranker.backbone import build_backbone
 
 Head = Literal["cls", "token"]

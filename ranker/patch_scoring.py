@@ -16,7 +16,8 @@ from torch import Tensor
 
 from patchrank.pipeline.errors import UserError
 from patchrank.pipeline.record_file import digest_of
-from patchrank.pipeline.teacher.checkpoint import TeacherFile, build_teacher, read_teacher
+from patchrank.pipeline.teacher.build import build_teacher
+from patchrank.pipeline.teacher.checkpoint import TeacherFile, read_teacher
 from patchrank.ranker.baseline_fits import FITS
 from patchrank.ranker.baselines import BASELINES, Baseline, BaselineSources, make_baseline
 from patchrank.ranker.checkpoint import LoadedRanker, load_ranker

@@ -25,7 +25,7 @@ from patchrank.pipeline.record_file import ShardRecord
 from patchrank.pipeline.score_table import write_errors
 from patchrank.pipeline.scratch import scratch_folder
 from patchrank.pipeline.shard_feed import MAX_BYTES
-from patchrank.pipeline.shard_scoring import count_reasons, failure_reason
+from patchrank.pipeline.shard_result import count_reasons, failure_reason
 from patchrank.pipeline.shards import Fault, Shard
 from patchrank.ranker.image_choice import ImageChoice, ShardChoice
 from patchrank.ranker.patch_scoring import PatchScorer

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from patchrank.pipeline.config import DECODER
 from patchrank.pipeline.errors import ContentError
-from patchrank.pipeline.images import DECODER, ViewBox, apply_view, decode_image, draw_view
+from patchrank.pipeline.images import ViewBox, apply_view, decode_image, draw_view
 from patchrank.pipeline.patches import patchify
 from patchrank.pipeline.pruned_codec import ImageCodec
 from patchrank.pipeline.pruned_format import RECORD_FIELD, packed_field

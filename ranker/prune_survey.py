@@ -27,7 +27,7 @@ from patchrank.pipeline.record_file import (
     verify_file,
 )
 from patchrank.pipeline.scratch import scratch_folder
-from patchrank.pipeline.shard_scoring import count_reasons
+from patchrank.pipeline.shard_result import count_reasons
 from patchrank.pipeline.shards import Fault, Shard
 from patchrank.ranker.budget import Budget, find_budget
 from patchrank.ranker.image_choice import ImageChoice

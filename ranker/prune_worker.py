@@ -6,18 +6,16 @@ import dataclasses
 import json
 import os
 import platform
-from importlib.metadata import version
 from typing import Any, Literal
 
 import ray
 import torch
 
-from patchrank import __version__
 from patchrank.pipeline.access import prove_access
 from patchrank.pipeline.errors import PatchrankError, UserError
+from patchrank.pipeline.machine import library_versions
 from patchrank.pipeline.output import OutputFolder
 from patchrank.pipeline.pruned_index import INDEX_FOLDER
-from patchrank.pipeline.scoring_actor import VERSIONS_OF
 from patchrank.pipeline.scratch import remove_dead_scratch
 from patchrank.ranker.patch_scoring import PatchScorer
 from patchrank.ranker.prune import PruneResult, ShardPruning
@@ -184,7 +182,7 @@ class PruneWorker:
             "threads": torch.get_num_threads(),
             "batch_size": self._scorer.batch_size,
             "ranker": self._request.source.name,
-            "versions": {"patchrank": __version__} | {name: version(name) for name in VERSIONS_OF},
+            "versions": library_versions(),
         }
 
 

@@ -13,7 +13,7 @@ from patchrank.pipeline.capacity import (
     is_out_of_memory,
     sequence_bytes,
 )
-from patchrank.pipeline.teacher.model import TeacherConfig
+from patchrank.pipeline.teacher.architecture import TeacherConfig
 
 
 def curve(seconds: dict[int, float], asked: list[int], room: int = 1000) -> Callable[[int], float]:

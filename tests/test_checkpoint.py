@@ -16,14 +16,10 @@ from torch import Tensor
 
 from patchrank.pipeline.errors import UserError
 from patchrank.pipeline.teacher import sources
-from patchrank.pipeline.teacher.checkpoint import (
-    TeacherFile,
-    build_teacher,
-    read_teacher,
-    save_teacher,
-    weights_digest,
-)
-from patchrank.pipeline.teacher.model import TeacherConfig, sincos_positions
+from patchrank.pipeline.teacher.architecture import TeacherConfig, parameter_shapes, sincos_positions
+from patchrank.pipeline.teacher.build import build_teacher, save_teacher
+from patchrank.pipeline.teacher.checkpoint import TeacherFile, read_teacher, weights_digest
+from patchrank.pipeline.teacher.model import MaskedAutoencoder
 from tests.helpers.teachers import KNOWN_SIZES, SMALL, random_teacher, random_vit_mae, write_hub_folder
 
 KNOWN_STATE = random_teacher(KNOWN_SIZES).state_dict()
@@ -80,6 +76,15 @@ def test_vit_mae_reconstructs_as_transformers_does(
     assert theirs.std(dim=1).mean() > 0.05
     assert file.config.norm_eps == reference.config.layer_norm_eps
     assert file.config.output_space == ("normalised" if settings.get("norm_pix_loss") else "pixels")
+
+
+@pytest.mark.parametrize(
+    "config", [SMALL, KNOWN_SIZES, TeacherConfig(depth=1, decoder_depth=1, mlp_ratio=2.5, patch_size=32)]
+)
+def test_shapes_are_those_of_the_model(config: TeacherConfig) -> None:
+    with torch.device("meta"):
+        state = MaskedAutoencoder(config).state_dict()
+    assert parameter_shapes(config) == {name: tuple(value.shape) for name, value in state.items()}
 
 
 @pytest.mark.parametrize("image_size", [48, 112])

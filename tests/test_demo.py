@@ -16,7 +16,8 @@ from patchrank.pipeline import demo_sheet
 from patchrank.pipeline.errors import UserError
 from patchrank.pipeline.sheet_rows import read_samples, scored_photo
 from patchrank.pipeline.table_reader import ScoreTables
-from patchrank.pipeline.teacher.checkpoint import build_teacher, read_teacher
+from patchrank.pipeline.teacher.build import build_teacher
+from patchrank.pipeline.teacher.checkpoint import read_teacher
 from patchrank.ranker.checkpoint import load_ranker
 from tests.helpers.demo_photos import pack, samples_of, write_photos
 from tests.helpers.photos import encode, photo_pixels

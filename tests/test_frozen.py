@@ -18,8 +18,9 @@ from patchrank.pipeline.cost import gflop_per_view
 from patchrank.pipeline.errors import UserError
 from patchrank.pipeline.frozen import draw_starts, draw_tokens
 from patchrank.pipeline.scoring import Scorer
-from patchrank.pipeline.teacher.checkpoint import build_teacher, read_teacher
-from patchrank.pipeline.teacher.model import TeacherConfig
+from patchrank.pipeline.teacher.architecture import TeacherConfig
+from patchrank.pipeline.teacher.build import build_teacher
+from patchrank.pipeline.teacher.checkpoint import read_teacher
 from tests.helpers.photos import encode, photo_pixels, write_shard
 from tests.helpers.score_runs import rows_of, save_small_teacher, score_config, score_here
 from tests.helpers.scoring import RATIO, SMALL, make_teacher, make_views, one_thread

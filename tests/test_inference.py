@@ -16,7 +16,8 @@ from patchrank.pipeline.inference import (
     pick_precision,
     prepare,
 )
-from patchrank.pipeline.teacher.model import MaskedAutoencoder, TeacherConfig
+from patchrank.pipeline.teacher.architecture import TeacherConfig
+from patchrank.pipeline.teacher.model import MaskedAutoencoder
 from tests.helpers.scoring import one_thread
 
 CPU = torch.device("cpu")

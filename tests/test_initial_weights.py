@@ -10,8 +10,10 @@ import torch
 
 from patchrank.pipeline.errors import UserError
 from patchrank.pipeline.patches import normalise
-from patchrank.pipeline.teacher.checkpoint import TeacherFile, read_teacher, save_teacher
-from patchrank.pipeline.teacher.model import MaskedAutoencoder, TeacherConfig
+from patchrank.pipeline.teacher.architecture import TeacherConfig
+from patchrank.pipeline.teacher.build import save_teacher
+from patchrank.pipeline.teacher.checkpoint import TeacherFile, read_teacher
+from patchrank.pipeline.teacher.model import MaskedAutoencoder
 from patchrank.ranker.initial_weights import initial_ranker, read_tables_teacher
 from patchrank.ranker.model import RankerConfig
 from tests.helpers.rankers import TINY_VIT

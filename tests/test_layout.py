@@ -23,16 +23,17 @@ LISTED = {
         storage_urls storage_retry storage_lookup storage_sources storage_streams storage_local storage
         config_file shard_specs tar_stream shards
         image_header images patches
-        teacher/blocks teacher/model teacher/formats teacher/sources teacher/checkpoint
+        teacher/architecture teacher/formats teacher/sources teacher/checkpoint
+        teacher/blocks teacher/model teacher/build
         pretraining_report pretraining
-        metrics capacity inference cost frozen removals scoring
+        metrics capacity inference cost frozen removals launch scoring
         record_file row_buffer score_table table_reader
         machine owner done_check output_settings output output_status
         pruned_format pruned_codec pruned_tar
         pruned_sample pruned_collate pruned_source pruned
         shard_feed pruned_index
-        queue_policy view_feed aggregate api scratch score_request shard_scoring
-        access scoring_actor actor_pool actor_start run_metrics
+        queue_policy view_feed aggregate api scratch score_request shard_result teacher_thread shard_scoring
+        access work_order scoring_worker scoring_actor actor_pool actor_start run_metrics
         progress pretraining_job estimate queue_tally queue_events shard_queue
         run_summary stop_signals owned_run score_run
         schedule_config schedule_times schedule_tick schedule_corpora job_submission schedule_run
@@ -86,6 +87,9 @@ LIGHT_FILES = [
     "ranker/evaluate_config.py",
     "ranker/prune_config.py",
 ]
+# What a score run's own process does without: checking a teacher and asking for actors takes no model and no decoder.
+LIGHT_DRIVERS = ["pipeline/score_request.py", "pipeline/score_run.py"]
+MODEL_LIBRARIES = {"timm", "torchvision"}
 HEAVY_LIBRARIES = {"torch", "torchvision", "timm", "ray", "webdataset"}
 # The names computed here are those of our own modules.
 COMPUTED_IMPORT_FILES = {"patchrank/__init__.py", "jobs/cli.py"}
@@ -245,6 +249,10 @@ def test_libraries_are_declared() -> None:
 def test_heavy_libraries_load_only_when_a_job_runs() -> None:
     files = [*LIGHT_FILES, *python_files("jobs")]
     assert broken(lambda file: loaded_at_import(file) & HEAVY_LIBRARIES, files) == {}
+
+
+def test_a_score_run_itself_loads_no_model() -> None:
+    assert broken(lambda file: loaded_at_import(file) & MODEL_LIBRARIES, LIGHT_DRIVERS) == {}
 
 
 def test_files_are_short() -> None:

@@ -19,7 +19,7 @@ from patchrank.pipeline.metrics import (
     whole_images,
 )
 from patchrank.pipeline.patches import normalise, patchify
-from patchrank.pipeline.teacher.model import TeacherConfig
+from patchrank.pipeline.teacher.architecture import TeacherConfig
 from tests.helpers.photos import photo_pixels
 from tests.helpers.scoring import one_thread
 

@@ -17,7 +17,8 @@ from patchrank.pipeline.job_config import PretrainConfig
 from patchrank.pipeline.pretraining import Pretraining, decoded_patches, in_target_space, rate_factor
 from patchrank.pipeline.pretraining_job import load_photos, pretrain
 from patchrank.pipeline.pretraining_report import reconstruction_errors
-from patchrank.pipeline.teacher.checkpoint import build_teacher, read_teacher
+from patchrank.pipeline.teacher.build import build_teacher
+from patchrank.pipeline.teacher.checkpoint import read_teacher
 from tests.helpers.photos import photo_samples, write_shard
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from patchrank.pipeline.errors import UserError
 from patchrank.pipeline.patches import patchify, take_patches
-from patchrank.pipeline.teacher.model import sincos_positions
+from patchrank.pipeline.teacher.architecture import sincos_positions
 from patchrank.ranker.model import Ranker, RankerConfig
 from tests.helpers.rankers import TINY_VIT, random_patches, small_config, small_ranker
 

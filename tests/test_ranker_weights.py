@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.teacher.model import MaskedAutoencoder, TeacherConfig
+from patchrank.pipeline.teacher.architecture import TeacherConfig
+from patchrank.pipeline.teacher.model import MaskedAutoencoder
 from patchrank.ranker.model import Ranker
 from tests.helpers.rankers import TINY_VIT, small_config
 

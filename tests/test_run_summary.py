@@ -11,7 +11,7 @@ import pytest
 from patchrank.pipeline.output_status import FolderStatus
 from patchrank.pipeline.record_file import Record
 from patchrank.pipeline.run_summary import LISTED, RunSummary, status_lines, summarise
-from patchrank.pipeline.shard_scoring import Progress, ShardResult
+from patchrank.pipeline.shard_result import Progress, ShardResult
 
 VIEWS = 4
 

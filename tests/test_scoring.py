@@ -14,8 +14,10 @@ from patchrank.pipeline.config import Metric, Removal
 from patchrank.pipeline.errors import UserError
 from patchrank.pipeline.patches import normalise, visible_count
 from patchrank.pipeline.scoring import Scorer, gflop_per_view, reconstruct
-from patchrank.pipeline.teacher.checkpoint import build_teacher, read_teacher
-from patchrank.pipeline.teacher.model import MaskedAutoencoder, TeacherConfig
+from patchrank.pipeline.teacher.architecture import TeacherConfig
+from patchrank.pipeline.teacher.build import build_teacher
+from patchrank.pipeline.teacher.checkpoint import read_teacher
+from patchrank.pipeline.teacher.model import MaskedAutoencoder
 from tests.helpers.scoring import (
     RATIO,
     REMOVALS,

@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 
-from patchrank.pipeline import shard_scoring
+from patchrank.pipeline import launch
 from patchrank.pipeline.errors import InfrastructureError
 from patchrank.pipeline.score_table import TeacherRecord
+from patchrank.pipeline.scoring import Scorer
 from patchrank.pipeline.shard_feed import count_samples
-from patchrank.pipeline.shard_scoring import MOST_REASONS, count_reasons, failure_reason, teacher_record
+from patchrank.pipeline.shard_result import MOST_REASONS, count_reasons, failure_reason
+from patchrank.pipeline.shard_scoring import teacher_record
 from patchrank.pipeline.shards import Fault
 from patchrank.pipeline.teacher.checkpoint import read_teacher
 from patchrank.pipeline.view_feed import in_share
@@ -254,13 +256,13 @@ def test_a_teacher_with_nothing_in_hand_waits(
         lost += 5000.0
         raise InfrastructureError("no memory")
 
-    monkeypatch.setattr(shard_scoring, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + lost))
+    monkeypatch.setattr(launch, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + lost))
     with local_scoring(score_config(shards, tmp_path / "out", teacher)) as (scoring, todo):
         first = scoring.score(todo[0])
         lost = 1000.0
         second = scoring.score(todo[1])
         with monkeypatch.context() as broken:
-            broken.setattr(scoring, "_score_batch", breaks_down)
+            broken.setattr(Scorer, "launch", breaks_down)
             with pytest.raises(InfrastructureError):
                 scoring.score(todo[2])
         third = scoring.score(todo[2])

@@ -1,4 +1,4 @@
-"""Teachers on disk: read any known format, build the model, save our own.
+"""Teachers on disk: read any known format.
 
 Our format is a `.safetensors` (single or half precision) and a JSON file of the same stem:
 `{"name", "licence", "digest", "config": {fields of TeacherConfig}}`. A folder holds them as
@@ -10,19 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
-import os
 import re
 from typing import Any
 
-import safetensors.torch
-import torch
 from torch import Tensor
 
 from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.storage import commit_bytes, join
+from patchrank.pipeline.teacher.architecture import OutputSpace, TeacherConfig
 from patchrank.pipeline.teacher.formats import complete_state, infer_config, our_names
-from patchrank.pipeline.teacher.model import MaskedAutoencoder, OutputSpace, TeacherConfig, sincos_positions
 from patchrank.pipeline.teacher.sources import Source, open_source
 
 _PUBLISHED_PIXELS = re.compile(r"mae_visualize_vit_|facebook(/|--)vit-mae-(base|large|huge)\b")
@@ -112,50 +107,3 @@ def weights_digest(config: TeacherConfig, state: dict[str, Tensor]) -> str:
         digest.update(f"{name} {list(values.shape)}\n".encode())
         digest.update(values.tobytes())
     return digest.hexdigest()
-
-
-def build_teacher(file: TeacherFile, *, device: str = "cpu") -> MaskedAutoencoder:
-    """The model, frozen and in evaluation mode. On the CPU it shares the memory of `file.state`."""
-    with torch.device("meta"):
-        model = MaskedAutoencoder(file.config)
-    model.load_state_dict(file.state, assign=True)
-    return model.to(device).eval().requires_grad_(False)
-
-
-def save_teacher(
-    model: MaskedAutoencoder,
-    target: str,
-    *,
-    name: str,
-    half: bool = False,
-    licence: str | None = None,
-    run_id: str = "save",
-) -> TeacherFile:
-    """Save a model in our format and return what `read_teacher` will find there.
-
-    `target`: a `.safetensors` path or URL, or a folder. `half`: weights as float16, which halves the file. Positions
-    that equal the computed ones are not stored, others as float32. Raises UserError for weights that are not finite
-    in that precision, and where the target cannot be written.
-    """
-    weights_url = target if target.endswith(".safetensors") else join(target, "teacher.safetensors")
-    config = model.config
-    computed = {
-        "pos_embed": sincos_positions(config.width, config.grid)[None],
-        "decoder_pos_embed": sincos_positions(config.decoder_width, config.grid)[None],
-    }
-    stored: dict[str, Tensor] = {}
-    for key, tensor in model.state_dict().items():
-        values = tensor.detach().cpu().float().contiguous()
-        if key not in computed:
-            stored[key] = values.half() if half else values
-        elif not torch.equal(values, computed[key]):
-            stored[key] = values
-    weights = {key: tensor.float() for key, tensor in stored.items()}
-    state = complete_state(weights, config, source=name)
-    file = TeacherFile(config, name, weights_digest(config, state), licence, state)
-    about = {"name": name, "licence": licence, "digest": file.digest, "config": dataclasses.asdict(config)}
-    # Weights first: old settings beside new weights are told by their digest, and refused.
-    commit_bytes(safetensors.torch.save(stored), weights_url, run_id=run_id)
-    settings_url = os.path.splitext(weights_url)[0] + ".json"
-    commit_bytes((json.dumps(about, indent=2) + "\n").encode(), settings_url, run_id=run_id)
-    return file

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.teacher.model import MaskedAutoencoder, TeacherConfig, sincos_positions
+from patchrank.pipeline.teacher.architecture import TeacherConfig, parameter_shapes, sincos_positions
 
 # Heads cannot be read off shapes. These are the published sizes: ViT-Ti, -S, -B, -L and -H of the ViT, DeiT and
 # MAE papers, and MAE's decoder.
@@ -157,17 +157,16 @@ def complete_state(weights: Mapping[str, Tensor], config: TeacherConfig, *, sour
         "decoder_pos_embed": sincos_positions(config.decoder_width, config.grid)[None],
         **weights,
     }
-    with torch.device("meta"):
-        expected = MaskedAutoencoder(config).state_dict()
+    expected = parameter_shapes(config)
     if missing := expected.keys() - state.keys():
         raise UserError(f"{source} lacks {len(missing)} parameters of its architecture: {_some(missing)}")
     if surplus := state.keys() - expected.keys():
         raise UserError(f"{source} has {len(surplus)} parameters that no MAE has: {_some(surplus)}")
-    for name, parameter in expected.items():
-        if state[name].shape != parameter.shape:
+    for name, shape in expected.items():
+        if state[name].shape != shape:
             raise UserError(
                 f"{source}: {name} has the shape {list(state[name].shape)}, the rest of the file calls for "
-                f"{list(parameter.shape)}"
+                f"{list(shape)}"
             )
         if not torch.isfinite(state[name]).all():
             raise UserError(f"{source}: {name} holds values that are not finite; the file is damaged")

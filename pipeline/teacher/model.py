@@ -11,89 +11,16 @@ D encoder width, E decoder width.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from patchrank.pipeline.errors import UserError
+from patchrank.pipeline.teacher.architecture import TeacherConfig, sincos_positions
 from patchrank.pipeline.teacher.blocks import InferenceBlock
-
-OutputSpace = Literal["pixels", "normalised", "unknown"]
-"""What the decoder predicts: `pixels` = ImageNet-normalised pixels, `normalised` = pixels of each
-patch less their own mean over their own deviation, `unknown` = the file does not tell."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TeacherConfig:
-    """Architecture of a masked autoencoder and the space it predicts in.
-
-    Sizes are in pixels (`image_size`, `patch_size`) or channels (`*_width`).
-    """
-
-    image_size: int = 224
-    patch_size: int = 16
-    width: int = 768
-    depth: int = 12
-    heads: int = 12
-    decoder_width: int = 512
-    decoder_depth: int = 8
-    decoder_heads: int = 16
-    mlp_ratio: float = 4.0
-    norm_eps: float = 1e-6
-    output_space: OutputSpace = "unknown"
-
-    def __post_init__(self) -> None:
-        for name in ("image_size", "patch_size", "width", "depth", "heads"):
-            if getattr(self, name) < 1:
-                raise UserError(f"teacher: {name} is {getattr(self, name)}, must be at least 1")
-        if self.image_size % self.patch_size:
-            raise UserError(
-                f"teacher: image size {self.image_size} is not a multiple of patch size {self.patch_size}"
-            )
-        for width, heads in ((self.width, self.heads), (self.decoder_width, self.decoder_heads)):
-            if width % heads or width % 4:
-                raise UserError(f"teacher: width {width} must divide by {heads} heads and by 4")
-        if self.output_space not in get_args(OutputSpace):
-            raise UserError(
-                f"teacher: output space {self.output_space!r} is none of {', '.join(get_args(OutputSpace))}"
-            )
-
-    @property
-    def grid(self) -> int:
-        """Patches along one side."""
-        return self.image_size // self.patch_size
-
-    @property
-    def positions(self) -> int:
-        """Patches of the whole grid, L."""
-        return self.grid**2
-
-    @property
-    def patch_values(self) -> int:
-        """Values of one patch, P = p * p * 3."""
-        return self.patch_size**2 * 3
-
-
-def sincos_positions(width: int, grid: int) -> Tensor:
-    """Fixed two-dimensional sine-cosine embeddings, float32 `[1 + grid * grid, width]`.
-
-    The first half of the channels encodes the column, the second the row; within a half, sines come
-    before cosines of the frequencies 10000^(-i / (width / 4)). Row 0 (the class token) is zero.
-    Source: MAE's appendix, "sine-cosine version" of position embeddings in two dimensions.
-    """
-    quarter = width // 4
-    frequency = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
-    angle = torch.arange(grid, dtype=torch.float64)[:, None] * frequency
-    axis = torch.cat([angle.sin(), angle.cos()], dim=1)
-    columns = axis[None, :, :].expand(grid, grid, -1)
-    rows = axis[:, None, :].expand(grid, grid, -1)
-    table = torch.cat([columns, rows], dim=2).reshape(grid * grid, width)
-    return torch.cat([torch.zeros(1, width, dtype=torch.float64), table]).float()
 
 
 class PatchEmbedding(nn.Module):

@@ -20,11 +20,12 @@ from patchrank.pipeline.record_file import digest_of, read_footer
 from patchrank.pipeline.run_summary import RunSummary
 from patchrank.pipeline.score_request import make_request
 from patchrank.pipeline.scoring import Scorer
-from patchrank.pipeline.shard_scoring import ShardResult, ShardScoring, teacher_record
+from patchrank.pipeline.shard_result import ShardResult
+from patchrank.pipeline.shard_scoring import ShardScoring, teacher_record
 from patchrank.pipeline.shards import Shard
 from patchrank.pipeline.table_reader import read_scores
-from patchrank.pipeline.teacher.checkpoint import build_teacher, save_teacher
-from patchrank.pipeline.teacher.model import OutputSpace
+from patchrank.pipeline.teacher.architecture import OutputSpace
+from patchrank.pipeline.teacher.build import build_teacher, save_teacher
 from tests.helpers.servers import Trouble
 from tests.helpers.teachers import SMALL, random_teacher
 

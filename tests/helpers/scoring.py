@@ -11,7 +11,8 @@ from torch import Tensor
 
 from patchrank.pipeline.config import Removal
 from patchrank.pipeline.patches import draw_visible, patchify
-from patchrank.pipeline.teacher.model import MaskedAutoencoder, TeacherConfig
+from patchrank.pipeline.teacher.architecture import TeacherConfig
+from patchrank.pipeline.teacher.model import MaskedAutoencoder
 from tests.helpers.photos import photo_pixels
 from tests.reference import Reference
 
