@@ -45,7 +45,7 @@ def score_shards(shards: list[str], out: str, teacher: str, batch_size: int, thr
     from patchrank.pipeline.score_request import make_request
     from patchrank.pipeline.scoring import Scorer
     from patchrank.pipeline.shard_scoring import ShardScoring, teacher_record
-    from patchrank.pipeline.teacher.checkpoint import build_teacher
+    from patchrank.pipeline.teacher.build import build_teacher
 
     torch.set_num_threads(threads)
     config = ScoreConfig(shards=tuple(shards), out=out, teacher=teacher, views="1", precision="fp32")

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import torch
 
-from patchrank.pipeline.teacher.checkpoint import TeacherFile, save_teacher
-from patchrank.pipeline.teacher.model import MaskedAutoencoder, TeacherConfig
+from patchrank.pipeline.teacher.architecture import TeacherConfig
+from patchrank.pipeline.teacher.build import save_teacher
+from patchrank.pipeline.teacher.checkpoint import TeacherFile
+from patchrank.pipeline.teacher.model import MaskedAutoencoder
 
 SIZES = {
     "tiny": TeacherConfig(

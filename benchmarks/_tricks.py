@@ -10,7 +10,8 @@ from unittest import mock
 from torch import Tensor, nn
 
 from patchrank.pipeline import inference
-from patchrank.pipeline.removals import Without, others_of
+from patchrank.pipeline.patches import others_of
+from patchrank.pipeline.removals import Without
 from patchrank.pipeline.scoring import Scorer
 from patchrank.pipeline.teacher.model import MaskedAutoencoder
 

@@ -6,6 +6,10 @@ beside the last ones that were saved for a machine of this kind; one that fell b
 with `--strict` if there is such a one.
 
     python -m benchmarks.bench [--save] [--strict] [--only teacher decode]
+
+What a GPU machine without Ray is asked, in less than ten minutes:
+
+    python -m benchmarks.bench --only limit teacher decode score_path
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import tyro
 
 from benchmarks._common import machine, show, write_json
@@ -34,11 +39,12 @@ JsonPath = tuple[str, ...]
 class Part:
     """A benchmark: its options, and where in its JSON which ratio stands; `*` stands for every name there.
 
-    Every ratio is higher where things are better.
+    `on_gpu`: its options where there is a GPU, if they are others. Every ratio is higher where things are better.
     """
 
     name: str
     options: str = ""
+    on_gpu: str | None = None
     ratios: Mapping[str, JsonPath]
 
 
@@ -47,12 +53,19 @@ PARTS = (
     Part(
         name="teacher",
         options="--sizes tiny mae-base --no-compiled --no-savings --no-memory --rounds 3",
+        on_gpu="--sizes mae-base mae-large --removals decoder --rounds 3",
         ratios={
             "times the published way": ("teacher", "*", "times_base", "*"),
             "share of the machine's rate": ("teacher", "*", "share_of_rate", "*"),
         },
     ),
     Part(name="decode", options="--rounds 5", ratios={"times Pillow": ("decode", "*", "times_pillow")}),
+    Part(
+        name="score_path",
+        options="--teachers tiny --rounds 3 --photos 200 --seconds 4",
+        on_gpu="--teachers mae-base --rounds 3 --photos 400",
+        ratios={"of the teacher alone": ("score_path", "*", "ratio")},
+    ),
     Part(
         name="score_job",
         options="--teachers tiny --rounds 3 --photos 200",
@@ -168,7 +181,8 @@ def run(part: Part, folder: Path) -> tuple[Any, float]:
     """A benchmark in a process of its own: what its JSON holds, and the seconds it took."""
     out, started = folder / f"{part.name}.json", time.perf_counter()
     print(f"== {part.name}", flush=True)
-    command = [sys.executable, "-m", f"benchmarks.{part.name}", *part.options.split(), "--out", str(out)]
+    options = (part.on_gpu if torch.cuda.is_available() else None) or part.options
+    command = [sys.executable, "-m", f"benchmarks.{part.name}", *options.split(), "--out", str(out)]
     subprocess.run(command, check=True)
     return json.loads(out.read_text()), time.perf_counter() - started
 

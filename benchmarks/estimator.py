@@ -29,7 +29,8 @@ from patchrank.pipeline.cost import gflop_per_view
 from patchrank.pipeline.patches import draw_visible, visible_count
 from patchrank.pipeline.randomness import KeyedRandom
 from patchrank.pipeline.scoring import Scorer
-from patchrank.pipeline.teacher.checkpoint import build_teacher, read_teacher
+from patchrank.pipeline.teacher.build import build_teacher
+from patchrank.pipeline.teacher.checkpoint import read_teacher
 from patchrank.pipeline.teacher.model import MaskedAutoencoder
 from patchrank.ranker.evaluation_images import EvaluationImages
 from patchrank.ranker.metrics import kendall_tau, spearman

@@ -10,10 +10,8 @@ Goal: the job reaches 0.95 of the teacher alone.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 import os
-import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -21,26 +19,20 @@ from types import TracebackType
 from typing import Any, Literal
 
 import ray
-import torch
 import tyro
 
-from benchmarks._common import show, write_json
+from benchmarks._common import write_json
 from benchmarks._photos import pack_shard, photo_files
+from benchmarks._teacher_alone import DEVICE, TeacherAlone, compare, show_comparison
 from benchmarks._teachers import save_random_teacher
-from patchrank.pipeline.config import Precision, RowConfig
+from patchrank.pipeline.config import DECODER, Precision
 from patchrank.pipeline.config_file import config_to_yaml
-from patchrank.pipeline.images import DECODER
 from patchrank.pipeline.job_config import ScoreConfig
 from patchrank.pipeline.progress import Totals
 from patchrank.pipeline.score_request import make_request
 from patchrank.pipeline.score_run import score
-from patchrank.pipeline.scoring import Scorer, choose_precision
-from patchrank.pipeline.shards import Sample
-from patchrank.pipeline.teacher.checkpoint import TeacherFile, build_teacher
-from patchrank.pipeline.view_feed import View, prepare
 
 LEAST_SHARDS = 4
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Two actors on one machine: the job's, and the teacher alone, which rests meanwhile.
 GPUS = 0.5 if DEVICE == "cuda" else 0.0
 
@@ -71,56 +63,6 @@ class Options:
     """Views scored at once; auto takes the probe's choice."""
     out: Path = Path("bench-out/score_job.json")
     """Results as JSON."""
-
-
-class TeacherAlone:
-    """The process of the teacher alone: what `ScoringActor` makes of a teacher, fed from memory."""
-
-    def __init__(self, file: TeacherFile, rows: RowConfig, precision: str, batch_size: int | None) -> None:
-        model, device = build_teacher(file, device=DEVICE), torch.device(DEVICE)
-        self._precision = choose_precision(model, device) if precision == "auto" else precision
-        self._rows, self._patch_size = rows, file.config.patch_size
-        self._scorer = Scorer(model, precision=self._precision, device=device, batch_size=batch_size)
-        self._batches: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-    def settings(self) -> dict[str, Any]:
-        """What was chosen."""
-        return {
-            "precision": self._precision,
-            "batch_size": self._scorer.batch_size,
-            "threads": torch.get_num_threads(),
-        }
-
-    def load(self, files: list[bytes]) -> float:
-        """Prepare batches of views of these photos; returns the seconds that preparing a view takes one core."""
-        samples = [
-            Sample(f"{number:08d}", {"jpg": file}, {"jpg": f"{number:08d}.jpg"})
-            for number, file in enumerate(files)
-        ]
-        prepare(samples[0], self._rows, self._patch_size)
-        started = time.thread_time()
-        prepared = [prepare(sample, self._rows, self._patch_size) for sample in samples]
-        views = [view for item in prepared if isinstance(item, list) for view in item]
-        seconds = (time.thread_time() - started) / len(views)
-        size = self._scorer.batch_size
-        endless: itertools.cycle[View] = itertools.cycle(views)
-        for _ in range(max(2, min(32, len(views) // size))):
-            batch = list(itertools.islice(endless, size))
-            pixels = torch.stack([view.pixels for view in batch])
-            self._batches.append(
-                (pixels, torch.stack([torch.from_numpy(view.visible) for view in batch]).long())
-            )
-        return seconds
-
-    def run(self, seconds: float) -> float:
-        """Score for so long, a batch at the least; views per second."""
-        count, started = 0, time.perf_counter()
-        for pixels, visible in itertools.cycle(self._batches):
-            self._scorer.score(pixels, visible)
-            count += len(pixels)
-            if time.perf_counter() - started >= seconds:
-                break
-        return count / (time.perf_counter() - started)
 
 
 class ShardClock:
@@ -161,8 +103,8 @@ def run_job(config: ScoreConfig, shard_views: int) -> dict[str, float]:
     }
 
 
-def run_teacher(size: str, options: Options, folder: Path, files: list[bytes]) -> tuple[list[str], Any]:
-    """Measure with one teacher; returns a row of the table and what the JSON holds."""
+def run_teacher(size: str, options: Options, folder: Path, files: list[bytes]) -> dict[str, Any]:
+    """Measure with one teacher; returns what the JSON holds."""
     path, teacher = save_random_teacher(size, folder)
     asked = ScoreConfig(
         shards=("none yet",),
@@ -199,49 +141,13 @@ def run_teacher(size: str, options: Options, folder: Path, files: list[bytes]) -
         jobs.append(run_job(config, photos * options.views))
         teachers.append(2 / (1 / before + 1 / ray.get(alone.run.remote(options.seconds / 2))))
     ray.kill(alone)
-    return report(size, chosen, decoding, jobs, teachers, options)
-
-
-def report(
-    size: str,
-    chosen: dict[str, Any],
-    decoding: float,
-    jobs: list[dict[str, float]],
-    teachers: list[float],
-    options: Options,
-) -> tuple[list[str], Any]:
-    """The row and the JSON of one teacher. `decoding`: core seconds of a view until the teacher has it."""
-    rates = [job["views_per_second"] for job in jobs]
-    ratios = [job / teacher for job, teacher in zip(rates, teachers, strict=True)]
-    alone, ratio = statistics.median(teachers), statistics.median(ratios)
-    # On a processor the same cores do both; a GPU leaves them to the decoders.
-    bound = 1 / (1 + alone * decoding / options.threads) if DEVICE == "cpu" else 1.0
-    row = [
-        size,
-        chosen["precision"],
-        str(chosen["batch_size"]),
-        f"{alone:.2f}",
-        f"{statistics.median(rates):.2f}",
-        f"{ratio:.3f}",
-        f"{min(ratios):.3f}-{max(ratios):.3f}",
-        f"{bound:.3f}",
-        f"{statistics.median(job['waited_share'] for job in jobs):.1%}",
-    ]
-    return row, {
-        **chosen,
-        "teacher_views_per_second": teachers,
-        "job": jobs,
-        "ratios": ratios,
-        "ratio": ratio,
-        "decode_core_ms_per_view": 1000 * decoding,
-        "ratio_if_cores_are_shared_without_loss": bound,
-    }
+    return compare(chosen, decoding, teachers, jobs)
 
 
 def main(options: Options) -> None:
     """Measure, print a table, write the JSON."""
     files = photo_files(options.shards, options.photos)
-    results, rows = {}, []
+    results = {}
     ray.init(
         num_cpus=2 * options.threads,
         include_dashboard=False,
@@ -251,25 +157,9 @@ def main(options: Options) -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         for size in options.teachers:
-            row, results[size] = run_teacher(size, options, Path(folder), files)
-            rows.append(row)
+            results[size] = run_teacher(size, options, Path(folder), files)
     ray.shutdown()
-    show(
-        f"Views per second of the teacher alone and of the job: {len(files)} photos, {options.views} views each,\n"
-        f"{options.threads} threads, {DEVICE}; bound: the ratio if decoding took its own time and nothing else did",
-        [
-            "teacher",
-            "type",
-            "batch",
-            "alone/s",
-            "job/s",
-            "ratio",
-            "from-to",
-            "bound",
-            "waited",
-        ],
-        rows,
-    )
+    show_comparison(f"the job: {len(files)} photos, {options.views} views each", results)
     source = list(options.shards) or "synthetic photos, 500 x 375"
     write_json({"score_job": results, "photos": len(files), "source": source}, options.out)
 

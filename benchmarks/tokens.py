@@ -25,7 +25,8 @@ from patchrank.pipeline.frozen import FrozenEstimator, draw_tokens
 from patchrank.pipeline.inference import prepare
 from patchrank.pipeline.patches import draw_visible, hidden_positions, normalise, visible_count
 from patchrank.pipeline.removals import TokenRemovals
-from patchrank.pipeline.teacher.checkpoint import build_teacher, read_teacher
+from patchrank.pipeline.teacher.build import build_teacher
+from patchrank.pipeline.teacher.checkpoint import read_teacher
 from patchrank.ranker.metrics import kendall_tau
 from patchrank.ranker.model import RankerConfig
 from patchrank.ranker.partition_scores import mean_of
@@ -57,7 +58,7 @@ def changes_and_proxies(options: Options) -> tuple[Tensor, Tensor]:
     model = prepare(build_teacher(read_teacher(options.teacher)), "fp32", torch.device("cpu"))
     grid = model.config.grid
     count = visible_count(grid**2, 0.9)
-    estimator = FrozenEstimator(model, grid**2 - count, "l1")
+    estimator = FrozenEstimator(model, count, grid**2 - count, "l1")
     removals = TokenRemovals(model, count)
     changes, proxies = [], []
     for key, patches in list(zip(images.keys, images.patches, strict=True))[: options.photos]:

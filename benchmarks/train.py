@@ -29,7 +29,7 @@ from patchrank.pipeline.scoring import Scorer
 from patchrank.pipeline.shard_scoring import ShardScoring, teacher_record
 from patchrank.pipeline.shards import expand_shards
 from patchrank.pipeline.table_reader import ScoreTables
-from patchrank.pipeline.teacher.checkpoint import build_teacher
+from patchrank.pipeline.teacher.build import build_teacher
 from patchrank.ranker.dataset import TableBatches
 from patchrank.ranker.model import Ranker, RankerConfig
 from patchrank.ranker.table_index import Context, TableIndex, index_tables
