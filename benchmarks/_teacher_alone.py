@@ -11,6 +11,7 @@ import torch
 
 from benchmarks._common import show
 from patchrank.pipeline.config import RowConfig
+from patchrank.pipeline.heap import keep_freed_memory
 from patchrank.pipeline.scoring import Scorer, choose_precision
 from patchrank.pipeline.shards import Sample
 from patchrank.pipeline.teacher.build import build_teacher
@@ -24,6 +25,7 @@ class TeacherAlone:
     """What `ScoringActor` makes of a teacher, fed from memory."""
 
     def __init__(self, file: TeacherFile, rows: RowConfig, precision: str, batch_size: int | None) -> None:
+        keep_freed_memory()
         model, device = build_teacher(file, device=DEVICE), torch.device(DEVICE)
         self.precision = choose_precision(model, device) if precision == "auto" else precision
         self._rows, self._patch_size = rows, file.config.patch_size

@@ -33,6 +33,7 @@ from benchmarks.limit import DTYPES, device, matrix_rate
 from patchrank.pipeline.capacity import choose_batch_size
 from patchrank.pipeline.config import Precision, Removal
 from patchrank.pipeline.cost import gflop_per_view
+from patchrank.pipeline.heap import keep_freed_memory
 from patchrank.pipeline.inference import choose_precision
 from patchrank.pipeline.patches import visible_count
 from patchrank.pipeline.scoring import Scorer
@@ -216,6 +217,7 @@ def precision_of(name: str) -> str:
 
 def main(options: Options) -> None:
     """Run all sizes, print tables, write the JSON."""
+    keep_freed_memory()  # for all contenders alike
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     results = {

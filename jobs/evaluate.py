@@ -17,10 +17,12 @@ def run(config: EvaluateConfig) -> int:
     plotted = config.out is not None and config.plot
     if plotted:
         require_plots("the plot of --out (--no-plot leaves it out)")
+    from patchrank.pipeline.heap import keep_freed_memory
     from patchrank.pipeline.output import new_run_id
     from patchrank.ranker.evaluation_report import report_lines, to_json, write_report
     from patchrank.ranker.evaluation_run import evaluate
 
+    keep_freed_memory()
     # With --json, standard output is the JSON alone.
     talk = sys.stderr if config.json else sys.stdout
     evaluation = evaluate(config, lambda line: print(line, file=talk, flush=True))

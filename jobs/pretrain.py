@@ -10,8 +10,10 @@ from patchrank.pipeline.job_config import PretrainConfig
 
 def run(config: PretrainConfig) -> int:
     """Train to the last step, write the teacher and measure it; returns the exit code."""
+    from patchrank.pipeline.heap import keep_freed_memory
     from patchrank.pipeline.pretraining_job import pretrain
 
+    keep_freed_memory()
     pretrain(config, lambda line: print(line, flush=True))
     return 0
 

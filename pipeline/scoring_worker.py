@@ -14,6 +14,7 @@ import torch
 from patchrank.pipeline.access import prove_access
 from patchrank.pipeline.config import Precision
 from patchrank.pipeline.errors import InfrastructureError, PatchrankError
+from patchrank.pipeline.heap import keep_freed_memory
 from patchrank.pipeline.machine import library_versions, process_space
 from patchrank.pipeline.output import OutputFolder
 from patchrank.pipeline.run_log import log_event, start_json_log
@@ -37,6 +38,7 @@ class ScoringWorker:
 
     def __init__(self, teacher: TeacherFile, *, node_id: str, device_ids: tuple[str, ...]) -> None:
         """`node_id`, `device_ids`: where it runs, as the cluster names it."""
+        keep_freed_memory()
         self._file = teacher
         self._device = _device()
         self._model = build_teacher(teacher, device=str(self._device))

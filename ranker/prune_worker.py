@@ -13,6 +13,7 @@ import torch
 
 from patchrank.pipeline.access import prove_access
 from patchrank.pipeline.errors import PatchrankError, UserError
+from patchrank.pipeline.heap import keep_freed_memory
 from patchrank.pipeline.machine import library_versions
 from patchrank.pipeline.output import OutputFolder
 from patchrank.pipeline.pruned_index import INDEX_FOLDER
@@ -113,6 +114,7 @@ class PruneWorker:
             ray.get(order.starts.end.remote(context.get_actor_id()))
 
     def _start(self) -> None:
+        keep_freed_memory()
         order = self._order
         self._request: PruneRequest = ray.get(order.request)
         # Ray sets CUDA_VISIBLE_DEVICES for declared GPUs that need not exist: torch knows what is there.

@@ -18,6 +18,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, prepare_model
 
 from patchrank.pipeline import storage
 from patchrank.pipeline.errors import PatchrankError
+from patchrank.pipeline.heap import keep_freed_memory
 from patchrank.pipeline.output import new_run_id
 from patchrank.pipeline.owner import Owner
 from patchrank.pipeline.run_log import log_event, run_events
@@ -159,6 +160,7 @@ def _cause(error: ray.train.TrainingFailedError) -> PatchrankError:
 
 def _work(settings: dict[str, Any]) -> None:
     """One worker; every rank runs it."""
+    keep_freed_memory()
     plan: TrainPlan = settings["plan"]
     context = ray.train.get_context()
     device = ray.train.torch.get_device()

@@ -28,7 +28,7 @@ LISTED = {
         pretraining_report pretraining
         metrics capacity inference cost frozen removals launch scoring
         record_file row_buffer score_table table_reader
-        machine owner done_check output_settings output output_status
+        heap machine owner done_check output_settings output output_status
         pruned_format pruned_codec pruned_tar
         pruned_sample pruned_collate pruned_source pruned
         shard_feed pruned_index

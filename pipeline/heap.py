@@ -1,0 +1,25 @@
+"""How this process comes by its memory."""
+
+from __future__ import annotations
+
+import ctypes
+
+# Parameters of `mallopt`, from glibc's malloc.h.
+_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
+_KEPT = 2**31 - 1
+
+
+def keep_freed_memory() -> bool:
+    """Have the C library keep what is freed, for the next batch; False where it is not glibc, and nothing is changed.
+
+    By default glibc maps large blocks one by one and gives them back at once, and gives back the heaps of threads.
+    Every batch then pays for new pages, which the kernel fills with zeros (docs/performance.md tells what that takes).
+    Without mappings, trimming and heaps of single threads, a process holds what it has needed at most: for processes
+    that do one thing only, and before they begin. Source: the manual page of mallopt(3).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    for parameter, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _KEPT), (_ARENA_MAX, 1)):
+        mallopt(parameter, value)
+    return True
