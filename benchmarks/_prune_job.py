@@ -24,13 +24,15 @@ from benchmarks._common import show
 from benchmarks._photos import pack_shard
 from benchmarks.score_job import ShardClock
 from patchrank.pipeline.config_file import config_to_yaml
+from patchrank.pipeline.heap import keep_freed_memory
 from patchrank.pipeline.shards import Sample
-from patchrank.ranker.patch_scoring import PatchScorer
+from patchrank.ranker.patch_scoring import PatchScorer, open_patch_source
 from patchrank.ranker.prune_config import PruneConfig
 from patchrank.ranker.prune_encode import encode
 from patchrank.ranker.prune_feed import Left, prepare, rank
 from patchrank.ranker.prune_plan import PruneRequest, make_request
 from patchrank.ranker.prune_run import prune
+from patchrank.ranker.prune_worker import probe_precision
 
 SHARDS_PER_ACTOR = 4
 GOAL = 0.8
@@ -44,18 +46,25 @@ class BareLoop:
         self._samples = [
             Sample(f"{at:08d}", {"jpg": f}, {"jpg": f"{at:08d}.jpg"}) for at, f in enumerate(files)
         ]
-        size = request.config.batch_size
-        self._scorer = PatchScorer(request.source, device=torch.device("cpu"), batch_size=size)
+        keep_freed_memory()
+        self._scorer = PatchScorer(request.source, device=torch.device("cpu"), batch_size=None)
+        nobody = dataclasses.replace(
+            open_patch_source("baseline:random", fits=None, teacher=None, seed=0),
+            grid=request.source.grid,
+            patch_size=request.source.patch_size,
+        )
+        self._nobody = PatchScorer(nobody, device=torch.device("cpu"), batch_size=self._scorer.batch_size)
         self._endless = itertools.cycle(self._samples)
 
-    def run(self, seconds: float) -> float:
-        """Work for so long, a batch at the least; images per second."""
+    def run(self, seconds: float, *, ranked: bool = True) -> float:
+        """Work for so long, a batch at the least; images per second. Not `ranked`: with random numbers for scores."""
+        scorer = self._scorer if ranked else self._nobody
         spec, selector = self._request.spec, self._request.selector
         count, started = 0, time.perf_counter()
         while not count or time.perf_counter() - started < seconds:
-            samples = itertools.islice(self._endless, self._scorer.batch_size)
-            ranked = rank([prepare(sample, spec) for sample in samples], self._scorer)
-            images = [item for item in ranked if not isinstance(item, Left)]
+            samples = itertools.islice(self._endless, scorer.batch_size)
+            scored = rank([prepare(sample, spec) for sample in samples], scorer)
+            images = [item for item in scored if not isinstance(item, Left)]
             keep_NL = selector.masks(
                 np.stack([scores_L for _, scores_L in images]),
                 [image.patches for image, _ in images],
@@ -63,7 +72,7 @@ class BareLoop:
             )
             for image, keep_L in zip(images, keep_NL, strict=True):
                 encode(image, keep_L, spec)
-            count += len(ranked)
+            count += len(scored)
         return count / (time.perf_counter() - started)
 
 
@@ -107,11 +116,13 @@ def measure_job(
             max_actors=actors,
         )
         one: Any = ray.remote(num_cpus=1)(BareLoop)
+        probe = ray.remote(num_cpus=1)(probe_precision)
+        asked = dataclasses.replace(asked, precision=ray.get(probe.remote(make_request(asked).source)))
         request = make_request(asked)
         loops = [one.remote(request, files) for _ in range(actors)]
 
-        def bare(seconds: float) -> float:
-            return float(sum(ray.get([loop.run.remote(seconds) for loop in loops])))
+        def bare(seconds: float, *, ranked: bool = True) -> float:
+            return float(sum(ray.get([loop.run.remote(seconds, ranked=ranked) for loop in loops])))
 
         bare(1)
         photos = max(1, round(bare(seconds / 2) * seconds / (SHARDS_PER_ACTOR - 1) / actors))
@@ -125,11 +136,14 @@ def measure_job(
             before = bare(seconds / 2)
             jobs.append(run_job(dataclasses.replace(asked, shards=shards), actors))
             alone.append((before + bare(seconds / 2)) / 2)
+        unranked = bare(seconds / 2, ranked=False)
     ray.shutdown()
     ratios = [job["images_per_second"] / loop for job, loop in zip(jobs, alone, strict=True)]
     middle = statistics.median(ratios)
     told = {
         "actors": actors,
+        "precision": asked.precision,
+        "images_per_second_without_the_ranker": unranked,
         "photos_per_shard": photos,
         "bare_images_per_second": alone,
         "job": jobs,
@@ -145,6 +159,7 @@ def measure_job(
         ["bare loop", "job", "ratio", "ranker waited"],
         rows,
     )
+    print(f"ranked in {asked.precision}; decode, crop and encode alone: {unranked:.1f} images per second")
     met = "met" if middle >= GOAL else "missed"
     print(f"the job reaches {middle:.3f} of the bare loop (goal: {GOAL} or above: {met})")
     return told

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from patchrank.pipeline import inference
 from patchrank.pipeline.heap import keep_freed_memory
-from patchrank.pipeline.launch import Launched
 from patchrank.pipeline.patches import others_of
 from patchrank.pipeline.removals import Without
 from patchrank.pipeline.scoring import Scorer
@@ -83,20 +82,25 @@ def compile_blocks(make: Make) -> Scorer:
     return cast(Scorer, scorer)
 
 
-def give_memory_back(make: Make) -> Scorer:
-    """Freed memory returned to the system, as glibc's own rule ends up: blocks from 32 MB at once."""
-    scorer: Any = make()
-    launch, mallopt = scorer.launch, ctypes.CDLL(None).mallopt
+def giving_back(call: Callable[..., Any]) -> Callable[..., Any]:
+    """The call with freed memory returned to the system, as glibc's own rule ends up: blocks from 32 MB at once."""
 
-    def launch_giving_back(*batch: Tensor | None) -> Launched:
+    def run(*arguments: Any, **named: Any) -> Any:
+        mallopt: Any = getattr(ctypes.CDLL(None), "mallopt", lambda parameter, value: None)
         for parameter, value in ((-4, 65536), (-3, 2**25), (-1, 2**26)):
             mallopt(parameter, value)
         try:
-            return cast(Launched, launch(*batch))
+            return call(*arguments, **named)
         finally:
             keep_freed_memory()
 
-    scorer.launch = launch_giving_back
+    return run
+
+
+def give_memory_back(make: Make) -> Scorer:
+    """Without freed memory kept."""
+    scorer: Any = make()
+    scorer.launch = giving_back(scorer.launch)
     return cast(Scorer, scorer)
 
 

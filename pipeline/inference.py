@@ -58,9 +58,9 @@ class OneDnnLinear(nn.Module):
 
 
 class NarrowingNorm(nn.Module):
-    """A layer norm computed in float32 whose result is handed on in half precision."""
+    """A norm computed in float32 whose result is handed on in half precision."""
 
-    def __init__(self, norm: nn.LayerNorm, dtype: torch.dtype) -> None:
+    def __init__(self, norm: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
         self.norm, self.dtype = norm, dtype
 
@@ -91,10 +91,7 @@ def prepare(model: MaskedAutoencoder, precision: Precision, device: torch.device
 
     Raises UserError for a precision that the device cannot do.
     """
-    if precision not in get_args(Precision):
-        raise UserError(f"precision {precision!r} is none of {', '.join(get_args(Precision))}")
-    if precision == "fp16" and device.type == "cpu":
-        raise UserError("precision fp16 needs a GPU; processors have bf16 and fp32")
+    check_precision(precision, device)
     shared: dict[int, Tensor] = {
         id(p): nn.Parameter(p.detach().to(device), requires_grad=False) for p in model.parameters()
     }
@@ -103,19 +100,36 @@ def prepare(model: MaskedAutoencoder, precision: Precision, device: torch.device
     if precision != "fp32":
         full = 1 if device.type == "cpu" else 0
         for block in [*ready.blocks, *ready.decoder_blocks[full:]]:
-            for name in ("attn", "mlp"):
-                block.get_submodule(name).to(_DTYPES[precision])
-            for name in ("norm1", "norm2"):
-                norm = block.get_submodule(name)
-                assert isinstance(norm, nn.LayerNorm)
-                setattr(block, name, NarrowingNorm(norm, _DTYPES[precision]))
+            narrow(block, precision)
     ready.blocks = nn.ModuleList(InferenceBlock(block) for block in ready.blocks)
     ready.decoder_blocks = nn.ModuleList(InferenceBlock(block) for block in ready.decoder_blocks)
-    if has_onednn(device):
-        _replace_linear_layers(ready)
-        if precision == "fp32":
-            _fuse_gelu(ready)
+    use_onednn(ready, precision, device)
     return ready
+
+
+def check_precision(precision: Precision, device: torch.device) -> None:
+    """UserError for a precision that the device cannot do."""
+    if precision not in get_args(Precision):
+        raise UserError(f"precision {precision!r} is none of {', '.join(get_args(Precision))}")
+    if precision == "fp16" and device.type == "cpu":
+        raise UserError("precision fp16 needs a GPU; processors have bf16 and fp32")
+
+
+def narrow(block: nn.Module, precision: Precision) -> None:
+    """Attention and perceptron of a pre-norm block of timm in half precision, with the norms in float32."""
+    for name in ("attn", "mlp"):
+        block.get_submodule(name).to(_DTYPES[precision])
+    for name in ("norm1", "norm2"):
+        norm = block.get_submodule(name)
+        setattr(block, name, NarrowingNorm(norm, _DTYPES[precision]))
+
+
+def use_onednn(module: nn.Module, precision: Precision, device: torch.device) -> None:
+    """Have linear layers below the module run in oneDNN, where the device has it; in float32 with GELU in them."""
+    if has_onednn(device):
+        _replace_linear_layers(module)
+        if precision == "fp32":
+            _fuse_gelu(module)
 
 
 def _replace_linear_layers(module: nn.Module) -> None:
@@ -127,10 +141,9 @@ def _replace_linear_layers(module: nn.Module) -> None:
 
 
 def _fuse_gelu(module: nn.Module) -> None:
-    """Let oneDNN apply GELU while the results are in registers."""
+    """Let oneDNN apply GELU, the exact one, while the results are in registers."""
     for part in module.modules():
-        if isinstance(part, Mlp):
-            assert isinstance(part.act, nn.GELU)
+        if isinstance(part, Mlp) and isinstance(part.act, nn.GELU) and part.act.approximate == "none":
             assert isinstance(part.fc1, OneDnnLinear)
             part.fc1.gelu, part.act = True, nn.Identity()
 
@@ -142,10 +155,17 @@ def synchronise(device: torch.device) -> None:
 
 
 def choose_precision(model: MaskedAutoencoder, device: torch.device) -> Precision:
-    """The fastest precision that is safe, by a short probe of this model on this device.
+    """The fastest precision that is safe, by a short probe of this model on this device (`fastest_precision`)."""
+    return fastest_precision(lambda precision: _probe(model, precision, device), device)
+
+
+def fastest_precision(
+    make_probe: Callable[[Precision], Callable[[], Tensor]], device: torch.device
+) -> Precision:
+    """The precision whose probe is the fastest.
 
     Nothing is assumed: some processors run bf16 several times faster than fp32, some slower. fp16 is tried on
-    GPUs only. A precision whose predictions are not all finite is out, and fp32 stays where the gain is under
+    GPUs only. A precision whose results are not all finite is out, and fp32 stays where the gain is under
     10 %.
     """
     if device.type == "cuda":
@@ -153,7 +173,8 @@ def choose_precision(model: MaskedAutoencoder, device: torch.device) -> Precisio
         halves: tuple[Precision, ...] = ("bf16", "fp16") if native else ("fp16",)
     else:
         halves = ("bf16",)
-    probes = {name: _probe(model, name, device) for name in ("fp32", *halves)}
+    precisions: tuple[Precision, ...] = ("fp32", *halves)
+    probes = {name: make_probe(name) for name in precisions}
     usable = [name for name, probe in probes.items() if bool(probe().isfinite().all())]
     seconds = dict.fromkeys(usable, float("inf"))
     for _ in range(_PROBE_ROUNDS):

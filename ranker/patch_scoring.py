@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from patchrank.pipeline.config import Precision
 from patchrank.pipeline.errors import UserError
 from patchrank.pipeline.record_file import digest_of
 from patchrank.pipeline.teacher.build import build_teacher
@@ -21,28 +22,46 @@ from patchrank.pipeline.teacher.checkpoint import TeacherFile, read_teacher
 from patchrank.ranker.baseline_fits import FITS
 from patchrank.ranker.baselines import BASELINES, Baseline, BaselineSources, make_baseline
 from patchrank.ranker.checkpoint import LoadedRanker, load_ranker
+from patchrank.ranker.inference import choose_ranker_batch, choose_ranker_precision, prepare_ranker
+from patchrank.ranker.model import Ranker
 
 BASELINE_PREFIX = "baseline:"
 _GRID, _PATCH_SIZE = 14, 16
+_BASELINE_BATCH = 32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PatchSource:
-    """What gives scores, picklable. `fields`: everything of it that can change a score, as JSON can hold it.
+    """What gives scores, picklable. `fixed`: what of it can change a score but for the precision, as JSON can hold it.
 
-    `temperature`: of the softmax over an image's scores, None where nothing tells it.
+    `temperature`: of the softmax over an image's scores, None where nothing tells it; `precision`: of a ranker's
+    blocks, None until it is chosen and for baselines, which have float32 alone.
     """
 
     name: str
     grid: int
     patch_size: int
     temperature: float | None
-    fields: dict[str, Any]
+    fixed: dict[str, Any]
     ranker: LoadedRanker | None = None
+    precision: Precision | None = None
     baseline: str = ""
     seed: int = 0
     fits: dict[str, Any] = dataclasses.field(default_factory=dict)
     teacher: TeacherFile | None = None
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Everything that can change a score, by name."""
+        if self.ranker is None:
+            return self.fixed
+        assert self.precision is not None, "the precision has not been chosen"
+        return {**self.fixed, "precision": self.precision}
+
+    @property
+    def needs_precision(self) -> bool:
+        """Whether it still has to be chosen."""
+        return self.ranker is not None and self.precision is None
 
     @property
     def image_size(self) -> int:
@@ -68,7 +87,7 @@ def open_patch_source(name: str, *, fits: str | None, teacher: str | None, seed:
         grid=config.grid,
         patch_size=config.patch_size,
         temperature=ranker.temperature,
-        fields={"ranker": ranker.digest},
+        fixed={"ranker": ranker.digest},
         ranker=ranker,
     )
 
@@ -100,7 +119,7 @@ def _open_baseline(name: str, fits: str | None, teacher: str | None, seed: int) 
         grid=grid,
         patch_size=patch_size,
         temperature=None,
-        fields={**fields, "grid": grid, "patch_size": patch_size},
+        fixed={**fields, "grid": grid, "patch_size": patch_size},
         baseline=name,
         seed=seed,
         fits=stored,
@@ -124,13 +143,27 @@ def _build_baseline(source: PatchSource, device: torch.device) -> Baseline:
     )
 
 
+def choose_source_precision(source: PatchSource, device: torch.device) -> Precision:
+    """The fastest safe precision of a source's ranker on this device, by a short probe."""
+    assert source.ranker is not None, "baselines have float32 alone"
+    return choose_ranker_precision(source.ranker.model, device)
+
+
 class PatchScorer:
     """Scores images on one device, in batches that are padded to one size: scores then do not depend on others."""
 
-    def __init__(self, source: PatchSource, *, device: torch.device, batch_size: int) -> None:
-        self.source, self.batch_size, self._device = source, batch_size, device
-        self._model = source.ranker.model.to(device) if source.ranker is not None else None
-        self._baseline = None if source.ranker is not None else _build_baseline(source, device)
+    def __init__(self, source: PatchSource, *, device: torch.device, batch_size: int | None) -> None:
+        """`batch_size` None: the fastest, by a short probe. Raises UserError for a precision that the device lacks."""
+        self.source, self._device = source, device
+        self._model: Ranker | None = None
+        self._baseline: Baseline | None = None
+        if source.ranker is None:
+            self._baseline = _build_baseline(source, device)
+            self.batch_size = batch_size or _BASELINE_BATCH
+        else:
+            assert source.precision is not None, "the precision has not been chosen"
+            self._model = prepare_ranker(source.ranker.model, source.precision, device)
+            self.batch_size = batch_size or choose_ranker_batch(self._model)
 
     @torch.inference_mode()
     def score(self, patches: Sequence[Tensor], keys: Sequence[str]) -> NDArray[np.float32]:

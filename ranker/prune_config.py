@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from patchrank.pipeline.config import IMAGE_FIELDS
+from patchrank.pipeline.config import IMAGE_FIELDS, Precision
 from patchrank.pipeline.errors import UserError
 from patchrank.pipeline.run_log import LogFormat
 
@@ -93,8 +93,10 @@ class PruneConfig:
     """CPUs of an actor, which decode, encode and, without a GPU, rank. Default: its share of a node."""
     max_actors: int | None = None
     """At most this many actors; by default as many as the cluster has room for."""
-    batch_size: int = 32
-    """Images ranked at once."""
+    batch_size: int | Literal["auto"] = "auto"
+    """Images ranked at once; auto measures which number is the fastest."""
+    precision: Literal["auto"] | Precision = "auto"
+    """Arithmetic of the ranker; auto is decided once per output by a short probe."""
     max_bad: float = 0.05
     """Exit 1 when a larger share of the samples could not be pruned."""
     log_format: LogFormat = "text"
@@ -109,7 +111,7 @@ class PruneConfig:
     def __post_init__(self) -> None:
         for name in ("limit_shards", "cpus_per_actor", "max_actors", "batch_size", "size"):
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if isinstance(value, int) and value < 1:
                 raise UserError(f"--{_flag(name)} is {value}, must be at least 1")
         if not self.shards:
             raise UserError("no shards given: name a path, a glob, a brace range, a directory or @list.txt")

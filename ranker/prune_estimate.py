@@ -24,10 +24,10 @@ from patchrank.pipeline.shards import Sample, ShardReader
 from patchrank.pipeline.tar_stream import BLOCK
 from patchrank.ranker.budget import find_budget
 from patchrank.ranker.image_choice import ImagePlan, ShardChoice, plan_images
-from patchrank.ranker.patch_scoring import PatchScorer
+from patchrank.ranker.patch_scoring import PatchScorer, choose_source_precision
 from patchrank.ranker.prune_encode import encode
 from patchrank.ranker.prune_feed import Left, Prepared, prepare, rank
-from patchrank.ranker.prune_plan import PruneRequest, read_plan
+from patchrank.ranker.prune_plan import PruneRequest, read_plan, stored_precision
 from patchrank.ranker.prune_sheet import draw_choices
 from patchrank.ranker.reconstruction_check import mask_errors
 from patchrank.ranker.selection import Mask, keep_count, kept_mass, log_masses
@@ -112,11 +112,15 @@ def estimate(request: PruneRequest) -> PruneEstimate:
     """
     config = request.config
     teacher = _teacher(request)
+    request = stored_precision(request, None)
+    if request.source.needs_precision:
+        request = request.with_precision(choose_source_precision(request.source, _device()))
     request, plan = _planned(request)
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         items = list(pool.map(lambda pair: prepare(pair[0], request.spec, pair[1]), _sample(request)))
-        scorer = PatchScorer(request.source, device=_device(), batch_size=config.batch_size)
-        step = config.batch_size
+        batch_size = None if config.batch_size == "auto" else config.batch_size
+        scorer = PatchScorer(request.source, device=_device(), batch_size=batch_size)
+        step = scorer.batch_size
         ranked = [item for at in range(0, len(items), step) for item in rank(items[at : at + step], scorer)]
         images = [item for item in ranked if not isinstance(item, Left)]
         left = [item for item in ranked if isinstance(item, Left)]

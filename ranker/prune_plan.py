@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from patchrank.pipeline import storage
+from patchrank.pipeline.config import Precision
 from patchrank.pipeline.errors import UserError
 from patchrank.pipeline.output_settings import describe_differences
 from patchrank.pipeline.owner import create_once
@@ -87,6 +89,10 @@ class PruneRequest:
         """Every folder below OUT that a tar goes to."""
         return sorted({path.rpartition("/")[0] for path in self.paths.values()} if self.spec.codec else ())
 
+    def with_precision(self, precision: Precision) -> PruneRequest:
+        """The request with the precision that its ranker computes in."""
+        return dataclasses.replace(self, source=dataclasses.replace(self.source, precision=precision))
+
     def with_thresholds(self, *, patches: float | None = None, images: float | None = None) -> PruneRequest:
         """The request with what its plan found: the log mass of a patch that stays, the score of an image that does."""
         selector, choice = self.selector, self.choice
@@ -103,6 +109,10 @@ def make_request(config: PruneConfig) -> PruneRequest:
     diagnostic = config.dry_run and config.ranker != "baseline:attention"
     teacher = None if diagnostic else config.teacher
     source = open_patch_source(config.ranker, fits=config.fits, teacher=teacher, seed=config.seed or 0)
+    if config.precision != "auto":
+        if source.ranker is None:
+            raise UserError(f"--precision does nothing with {source.name}: leave it out")
+        source = dataclasses.replace(source, precision=config.precision)
     positions = source.grid**2
     if positions > MAX_POSITIONS:
         raise UserError(f"{source.name} ranks {positions} patches, an index numbers up to {MAX_POSITIONS}")
@@ -195,6 +205,21 @@ def _place(url: str) -> str:
 
 def _is_within(place: str, folder: str) -> bool:
     return f"{place}/".startswith(f"{folder.rstrip('/')}/")
+
+
+def stored_precision(request: PruneRequest, stored: Mapping[str, Any] | None) -> PruneRequest:
+    """The request in the precision of the output's earlier runs, if there were any and it is not told another.
+
+    `stored`: what `config.json` holds, None for a new output; a run that ended before it had any left `plan.json`.
+    """
+    if not request.source.needs_precision:
+        return request
+    rows = stored["rows"] if stored is not None else None
+    if rows is None:
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+            rows = json.loads(storage.read_bytes(storage.join(request.config.out, PLAN_FILE)))["asked"]
+    told: Any = rows.get("precision") if isinstance(rows, Mapping) else None
+    return request.with_precision(told) if told in get_args(Precision) else request
 
 
 def read_plan(request: PruneRequest) -> PruneRequest | None:

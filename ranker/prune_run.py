@@ -20,11 +20,11 @@ from patchrank.pipeline.shards import Shard
 from patchrank.pipeline.stop_signals import StopRequest
 from patchrank.ranker.image_choice import plan_images
 from patchrank.ranker.prune_events import PruneEvents
-from patchrank.ranker.prune_plan import PruneRequest, freeze_plan, read_plan
+from patchrank.ranker.prune_plan import PruneRequest, freeze_plan, read_plan, stored_precision
 from patchrank.ranker.prune_summary import PruneSummary, summarise
 from patchrank.ranker.prune_survey import SURVEY_FOLDER, budget_of, remove_survey
 from patchrank.ranker.prune_worker import Task
-from patchrank.ranker.ray_prune import PruneWaves
+from patchrank.ranker.ray_prune import PruneWaves, choose_precision
 
 
 def prune(request: PruneRequest, display: Display, *, settings: bytes) -> PruneSummary:
@@ -71,9 +71,12 @@ class _Run:
         self._planned = not request.needs_plan
 
     def check_stored_settings(self) -> None:
-        self._read_plan()
-        if self._output.stored_config() is not None:
-            self._adopt()
+        stored = self._output.stored_config()
+        self._request = stored_precision(self._request, stored)
+        if not self._request.source.needs_precision:
+            self._read_plan()
+            if stored is not None:
+                self._adopt()
 
     def _read_plan(self) -> None:
         frozen = None if self._planned else read_plan(self._request)
@@ -92,6 +95,9 @@ class _Run:
         settings, run_id = storage.join(self._request.config.out, "prune.yaml"), self._output.run_id
         storage.commit_bytes(with_run_id(self._settings, run_id), settings, run_id=run_id)
         self._record.begin()
+        if self._request.source.needs_precision:
+            session.start()
+            self._request = self._request.with_precision(choose_precision(self._request, session.stop.check))
         self._read_plan()
         if not self._planned:
             self._make_plan(display, session)

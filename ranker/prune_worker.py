@@ -12,13 +12,14 @@ import ray
 import torch
 
 from patchrank.pipeline.access import prove_access
+from patchrank.pipeline.config import Precision
 from patchrank.pipeline.errors import PatchrankError, UserError
 from patchrank.pipeline.heap import keep_freed_memory
 from patchrank.pipeline.machine import library_versions
 from patchrank.pipeline.output import OutputFolder
 from patchrank.pipeline.pruned_index import INDEX_FOLDER
 from patchrank.pipeline.scratch import remove_dead_scratch
-from patchrank.ranker.patch_scoring import PatchScorer
+from patchrank.ranker.patch_scoring import PatchScorer, PatchSource, choose_source_precision
 from patchrank.ranker.prune import PruneResult, ShardPruning
 from patchrank.ranker.prune_plan import PruneRequest
 from patchrank.ranker.prune_survey import SURVEY_FOLDER, ShardSurvey
@@ -89,6 +90,17 @@ class Starts:
         self._deaths = 0
 
 
+def probe_precision(source: PatchSource) -> Precision:
+    """The precision for a run whose actors are as the one that this process could be."""
+    keep_freed_memory()
+    return choose_source_precision(source, _device())
+
+
+def _device() -> torch.device:
+    # Ray sets CUDA_VISIBLE_DEVICES for declared GPUs that need not exist: torch knows what is there.
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 class PruneWorker:
     """Loads the ranker once, then takes rows that name a shard by its index in the request.
 
@@ -117,12 +129,12 @@ class PruneWorker:
         keep_freed_memory()
         order = self._order
         self._request: PruneRequest = ray.get(order.request)
-        # Ray sets CUDA_VISIBLE_DEVICES for declared GPUs that need not exist: torch knows what is there.
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = _device()
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu"
         self._device = f"{device.type} {name}"
         config = self._request.config
-        self._scorer = PatchScorer(self._request.source, device=device, batch_size=config.batch_size)
+        batch_size = None if config.batch_size == "auto" else config.batch_size
+        self._scorer = PatchScorer(self._request.source, device=device, batch_size=batch_size)
         remove_dead_scratch()
         self._proven = False
         self._work = self._survey() if order.task == "survey" else self._pruning()

@@ -18,17 +18,35 @@ from ray.util.annotations import RayDeprecationWarning
 
 from patchrank.pipeline.actor_pool import autoscaler_gpus, cluster_nodes
 from patchrank.pipeline.actor_slots import ActorSize, choose_size, count_slots
+from patchrank.pipeline.config import Precision
 from patchrank.pipeline.errors import PatchrankError, UserError
 from patchrank.pipeline.shards import Shard
 from patchrank.ranker.prune import PruneResult
 from patchrank.ranker.prune_config import PruneConfig
 from patchrank.ranker.prune_plan import PruneRequest
-from patchrank.ranker.prune_worker import Answer, PruneWorker, Starts, Task, WorkOrder
+from patchrank.ranker.prune_worker import Answer, PruneWorker, Starts, Task, WorkOrder, probe_precision
 
 WAVE_SHARDS = 10_000
 """Rows of one Ray Data execution: blocks of one row have their cost."""
+CHECK_S = 0.5
 ROUNDS = 3
 DIED = "its worker process died (a crash, out of memory, or a lost node)"
+
+
+def choose_precision(request: PruneRequest, check: Callable[[], None]) -> Precision:
+    """The fastest safe precision of the ranker where the run's actors will be; `check` is called while it is probed.
+
+    Raises PatchrankError where nobody can tell.
+    """
+    size, _ = _actor_size(request.config)
+    probe = ray.remote(probe_precision).options(num_cpus=size.cpus, num_gpus=size.gpus).remote(request.source)
+    try:
+        while not ray.wait([probe], timeout=CHECK_S)[0]:
+            check()
+        found: Precision = ray.get(probe)
+    except ray.exceptions.RayError as error:
+        raise PatchrankError(f"the ranker could not be tried: {_last_line(error)}") from error
+    return found
 
 
 class PruneWaves:

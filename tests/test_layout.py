@@ -44,7 +44,7 @@ LISTED = {
         backbone model sources checkpoint api
         reading_order prefetch shard_bytes image_shards image_views table_index training_batch stored_rows dataset
         selection budget online
-        features clustering baseline_fits baselines
+        features clustering baseline_fits baselines inference
         evaluation_images partition_scores dense_teacher dense_table
         reconstruction_check evaluate_config evaluation evaluation_run evaluation_report evaluation_plot
         patch_scoring prune_config selector image_tables image_choice prune_feed prune_encode prune

@@ -15,7 +15,7 @@ from patchrank.pipeline.output import OutputFolder
 from patchrank.pipeline.record_file import digest_of
 from patchrank.ranker.patch_scoring import PatchScorer
 from patchrank.ranker.prune_config import PruneConfig
-from patchrank.ranker.prune_plan import freeze_plan, make_request, read_plan
+from patchrank.ranker.prune_plan import freeze_plan, make_request, read_plan, stored_precision
 from patchrank.ranker.prune_survey import SURVEY_FOLDER, ShardSurvey, budget_of
 from tests.helpers.photos import photo_samples, write_shard
 from tests.helpers.prune_runs import index_of, prune_config, pruning_of, save_small_ranker
@@ -79,7 +79,14 @@ def test_options_that_cannot_be(changes: dict[str, Any], message: str) -> None:
         ),
         ({"ranker": "baseline:attention"}, "needs a teacher: name one with --teacher"),
         ({"teacher": "tiny"}, "--from and --teacher are for baselines"),
-        ({"ranker": "baseline:variance", "select": "nucleus"}, "has no temperature: add --temperature"),
+        (
+            {"ranker": "baseline:variance", "precision": "fp32"},
+            "--precision does nothing with baseline:variance",
+        ),
+        (
+            {"ranker": "baseline:variance", "precision": "auto", "select": "nucleus"},
+            "has no temperature: add --temperature",
+        ),
         ({"select": "nucleus", "ceiling": 17}, "kept patches are to be 1 to 17 of 16"),
         ({"image_field": " ; "}, "names no field"),
     ],
@@ -133,6 +140,7 @@ def test_what_is_part_of_the_identity(folder: Path, ranker: str, tmp_path: Path)
             {"select": "nucleus"},
             {"select": "nucleus", "temperature": 2.0},
             {"ranker": save_small_ranker(tmp_path, seed=1)},
+            {"precision": "bf16"},
         )
     ]
     assert len({identity(), *others}) == len(others) + 1
@@ -176,5 +184,14 @@ def test_a_budget_is_met_and_frozen(folder: Path, ranker: str, tmp_path: Path) -
     assert later.selector.threshold == threshold
     with pytest.raises(UserError, match=r"select_target: 0\.4 -> 0\.5"):
         read_plan(make_request(dataclasses.replace(config, target_ratio=0.5)))
+    # The scores are those of one precision: a plan that is there tells which.
+    untold = make_request(dataclasses.replace(config, precision="auto"))
+    assert untold.source.needs_precision
+    assert stored_precision(untold, None) == untold.with_precision("fp32")
+    assert stored_precision(untold, {"rows": {"precision": "bf16"}}) == untold.with_precision("bf16")
+    elsewhere = make_request(dataclasses.replace(config, precision="auto", out=str(tmp_path / "none")))
+    assert stored_precision(elsewhere, None).source.needs_precision
+    with pytest.raises(UserError, match="precision: fp32 -> bf16"):
+        read_plan(make_request(dataclasses.replace(config, precision="bf16")))
     plan = json.loads((tmp_path / "out" / "plan.json").read_text())
     assert (plan["threshold"], plan["kept"], plan["left_out"]) == (threshold, budget.kept, [])

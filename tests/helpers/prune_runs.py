@@ -14,7 +14,7 @@ from patchrank.pipeline.output import OutputFolder, new_run_id
 from patchrank.pipeline.pruned_index import INDEX_FOLDER
 from patchrank.pipeline.record_file import digest_of, read_footer
 from patchrank.ranker.checkpoint import save_ranker
-from patchrank.ranker.patch_scoring import PatchScorer
+from patchrank.ranker.patch_scoring import BASELINE_PREFIX, PatchScorer
 from patchrank.ranker.prune import PruneResult, ShardPruning
 from patchrank.ranker.prune_config import PruneConfig
 from patchrank.ranker.prune_plan import PruneRequest, make_request
@@ -39,13 +39,16 @@ def prune_config(shards: Iterable[Path | str], out: Path | str, ranker: str, **c
         "max_actors": 1,
         "max_bad": 1.0,
     }
+    if not changes.get("ranker", ranker).startswith(BASELINE_PREFIX):
+        settings["precision"] = "fp32"
     given = tuple(str(shard) for shard in shards)
-    return PruneConfig(shards=given, out=str(out), ranker=ranker, **{**settings, **changes})
+    return PruneConfig(**{"shards": given, "out": str(out), "ranker": ranker, **settings, **changes})
 
 
 def pruning_of(request: PruneRequest, *, threads: int = 2) -> ShardPruning:
     """What an actor does with a shard, in this process."""
     output = OutputFolder(request.config.out, run_id=new_run_id(), records=INDEX_FOLDER)
+    assert isinstance(request.config.batch_size, int)
     scorer = PatchScorer(request.source, device=torch.device("cpu"), batch_size=request.config.batch_size)
     return ShardPruning(
         scorer,
