@@ -5,8 +5,15 @@ from __future__ import annotations
 import ctypes
 
 # Parameters of `mallopt`, from glibc's malloc.h.
-_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
-_KEPT = 2**31 - 1
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
+_SETTINGS = {
+    _MMAP_MAX: 0,
+    _TRIM_THRESHOLD: 2**31 - 1,
+    # Threads that have heaps of their own before this is called keep these whole, too: a heap has 64 MB, and is
+    # unmapped only where more than this would be left free.
+    _TOP_PAD: 2**28,
+    _ARENA_MAX: 1,
+}
 
 
 def keep_freed_memory() -> bool:
@@ -20,6 +27,6 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    for parameter, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _KEPT), (_ARENA_MAX, 1)):
+    for parameter, value in _SETTINGS.items():
         mallopt(parameter, value)
     return True
