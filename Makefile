@@ -4,7 +4,7 @@
 #   make install        .venv with the project and all extras, at the versions of constraints.txt
 #   make demo           scores real photographs, draws what it found, trains a small ranker, prunes with it, reads that back
 #   make test           lint, types, tests            (make test ARGS="-k shards" for some of the tests)
-#   make bench          benchmarks in a few minutes, beside the last saved ones of such a machine
+#   make bench          benchmarks in under ten minutes, beside the last saved ones of such a machine
 #   make lint           ruff and mypy
 #   make clean          removes what the other targets made, but keeps .venv
 #

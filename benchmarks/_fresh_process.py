@@ -40,6 +40,7 @@ def score_shards(shards: list[str], out: str, teacher: str, batch_size: int, thr
     """Score shards one after the other as an actor does; bytes at the peak, before and after the first shard."""
     import torch
 
+    from patchrank.pipeline.heap import keep_freed_memory
     from patchrank.pipeline.job_config import ScoreConfig
     from patchrank.pipeline.output import OutputFolder
     from patchrank.pipeline.score_request import make_request
@@ -47,6 +48,7 @@ def score_shards(shards: list[str], out: str, teacher: str, batch_size: int, thr
     from patchrank.pipeline.shard_scoring import ShardScoring, teacher_record
     from patchrank.pipeline.teacher.build import build_teacher
 
+    keep_freed_memory()
     torch.set_num_threads(threads)
     config = ScoreConfig(shards=tuple(shards), out=out, teacher=teacher, views="1", precision="fp32")
     request = make_request(config)
@@ -74,8 +76,10 @@ def score_views(size: str, precision: Any, batch_size: int) -> dict[str, Any]:
     import torch
 
     from benchmarks._teachers import random_teacher
+    from patchrank.pipeline.heap import keep_freed_memory
     from patchrank.pipeline.scoring import Scorer
 
+    keep_freed_memory()
     before, model = peak_memory(), random_teacher(size)
     config = model.config
     scorer = Scorer(model, precision=precision, batch_size=batch_size)

@@ -12,13 +12,14 @@ import torch
 from benchmarks._common import show
 from patchrank.pipeline.config import RowConfig
 from patchrank.pipeline.heap import keep_freed_memory
+from patchrank.pipeline.inference import this_device
 from patchrank.pipeline.scoring import Scorer, choose_precision
 from patchrank.pipeline.shards import Sample
 from patchrank.pipeline.teacher.build import build_teacher
 from patchrank.pipeline.teacher.checkpoint import TeacherFile
 from patchrank.pipeline.view_feed import View, prepare
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE = this_device().type
 
 
 class TeacherAlone:

@@ -1,4 +1,4 @@
-"""All benchmarks that need nothing but this machine, in a few minutes: one table, a JSON, a picture.
+"""All benchmarks that need nothing but this machine, in under ten minutes: one table, a JSON, a picture.
 
 What is kept of each are ratios measured side by side in one run (patchrank against another way, the job against its
 teacher, achieved against attainable), since times of a shared machine cannot be compared from day to day. They stand

@@ -16,7 +16,7 @@ import tyro
 from torch import Tensor
 
 from benchmarks._common import show, write_json
-from patchrank.pipeline.inference import OneDnnLinear, has_onednn, synchronise
+from patchrank.pipeline.inference import OneDnnLinear, has_onednn, synchronise, this_device
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SHAPES = {"cpu": ((4096, 1024, 1024), (3724, 512, 2048)), "cuda": ((8192, 8192, 8192), (16384, 4096, 4096))}
@@ -33,11 +33,6 @@ class Options:
     """For each shape and library."""
     out: Path = Path("bench-out/limit.json")
     """Results as JSON."""
-
-
-def device() -> torch.device:
-    """The GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def best_seconds(run: Callable[[], object], where: torch.device, budget: float) -> float:
@@ -87,7 +82,7 @@ def main(options: Options) -> None:
     """Measure, print, write the JSON."""
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    where = device()
+    where = this_device()
     rates = {name: matrix_rate(name, where, options.seconds) for name in precisions(where)}
     memory = bandwidth(where, options.seconds)
     rows = [[f"matrix products, {name}", f"{rate:,.0f} GFLOP/s"] for name, rate in rates.items()]

@@ -28,6 +28,7 @@ from benchmarks._prune_job import measure_job
 from benchmarks._pruned_forms import Form, Photo, packed, progressive, psnr, quality_of_bytes, whole
 from patchrank.pipeline.errors import UserError
 from patchrank.pipeline.images import apply_view, decode_image, draw_view
+from patchrank.pipeline.inference import this_device
 from patchrank.pipeline.pruned_codec import ImageCodec, flatten_dropped
 from patchrank.pipeline.pruned_collate import collate_naflex, place_by_coordinate
 from patchrank.pipeline.pruned_format import mosaic_columns
@@ -112,7 +113,7 @@ def multiply_adds(tokens: int, width: int = 768, depth: int = 12, patch_values: 
 
 def step_seconds(photos: Sequence[Photo], grid: int, block: int, options: Options) -> dict[str, list[float]]:
     """Seconds of training steps of timm's NaFlexVit of ViT-B size on pruned and on full images, taking turns."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = this_device()
     model = timm.create_model(
         "naflexvit_base_patch16_gap", num_classes=1000, pos_embed_grid_size=(grid, grid)
     )

@@ -29,12 +29,12 @@ from benchmarks._fresh_process import run_fresh
 from benchmarks._published import decode, published_scores
 from benchmarks._teachers import SIZES, random_teacher
 from benchmarks._tricks import UNDO, compile_blocks, giving_back
-from benchmarks.limit import DTYPES, device, matrix_rate
+from benchmarks.limit import DTYPES, matrix_rate
 from patchrank.pipeline.capacity import choose_batch_size
 from patchrank.pipeline.config import Precision, Removal
 from patchrank.pipeline.cost import gflop_per_view
 from patchrank.pipeline.heap import keep_freed_memory
-from patchrank.pipeline.inference import choose_precision
+from patchrank.pipeline.inference import choose_precision, this_device
 from patchrank.pipeline.patches import visible_count
 from patchrank.pipeline.scoring import Scorer
 from patchrank.pipeline.teacher.architecture import TeacherConfig
@@ -136,7 +136,7 @@ def ours(
 
 def run_size(size: str, removal: Removal, options: Options) -> dict[str, Any]:
     """Measure one teacher; returns what the JSON holds of it."""
-    where, config = device(), SIZES[size]
+    where, config = this_device(), SIZES[size]
     model = random_teacher(size).to(where)
     visible = visible_count(config.positions, 0.9)
     chosen = choose_precision(model, where)

@@ -14,7 +14,7 @@ import torch
 from patchrank.pipeline.config import RowConfig
 from patchrank.pipeline.errors import UserError
 from patchrank.pipeline.frozen import draw_starts
-from patchrank.pipeline.inference import choose_precision
+from patchrank.pipeline.inference import choose_precision, this_device
 from patchrank.pipeline.progress import byte_size, duration
 from patchrank.pipeline.score_request import ScoreRequest
 from patchrank.pipeline.score_table import predicted_bytes
@@ -68,7 +68,7 @@ class Estimate:
 
 def estimate(request: ScoreRequest) -> Estimate:
     """Count and measure; nothing is written and Ray is not started."""
-    device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
+    device = this_device()
     model = build_teacher(request.teacher, device=str(device))
     rows = request.known_rows(None) or request.rows(choose_precision(model, device))
     samples, read = _first_samples(request.shards, rows.image_field)

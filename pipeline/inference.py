@@ -148,6 +148,17 @@ def _fuse_gelu(module: nn.Module) -> None:
             part.fc1.gelu, part.act = True, nn.Identity()
 
 
+def this_device() -> torch.device:
+    """The GPU, where torch can use one: Ray sets CUDA_VISIBLE_DEVICES for declared GPUs that need not exist."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def device_name(device: torch.device) -> str:
+    """Kind and model of a device of this machine, for the record."""
+    model = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu"
+    return f"{device.type} {model}"
+
+
 def synchronise(device: torch.device) -> None:
     """Wait until the device has done what it was given."""
     if device.type == "cuda":

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize
@@ -19,7 +18,7 @@ from patchrank.pipeline import storage
 from patchrank.pipeline.config import IMAGE_FIELDS
 from patchrank.pipeline.errors import ContentError, UserError
 from patchrank.pipeline.images import decode_image
-from patchrank.pipeline.inference import choose_precision
+from patchrank.pipeline.inference import choose_precision, this_device
 from patchrank.pipeline.job_config import PretrainConfig
 from patchrank.pipeline.pretraining import Pretraining
 from patchrank.pipeline.pretraining_report import reconstruction_errors, teacher_prediction
@@ -70,7 +69,7 @@ def pretrain(config: PretrainConfig, say: Callable[[str], None]) -> None:
         raise UserError(
             f"{out} holds a pretraining run: add --resume to go on with it, or choose another folder"
         )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = this_device()
     shorter_side = round(config.image_size * KEPT_MARGIN)
     photos = load_photos(config.shards, shorter_side)
     held_out = load_photos(config.held_out, shorter_side)

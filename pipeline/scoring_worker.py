@@ -15,10 +15,11 @@ from patchrank.pipeline.access import prove_access
 from patchrank.pipeline.config import Precision
 from patchrank.pipeline.errors import InfrastructureError, PatchrankError
 from patchrank.pipeline.heap import keep_freed_memory
+from patchrank.pipeline.inference import choose_precision, device_name, this_device
 from patchrank.pipeline.machine import library_versions, process_space
 from patchrank.pipeline.output import OutputFolder
 from patchrank.pipeline.run_log import log_event, start_json_log
-from patchrank.pipeline.scoring import Scorer, choose_precision
+from patchrank.pipeline.scoring import Scorer
 from patchrank.pipeline.scratch import remove_dead_scratch
 from patchrank.pipeline.shard_result import Progress, ShardResult
 from patchrank.pipeline.shard_scoring import ShardScoring, teacher_record
@@ -28,11 +29,6 @@ from patchrank.pipeline.teacher.checkpoint import TeacherFile
 from patchrank.pipeline.work_order import ActorInfo, WorkOrder
 
 
-def _device() -> torch.device:
-    # Ray sets CUDA_VISIBLE_DEVICES for declared GPUs that need not exist: torch knows what is there.
-    return torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
-
-
 class ScoringWorker:
     """Loads the teacher once, then scores the shards it is given, several at once (see `ShardScoring`)."""
 
@@ -40,16 +36,15 @@ class ScoringWorker:
         """`node_id`, `device_ids`: where it runs, as the cluster names it."""
         keep_freed_memory()
         self._file = teacher
-        self._device = _device()
+        self._device = this_device()
         self._model = build_teacher(teacher, device=str(self._device))
         self._scoring: ShardScoring | None = None
-        name = torch.cuda.get_device_name() if self._device.type == "cuda" else platform.processor() or "cpu"
         self.info = ActorInfo(
             node_id=node_id,
             host=platform.node(),
             process_space=process_space(),
             pid=os.getpid(),
-            device=f"{self._device.type} {name}",
+            device=device_name(self._device),
             device_ids=device_ids,
             threads=torch.get_num_threads(),
         )

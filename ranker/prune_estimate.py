@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from patchrank.pipeline import storage
 from patchrank.pipeline.api import Teacher, load_teacher
 from patchrank.pipeline.errors import UserError
+from patchrank.pipeline.inference import this_device
 from patchrank.pipeline.picture_sheet import picture_file
 from patchrank.pipeline.progress import byte_size
 from patchrank.pipeline.shards import Sample, ShardReader
@@ -114,12 +115,12 @@ def estimate(request: PruneRequest) -> PruneEstimate:
     teacher = _teacher(request)
     request = stored_precision(request, None)
     if request.source.needs_precision:
-        request = request.with_precision(choose_source_precision(request.source, _device()))
+        request = request.with_precision(choose_source_precision(request.source, this_device()))
     request, plan = _planned(request)
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         items = list(pool.map(lambda pair: prepare(pair[0], request.spec, pair[1]), _sample(request)))
         batch_size = None if config.batch_size == "auto" else config.batch_size
-        scorer = PatchScorer(request.source, device=_device(), batch_size=batch_size)
+        scorer = PatchScorer(request.source, device=this_device(), batch_size=batch_size)
         step = scorer.batch_size
         ranked = [item for at in range(0, len(items), step) for item in rank(items[at : at + step], scorer)]
         images = [item for item in ranked if not isinstance(item, Left)]
@@ -280,7 +281,3 @@ def _encoded_bytes(
 def _tar_bytes(members: Iterable[tuple[str, bytes]]) -> int:
     """Bytes of members in a tar, headers and padding with them."""
     return sum(BLOCK + len(data) + -len(data) % BLOCK for _, data in members)
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -15,6 +15,7 @@ from patchrank.pipeline.access import prove_access
 from patchrank.pipeline.config import Precision
 from patchrank.pipeline.errors import PatchrankError, UserError
 from patchrank.pipeline.heap import keep_freed_memory
+from patchrank.pipeline.inference import device_name, this_device
 from patchrank.pipeline.machine import library_versions
 from patchrank.pipeline.output import OutputFolder
 from patchrank.pipeline.pruned_index import INDEX_FOLDER
@@ -93,12 +94,7 @@ class Starts:
 def probe_precision(source: PatchSource) -> Precision:
     """The precision for a run whose actors are as the one that this process could be."""
     keep_freed_memory()
-    return choose_source_precision(source, _device())
-
-
-def _device() -> torch.device:
-    # Ray sets CUDA_VISIBLE_DEVICES for declared GPUs that need not exist: torch knows what is there.
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return choose_source_precision(source, this_device())
 
 
 class PruneWorker:
@@ -129,9 +125,8 @@ class PruneWorker:
         keep_freed_memory()
         order = self._order
         self._request: PruneRequest = ray.get(order.request)
-        device = _device()
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu"
-        self._device = f"{device.type} {name}"
+        device = this_device()
+        self._device = device_name(device)
         config = self._request.config
         batch_size = None if config.batch_size == "auto" else config.batch_size
         self._scorer = PatchScorer(self._request.source, device=device, batch_size=batch_size)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 
+from patchrank.pipeline.inference import this_device
 from patchrank.pipeline.progress import byte_size, duration
 from patchrank.ranker.dataset import WINDOW_BYTES
 from patchrank.ranker.model import Ranker
@@ -76,7 +77,7 @@ def window_memory(index: TableIndex, *, ranks: int, window_bytes: int = WINDOW_B
 
 def step_rate(plan: TrainPlan, part: int) -> float:
     """Rows per second of one worker that takes `part` rows at once: a training step, data aside."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = this_device()
     precision = plan.config.precision
     half = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
     threads = torch.get_num_threads()

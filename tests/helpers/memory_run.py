@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+from patchrank.pipeline.heap import keep_freed_memory
 from tests.helpers.score_runs import local_scoring, score_config
 
 STATUS = Path("/proc/self/status")
@@ -19,6 +20,7 @@ def peak_bytes() -> int:
 
 def main() -> None:
     """Score the shards in the order given, one after the other."""
+    keep_freed_memory()
     out, teacher, *shards = sys.argv[1:]
     with local_scoring(score_config(shards, out, teacher)) as (scoring, todo):
         peaks = {}
