@@ -65,18 +65,22 @@ def score_seconds(shard: str, ray_address: str) -> tuple[float, float]:
 
 def main(options: Options) -> None:
     """Measure, print a table, write the JSON."""
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    places = {"on a running Ray": ray.get_runtime_context().gcs_address, "on a Ray of its own": "local"}
     found: dict[str, list[float]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        shard = pack_shard(Path(folder, "photos.tar"), photo_files((), options.photos), options.photos)
+
+    def measure(place: str, address: str) -> None:
         for number in range(1 + options.rounds):
-            seconds = {"patchrank --help": help_seconds()}
-            for place, address in places.items():
-                first, end = score_seconds(shard, address)
-                seconds |= {f"score {place}: first table committed": first, f"score {place}: ended": end}
+            first, end = score_seconds(shard, address)
+            seconds = {f"score {place}: first table committed": first, f"score {place}: ended": end}
             for name, value in seconds.items() if number else ():
                 found.setdefault(name, []).append(value)
+
+    with tempfile.TemporaryDirectory() as folder:
+        shard = pack_shard(Path(folder, "photos.tar"), photo_files((), options.photos), options.photos)
+        help_seconds()
+        found["patchrank --help"] = [help_seconds() for _ in range(options.rounds)]
+        measure("on a Ray of its own", "local")
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        measure("on a running Ray", ray.get_runtime_context().gcs_address)
     ray.shutdown()
     show(
         f"Seconds from the command, tiny teacher, {options.photos} photos, one view",

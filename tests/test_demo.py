@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from patchrank.pipeline.sheet_rows import read_samples, scored_photo
 from patchrank.pipeline.table_reader import ScoreTables
 from patchrank.pipeline.teacher.build import build_teacher
 from patchrank.pipeline.teacher.checkpoint import read_teacher
+from patchrank.ranker import prune_run
 from patchrank.ranker.checkpoint import load_ranker
 from tests.helpers.demo_photos import pack, samples_of, write_photos
 from tests.helpers.photos import encode, photo_pixels
@@ -82,7 +84,7 @@ def test_too_few_samples_are_refused(capsys) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_the_demo_from_photos_to_picture_and_again(tmp_path, capsys) -> None:
+def test_the_demo_from_photos_to_picture_and_again(tmp_path, capsys, monkeypatch) -> None:
     photos = {
         "one.jpg": encode(photo_pixels(1)),
         "sub/two.png": encode(photo_pixels(2), "PNG"),
@@ -122,6 +124,10 @@ def test_the_demo_from_photos_to_picture_and_again(tmp_path, capsys) -> None:
     rows = ScoreTables(str(out / "labels")).rows
     assert rows == 128
 
+    # Prune measured which precision to rank in, and does not do so again.
+    pruned = json.loads((out / "pruned" / "config.json").read_text())
+    assert pruned["rows"]["precision"] in ("fp32", "bf16")
+    monkeypatch.setattr(prune_run, "choose_precision", None)
     (out / "contact-sheet.png").unlink()
     with pytest.raises(SystemExit) as again:
         demo.main(arguments)

@@ -17,7 +17,7 @@ from patchrank.pipeline.config_file import config_to_yaml
 from patchrank.pipeline.errors import UserError
 from patchrank.pipeline.images import decode_image
 from patchrank.pipeline.output_status import read_status
-from patchrank.ranker import prune_feed, prune_run, ray_prune
+from patchrank.ranker import prune_feed, ray_prune
 from patchrank.ranker.api import load_ranker, rank_images
 from patchrank.ranker.prune_config import PruneConfig
 from patchrank.ranker.prune_plan import make_request
@@ -49,18 +49,6 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def run_prune(config: PruneConfig, display: Watched | None = None) -> PruneSummary:
     return prune(make_request(config), display or Watched(), settings=config_to_yaml(config))
-
-
-def test_the_precision_is_chosen_once(
-    shards: list[Path], ranker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = tmp_path / "out"
-    first = run_prune(prune_config(shards[:1], out, ranker, precision="auto", batch_size="auto"))
-    chosen = json.loads((out / "config.json").read_text())["rows"]["precision"]
-    assert (first.exit_code, chosen in ("fp32", "bf16")) == (0, True)
-    monkeypatch.setattr(prune_run, "choose_precision", None)
-    again = run_prune(prune_config(shards[:1], out, ranker, precision="auto"))
-    assert (again.exit_code, again.done_before) == (0, 1)
 
 
 def killing(marks: Path, *, always: str = "", before: str = "") -> Any:
