@@ -47,7 +47,7 @@ class BareLoop:
             Sample(f"{at:08d}", {"jpg": f}, {"jpg": f"{at:08d}.jpg"}) for at, f in enumerate(files)
         ]
         keep_freed_memory()
-        self._scorer = PatchScorer(request.source, device=torch.device("cpu"), batch_size=None)
+        self._scorer = PatchScorer(request.source, device=torch.device("cpu"), batch_size="auto")
         nobody = dataclasses.replace(
             open_patch_source("baseline:random", fits=None, teacher=None, seed=0),
             grid=request.source.grid,

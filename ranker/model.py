@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from patchrank.pipeline.errors import UserError
 from patchrank.pipeline.patches import normalise
-from patchrank.pipeline.teacher.architecture import sincos_positions
+from patchrank.pipeline.teacher.architecture import PatchGrid, sincos_positions
 from patchrank.ranker.backbone import build_backbone
 
 Head = Literal["cls", "token"]
@@ -27,7 +27,7 @@ linear layer from each patch's token to its score."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RankerConfig:
+class RankerConfig(PatchGrid):
     """Architecture of a ranker: a timm name, sizes in pixels, the head.
 
     `image_size` and `patch_size` are those of the table and overrule what `model` says. `depth`: only the first
@@ -53,21 +53,6 @@ class RankerConfig:
             raise UserError(f"ranker: head {self.head!r} is none of {', '.join(get_args(Head))}")
         if not isinstance(self.model, str):
             raise UserError(f"ranker: model is {self.model!r}, must be a name that timm knows")
-
-    @property
-    def grid(self) -> int:
-        """Patches along one side."""
-        return self.image_size // self.patch_size
-
-    @property
-    def positions(self) -> int:
-        """Patches of the whole grid, L."""
-        return self.grid**2
-
-    @property
-    def patch_values(self) -> int:
-        """Values of one patch, P = p * p * 3."""
-        return self.patch_size**2 * 3
 
 
 class Ranker(nn.Module):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -152,18 +152,20 @@ def choose_source_precision(source: PatchSource, device: torch.device) -> Precis
 class PatchScorer:
     """Scores images on one device, in batches that are padded to one size: scores then do not depend on others."""
 
-    def __init__(self, source: PatchSource, *, device: torch.device, batch_size: int | None) -> None:
-        """`batch_size` None: the fastest, by a short probe. Raises UserError for a precision that the device lacks."""
+    def __init__(
+        self, source: PatchSource, *, device: torch.device, batch_size: int | Literal["auto"]
+    ) -> None:
+        """`batch_size` auto: the fastest, by a short probe. Raises UserError for a precision that the device lacks."""
         self.source, self._device = source, device
         self._model: Ranker | None = None
         self._baseline: Baseline | None = None
         if source.ranker is None:
             self._baseline = _build_baseline(source, device)
-            self.batch_size = batch_size or _BASELINE_BATCH
+            self.batch_size = _BASELINE_BATCH if batch_size == "auto" else batch_size
         else:
             assert source.precision is not None, "the precision has not been chosen"
             self._model = prepare_ranker(source.ranker.model, source.precision, device)
-            self.batch_size = batch_size or choose_ranker_batch(self._model)
+            self.batch_size = choose_ranker_batch(self._model) if batch_size == "auto" else batch_size
 
     @torch.inference_mode()
     def score(self, patches: Sequence[Tensor], keys: Sequence[str]) -> NDArray[np.float32]:

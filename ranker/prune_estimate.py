@@ -119,8 +119,7 @@ def estimate(request: PruneRequest) -> PruneEstimate:
     request, plan = _planned(request)
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         items = list(pool.map(lambda pair: prepare(pair[0], request.spec, pair[1]), _sample(request)))
-        batch_size = None if config.batch_size == "auto" else config.batch_size
-        scorer = PatchScorer(request.source, device=this_device(), batch_size=batch_size)
+        scorer = PatchScorer(request.source, device=this_device(), batch_size=config.batch_size)
         step = scorer.batch_size
         ranked = [item for at in range(0, len(items), step) for item in rank(items[at : at + step], scorer)]
         images = [item for item in ranked if not isinstance(item, Left)]

@@ -128,8 +128,7 @@ class PruneWorker:
         device = this_device()
         self._device = device_name(device)
         config = self._request.config
-        batch_size = None if config.batch_size == "auto" else config.batch_size
-        self._scorer = PatchScorer(self._request.source, device=device, batch_size=batch_size)
+        self._scorer = PatchScorer(self._request.source, device=device, batch_size=config.batch_size)
         remove_dead_scratch()
         self._proven = False
         self._work = self._survey() if order.task == "survey" else self._pruning()

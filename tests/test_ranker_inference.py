@@ -77,7 +77,7 @@ def test_precision_and_batch_are_measured() -> None:
     assert source.needs_precision
     source = dataclasses.replace(source, precision="fp32")
     images = list(photo_patches(patchrank.load_ranker("tiny").config))
-    measured = PatchScorer(source, device=CPU, batch_size=None)
+    measured = PatchScorer(source, device=CPU, batch_size="auto")
     assert measured.batch_size in {1, 2, 4, 8, 16, 32}
     one, four = PatchScorer(source, device=CPU, batch_size=1), PatchScorer(source, device=CPU, batch_size=4)
     alone = np.concatenate([one.score([image], ["key"]) for image in images])

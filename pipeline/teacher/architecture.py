@@ -19,8 +19,30 @@ OutputSpace = Literal["pixels", "normalised", "unknown"]
 patch less their own mean over their own deviation, `unknown` = the file does not tell."""
 
 
+class PatchGrid:
+    """Square images cut into square patches; sides in pixels."""
+
+    image_size: int
+    patch_size: int
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side."""
+        return self.image_size // self.patch_size
+
+    @property
+    def positions(self) -> int:
+        """Patches of the whole grid, L."""
+        return self.grid**2
+
+    @property
+    def patch_values(self) -> int:
+        """Values of a patch, P = p * p * 3."""
+        return self.patch_size**2 * 3
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TeacherConfig:
+class TeacherConfig(PatchGrid):
     """Architecture of a masked autoencoder and the space it predicts in.
 
     Sizes are in pixels (`image_size`, `patch_size`) or channels (`*_width`).
@@ -53,21 +75,6 @@ class TeacherConfig:
             raise UserError(
                 f"teacher: output space {self.output_space!r} is none of {', '.join(get_args(OutputSpace))}"
             )
-
-    @property
-    def grid(self) -> int:
-        """Patches along one side."""
-        return self.image_size // self.patch_size
-
-    @property
-    def positions(self) -> int:
-        """Patches of the whole grid, L."""
-        return self.grid**2
-
-    @property
-    def patch_values(self) -> int:
-        """Values of one patch, P = p * p * 3."""
-        return self.patch_size**2 * 3
 
 
 def sincos_positions(width: int, grid: int) -> Tensor:

@@ -48,7 +48,6 @@ def prune_config(shards: Iterable[Path | str], out: Path | str, ranker: str, **c
 def pruning_of(request: PruneRequest, *, threads: int = 2) -> ShardPruning:
     """What an actor does with a shard, in this process."""
     output = OutputFolder(request.config.out, run_id=new_run_id(), records=INDEX_FOLDER)
-    assert isinstance(request.config.batch_size, int)
     scorer = PatchScorer(request.source, device=torch.device("cpu"), batch_size=request.config.batch_size)
     return ShardPruning(
         scorer,
