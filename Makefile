@@ -1,4 +1,4 @@
-# patchrank: set-up, demo, tests. Each target does what it needs of the ones before; nothing but Python 3.11 to
+# patchsieve: set-up, demo, tests. Each target does what it needs of the ones before; nothing but Python 3.11 to
 # 3.13, git and make has to be there, and no network but the package registry.
 #
 #   make install        .venv with the project and all extras, at the versions of constraints.txt
@@ -16,7 +16,7 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALLED := $(VENV)/.patchrank-installed
+INSTALLED := $(VENV)/.patchsieve-installed
 EXTRAS := demo,plots,s3,http,test,dev
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 ARGS :=
@@ -36,18 +36,18 @@ $(BIN)/python:
 	        exit 1; \
 	    fi; \
 	done; \
-	echo "patchrank needs Python 3.11, 3.12 or 3.13; none of these is one: $(PYTHONS)." >&2; \
+	echo "patchsieve needs Python 3.11, 3.12 or 3.13; none of these is one: $(PYTHONS)." >&2; \
 	echo "Install one, or say where it is: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; \
 	exit 1
 
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
-	@echo "== install: patchrank with the extras $(EXTRAS) (torch and its CUDA libraries are some 3 GB)"
+	@echo "== install: patchsieve with the extras $(EXTRAS) (torch and its CUDA libraries are some 3 GB)"
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	@touch $@
 
 demo: install
 	@echo "== demo: scores photographs with the bundled teacher, trains a ranker, prunes with it"
-	$(BIN)/patchrank demo $(ARGS)
+	$(BIN)/patchsieve demo $(ARGS)
 
 test: install lint
 	@echo "== test: pytest"
@@ -61,14 +61,14 @@ lint: install links
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	@echo "== lint: mypy"
-	MYPYPATH=build/typing $(BIN)/mypy --package patchrank --package tests \
+	MYPYPATH=build/typing $(BIN)/mypy --package patchsieve --package tests \
 	    $(if $(wildcard benchmarks/*.py),--package benchmarks)
 
 # The type checker sees the folders under the names that the code imports.
 links:
-	@mkdir -p build/typing/patchrank
-	@for name in __init__.py py.typed; do ln -sfn ../../../patchrank/$$name build/typing/patchrank/$$name; done
-	@for name in pipeline ranker jobs; do ln -sfn ../../../$$name build/typing/patchrank/$$name; done
+	@mkdir -p build/typing/patchsieve
+	@for name in __init__.py py.typed; do ln -sfn ../../../patchsieve/$$name build/typing/patchsieve/$$name; done
+	@for name in pipeline ranker jobs; do ln -sfn ../../../$$name build/typing/patchsieve/$$name; done
 	@for name in tests benchmarks; do ln -sfn ../../$$name build/typing/$$name; done
 
 clean:

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from patchrank.pipeline.config import IMAGE_FIELDS
-from patchrank.pipeline.images import decode_image
-from patchrank.pipeline.shards import Sample, ShardReader, expand_shards, pick_image
-from patchrank.ranker.api import center_patches
-from patchrank.ranker.evaluation_images import EvaluationImages
-from patchrank.ranker.model import RankerConfig
+from patchsieve.pipeline.config import IMAGE_FIELDS
+from patchsieve.pipeline.images import decode_image
+from patchsieve.pipeline.shards import Sample, ShardReader, expand_shards, pick_image
+from patchsieve.ranker.api import center_patches
+from patchsieve.ranker.evaluation_images import EvaluationImages
+from patchsieve.ranker.model import RankerConfig
 
 
 def keyed_photos(specs: Sequence[str], per_shard: int | None = None) -> list[tuple[str, str, Tensor]]:

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from patchrank.pipeline.config import IMAGE_FIELDS
-from patchrank.pipeline.shard_writer import ShardWriter
-from patchrank.pipeline.shards import Sample, ShardReader, expand_shards, pick_image
+from patchsieve.pipeline.config import IMAGE_FIELDS
+from patchsieve.pipeline.shard_writer import ShardWriter
+from patchsieve.pipeline.shards import Sample, ShardReader, expand_shards, pick_image
 
 
 def synthetic_photo(seed: int, height: int = 375, width: int = 500) -> bytes:

@@ -23,16 +23,16 @@ import torch
 from benchmarks._common import show
 from benchmarks._photos import pack_shard
 from benchmarks.score_job import ShardClock
-from patchrank.pipeline.config_file import config_to_yaml
-from patchrank.pipeline.heap import keep_freed_memory
-from patchrank.pipeline.shards import Sample
-from patchrank.ranker.patch_scoring import PatchScorer, open_patch_source
-from patchrank.ranker.prune_config import PruneConfig
-from patchrank.ranker.prune_encode import encode
-from patchrank.ranker.prune_feed import Left, prepare, rank
-from patchrank.ranker.prune_plan import PruneRequest, make_request
-from patchrank.ranker.prune_run import prune
-from patchrank.ranker.prune_worker import probe_precision
+from patchsieve.pipeline.config_file import config_to_yaml
+from patchsieve.pipeline.heap import keep_freed_memory
+from patchsieve.pipeline.shards import Sample
+from patchsieve.ranker.patch_scoring import PatchScorer, open_patch_source
+from patchsieve.ranker.prune_config import PruneConfig
+from patchsieve.ranker.prune_encode import encode
+from patchsieve.ranker.prune_feed import Left, prepare, rank
+from patchsieve.ranker.prune_plan import PruneRequest, make_request
+from patchsieve.ranker.prune_run import prune
+from patchsieve.ranker.prune_worker import probe_precision
 
 SHARDS_PER_ACTOR = 4
 GOAL = 0.8

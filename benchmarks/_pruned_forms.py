@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from patchrank.pipeline.images import ViewBox, apply_view, decode_image
-from patchrank.pipeline.patches import patchify
-from patchrank.pipeline.pruned_codec import ImageCodec, pack, unpack
-from patchrank.pipeline.pruned_format import PackedRecord
+from patchsieve.pipeline.images import ViewBox, apply_view, decode_image
+from patchsieve.pipeline.patches import patchify
+from patchsieve.pipeline.pruned_codec import ImageCodec, pack, unpack
+from patchsieve.pipeline.pruned_format import PackedRecord
 
 Columns = Callable[[int, int], int]
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchrank.pipeline.patches import hidden_positions, normalise, take_patches
-from patchrank.pipeline.teacher.model import MaskedAutoencoder
+from patchsieve.pipeline.patches import hidden_positions, normalise, take_patches
+from patchsieve.pipeline.teacher.model import MaskedAutoencoder
 
 Decode = Callable[[MaskedAutoencoder, Tensor, Tensor, Tensor | None], Tensor]
 

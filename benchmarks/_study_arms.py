@@ -6,8 +6,8 @@ import dataclasses
 import itertools
 from typing import Literal
 
-from patchrank.ranker.losses import LossName
-from patchrank.ranker.model import Head
+from patchsieve.ranker.losses import LossName
+from patchsieve.ranker.model import Head
 
 PUBLISHED_RATIO = 0.9
 IMAGE_SHARE = 0.1
@@ -34,7 +34,7 @@ TABLES: dict[str, str] = {
     "frozen-3-4": f"{SPREAD} --estimator frozen --views 3:4",
     "frozen-4-13": f"{SPREAD} --estimator frozen --views 4:13",
 }
-"""Options of `patchrank score` beside `--store view`."""
+"""Options of `patchsieve score` beside `--store view`."""
 
 REFERENCES: dict[str, str] = {
     "spread": f"{SPREAD} --views 66",

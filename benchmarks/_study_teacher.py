@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from patchrank.pipeline.job_config import PretrainConfig
-from patchrank.pipeline.pretraining import Pretraining
-from patchrank.pipeline.pretraining_job import KEPT_MARGIN, load_photos
-from patchrank.pipeline.teacher.build import build_teacher, save_teacher
-from patchrank.pipeline.teacher.checkpoint import read_teacher
+from patchsieve.pipeline.job_config import PretrainConfig
+from patchsieve.pipeline.pretraining import Pretraining
+from patchsieve.pipeline.pretraining_job import KEPT_MARGIN, load_photos
+from patchsieve.pipeline.teacher.build import build_teacher, save_teacher
+from patchsieve.pipeline.teacher.checkpoint import read_teacher
 
 STEPS = 200
 MOST_SHARDS = 8

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 
 from benchmarks._common import show
-from patchrank.pipeline.config import RowConfig
-from patchrank.pipeline.heap import keep_freed_memory
-from patchrank.pipeline.inference import this_device
-from patchrank.pipeline.scoring import Scorer, choose_precision
-from patchrank.pipeline.shards import Sample
-from patchrank.pipeline.teacher.build import build_teacher
-from patchrank.pipeline.teacher.checkpoint import TeacherFile
-from patchrank.pipeline.view_feed import View, prepare
+from patchsieve.pipeline.config import RowConfig
+from patchsieve.pipeline.heap import keep_freed_memory
+from patchsieve.pipeline.inference import this_device
+from patchsieve.pipeline.scoring import Scorer, choose_precision
+from patchsieve.pipeline.shards import Sample
+from patchsieve.pipeline.teacher.build import build_teacher
+from patchsieve.pipeline.teacher.checkpoint import TeacherFile
+from patchsieve.pipeline.view_feed import View, prepare
 
 DEVICE = this_device().type
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from patchrank.pipeline.teacher.architecture import TeacherConfig
-from patchrank.pipeline.teacher.build import save_teacher
-from patchrank.pipeline.teacher.checkpoint import TeacherFile
-from patchrank.pipeline.teacher.model import MaskedAutoencoder
+from patchsieve.pipeline.teacher.architecture import TeacherConfig
+from patchsieve.pipeline.teacher.build import save_teacher
+from patchsieve.pipeline.teacher.checkpoint import TeacherFile
+from patchsieve.pipeline.teacher.model import MaskedAutoencoder
 
 SIZES = {
     "tiny": TeacherConfig(

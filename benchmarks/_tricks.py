@@ -10,12 +10,12 @@ from unittest import mock
 
 from torch import Tensor, nn
 
-from patchrank.pipeline import inference
-from patchrank.pipeline.heap import keep_freed_memory
-from patchrank.pipeline.patches import others_of
-from patchrank.pipeline.removals import Without
-from patchrank.pipeline.scoring import Scorer
-from patchrank.pipeline.teacher.model import MaskedAutoencoder
+from patchsieve.pipeline import inference
+from patchsieve.pipeline.heap import keep_freed_memory
+from patchsieve.pipeline.patches import others_of
+from patchsieve.pipeline.removals import Without
+from patchsieve.pipeline.scoring import Scorer
+from patchsieve.pipeline.teacher.model import MaskedAutoencoder
 
 Make = Callable[[], Scorer]
 

@@ -1,6 +1,6 @@
 """All benchmarks that need nothing but this machine, in under ten minutes: one table, a JSON, a picture.
 
-What is kept of each are ratios measured side by side in one run (patchrank against another way, the job against its
+What is kept of each are ratios measured side by side in one run (patchsieve against another way, the job against its
 teacher, achieved against attainable), since times of a shared machine cannot be compared from day to day. They stand
 beside the last ones that were saved for a machine of this kind; one that fell by more than 10 % is marked. Exit code 1
 with `--strict` if there is such a one.

@@ -22,9 +22,9 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks._common import measure, ratio, show, write_json
-from patchrank.pipeline.config import IMAGE_FIELDS
-from patchrank.pipeline.images import ViewBox, apply_view, decode_image, draw_view
-from patchrank.pipeline.shards import Sample, ShardReader, expand_shards, pick_image
+from patchsieve.pipeline.config import IMAGE_FIELDS
+from patchsieve.pipeline.images import ViewBox, apply_view, decode_image, draw_view
+from patchsieve.pipeline.shards import Sample, ShardReader, expand_shards, pick_image
 from tests.helpers.photos import photo
 
 Boxes = list[list[ViewBox]]
@@ -98,9 +98,9 @@ def compare(
     title: str, ours: Callable[[], None], pillow: Callable[[], None], options: Options, images: int
 ) -> Any:
     """Measure two ways in turns; returns a row of the table and what the JSON holds."""
-    seconds = measure({"Pillow": pillow, "patchrank": ours}, options.rounds)
+    seconds = measure({"Pillow": pillow, "patchsieve": ours}, options.rounds)
     milliseconds = {name: 1000 * statistics.median(times) / images for name, times in seconds.items()}
-    factor = ratio(seconds, "patchrank", "Pillow")
+    factor = ratio(seconds, "patchsieve", "Pillow")
     row = [
         title,
         *(f"{milliseconds[name]:.2f}" for name in seconds),

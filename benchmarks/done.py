@@ -20,11 +20,11 @@ import tyro
 from benchmarks._common import show, write_json
 from benchmarks._fresh_process import run_fresh
 from benchmarks._listing_server import TABLE_BYTES, serve_listing, tag_of
-from patchrank.pipeline import storage
-from patchrank.pipeline.done_check import RecordFolder, _Entry
-from patchrank.pipeline.record_file import Record
-from patchrank.pipeline.score_table import SCHEMA_VERSION
-from patchrank.pipeline.shards import shard_id
+from patchsieve.pipeline import storage
+from patchsieve.pipeline.done_check import RecordFolder, _Entry
+from patchsieve.pipeline.record_file import Record
+from patchsieve.pipeline.score_table import SCHEMA_VERSION
+from patchsieve.pipeline.shards import shard_id
 
 BUCKET = "s3://bucket"
 IDENTITY = "0" * 64

@@ -23,19 +23,19 @@ from numpy.typing import NDArray
 from benchmarks._common import measure, ratio, show, write_json
 from benchmarks._held_out import held_out_images
 from benchmarks._teachers import SIZES, random_teacher
-from patchrank.pipeline.aggregate import dense_scores
-from patchrank.pipeline.config import FrozenTokens, Masks, Precision
-from patchrank.pipeline.cost import gflop_per_view
-from patchrank.pipeline.patches import draw_visible, visible_count
-from patchrank.pipeline.randomness import KeyedRandom
-from patchrank.pipeline.scoring import Scorer
-from patchrank.pipeline.teacher.build import build_teacher
-from patchrank.pipeline.teacher.checkpoint import read_teacher
-from patchrank.pipeline.teacher.model import MaskedAutoencoder
-from patchrank.ranker.evaluation_images import EvaluationImages
-from patchrank.ranker.metrics import kendall_tau, spearman
-from patchrank.ranker.model import RankerConfig
-from patchrank.ranker.partition_scores import mean_of
+from patchsieve.pipeline.aggregate import dense_scores
+from patchsieve.pipeline.config import FrozenTokens, Masks, Precision
+from patchsieve.pipeline.cost import gflop_per_view
+from patchsieve.pipeline.patches import draw_visible, visible_count
+from patchsieve.pipeline.randomness import KeyedRandom
+from patchsieve.pipeline.scoring import Scorer
+from patchsieve.pipeline.teacher.build import build_teacher
+from patchsieve.pipeline.teacher.checkpoint import read_teacher
+from patchsieve.pipeline.teacher.model import MaskedAutoencoder
+from patchsieve.ranker.evaluation_images import EvaluationImages
+from patchsieve.ranker.metrics import kendall_tau, spearman
+from patchsieve.ranker.model import RankerConfig
+from patchsieve.ranker.partition_scores import mean_of
 
 TOKENS: tuple[FrozenTokens | None, ...] = (8, 16, 30, 59, "all", None)
 COUNTS = (1, 2, 4)

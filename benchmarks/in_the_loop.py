@@ -4,7 +4,7 @@
 
 Both fit the same ranker by the same recipe to the same photos. In the loop, every step draws fresh views and has the
 teacher score them; from a table, views are scored once and read again. `--dense`: a table of
-`patchrank score --crop center --masks spread` of the held-out photos, which both are measured against. The loop is
+`patchsieve score --crop center --masks spread` of the held-out photos, which both are measured against. The loop is
 given our own scoring, which is faster than the published one: the comparison is of paying once with paying again.
 """
 
@@ -22,17 +22,17 @@ from torch import Tensor
 
 from benchmarks._common import show, write_json
 from benchmarks._held_out import held_out_images, keyed_photos
-from patchrank.pipeline.api import Teacher, load_teacher
-from patchrank.pipeline.images import apply_view, draw_view
-from patchrank.pipeline.patches import draw_visible, patchify, take_patches
-from patchrank.pipeline.scoring import Scorer, gflop_per_view
-from patchrank.ranker.dense_table import read_dense
-from patchrank.ranker.dense_teacher import DenseTeacher
-from patchrank.ranker.initial_weights import initial_ranker
-from patchrank.ranker.metrics import spearman
-from patchrank.ranker.model import RankerConfig
-from patchrank.ranker.training import Recipe, Training
-from patchrank.ranker.training_batch import Batch
+from patchsieve.pipeline.api import Teacher, load_teacher
+from patchsieve.pipeline.images import apply_view, draw_view
+from patchsieve.pipeline.patches import draw_visible, patchify, take_patches
+from patchsieve.pipeline.scoring import Scorer, gflop_per_view
+from patchsieve.ranker.dense_table import read_dense
+from patchsieve.ranker.dense_teacher import DenseTeacher
+from patchsieve.ranker.initial_weights import initial_ranker
+from patchsieve.ranker.metrics import spearman
+from patchsieve.ranker.model import RankerConfig
+from patchsieve.ranker.training import Recipe, Training
+from patchsieve.ranker.training_batch import Batch
 
 SEED = 0
 MEASURE_EVERY = 10

@@ -26,15 +26,15 @@ from benchmarks._common import measure, ratio, show, write_json
 from benchmarks._photos import photo_files
 from benchmarks._prune_job import measure_job
 from benchmarks._pruned_forms import Form, Photo, packed, progressive, psnr, quality_of_bytes, whole
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.images import apply_view, decode_image, draw_view
-from patchrank.pipeline.inference import this_device
-from patchrank.pipeline.pruned_codec import ImageCodec, flatten_dropped
-from patchrank.pipeline.pruned_collate import collate_naflex, place_by_coordinate
-from patchrank.pipeline.pruned_format import mosaic_columns
-from patchrank.pipeline.pruned_sample import PrunedSample, gather_patches
-from patchrank.ranker.api import load_ranker
-from patchrank.ranker.online import keep_topk
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.images import apply_view, decode_image, draw_view
+from patchsieve.pipeline.inference import this_device
+from patchsieve.pipeline.pruned_codec import ImageCodec, flatten_dropped
+from patchsieve.pipeline.pruned_collate import collate_naflex, place_by_coordinate
+from patchsieve.pipeline.pruned_format import mosaic_columns
+from patchsieve.pipeline.pruned_sample import PrunedSample, gather_patches
+from patchsieve.ranker.api import load_ranker
+from patchsieve.ranker.online import keep_topk
 
 GOAL, MOST_LOST = 0.6, 0.5
 EVERY, SYNTHETIC = 10**9, 40

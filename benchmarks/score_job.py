@@ -25,12 +25,12 @@ from benchmarks._common import write_json
 from benchmarks._photos import pack_shard, photo_files
 from benchmarks._teacher_alone import DEVICE, TeacherAlone, compare, show_comparison
 from benchmarks._teachers import save_random_teacher
-from patchrank.pipeline.config import DECODER, Precision
-from patchrank.pipeline.config_file import config_to_yaml
-from patchrank.pipeline.job_config import ScoreConfig
-from patchrank.pipeline.progress import Totals
-from patchrank.pipeline.score_request import make_request
-from patchrank.pipeline.score_run import score
+from patchsieve.pipeline.config import DECODER, Precision
+from patchsieve.pipeline.config_file import config_to_yaml
+from patchsieve.pipeline.job_config import ScoreConfig
+from patchsieve.pipeline.progress import Totals
+from patchsieve.pipeline.score_request import make_request
+from patchsieve.pipeline.score_run import score
 
 LEAST_SHARDS = 4
 # Two actors on one machine: the job's, and the teacher alone, which rests meanwhile.

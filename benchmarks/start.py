@@ -1,4 +1,4 @@
-"""How long a user waits: for `patchrank --help`, and for the first row of a score run.
+"""How long a user waits: for `patchsieve --help`, and for the first row of a score run.
 
 The score run is the command as typed, bundled teacher, one small shard: Python, imports, Ray, the actor with its probes
 of precision and batch size, the first batch, the committed table. On a Ray that runs already, as for `ray job submit`,
@@ -23,7 +23,7 @@ import tyro
 from benchmarks._common import show, write_json
 from benchmarks._photos import pack_shard, photo_files
 
-CLI = (sys.executable, "-m", "patchrank.jobs.cli")
+CLI = (sys.executable, "-m", "patchsieve")
 POLL_S = 0.02
 
 
@@ -40,7 +40,7 @@ class Options:
 
 
 def help_seconds() -> float:
-    """Seconds of `patchrank --help`."""
+    """Seconds of `patchsieve --help`."""
     started = time.perf_counter()
     subprocess.run([*CLI, "--help"], check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - started
@@ -77,7 +77,7 @@ def main(options: Options) -> None:
     with tempfile.TemporaryDirectory() as folder:
         shard = pack_shard(Path(folder, "photos.tar"), photo_files((), options.photos), options.photos)
         help_seconds()
-        found["patchrank --help"] = [help_seconds() for _ in range(options.rounds)]
+        found["patchsieve --help"] = [help_seconds() for _ in range(options.rounds)]
         measure("on a Ray of its own", "local")
         ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         measure("on a running Ray", ray.get_runtime_context().gcs_address)

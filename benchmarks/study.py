@@ -2,7 +2,7 @@
 
     python -m benchmarks.study TRAIN_SHARDS... --held-out SHARDS... --work DIR [--arms PATTERN]
 
-Scores what it needs with `patchrank score` (tiny teacher), trains every arm from the tables alone and measures
+Scores what it needs with `patchsieve score` (tiny teacher), trains every arm from the tables alone and measures
 Spearman's correlation with dense teacher scores of photos that no arm saw. Tables, references and arms that DIR holds
 are not made again, so that a study can be stopped and goes on. Writes DIR/study.json and DIR/study.png.
 """
@@ -29,22 +29,22 @@ from benchmarks._held_out import held_out_images
 from benchmarks._study_arms import IMAGE_SHARE, REFERENCES, TABLES, Arm, arms
 from benchmarks._study_report import draw, print_study
 from benchmarks._study_teacher import normalised_teacher
-from patchrank.pipeline.table_reader import ScoreTables
-from patchrank.pipeline.teacher.checkpoint import read_teacher
-from patchrank.ranker.dataset import TableBatches
-from patchrank.ranker.dense_table import read_dense
-from patchrank.ranker.dense_teacher import DenseTeacher
-from patchrank.ranker.initial_weights import initial_ranker
-from patchrank.ranker.metrics import spearman
-from patchrank.ranker.model import Ranker, RankerConfig
-from patchrank.ranker.table_index import index_tables
-from patchrank.ranker.training import Recipe, Training
+from patchsieve.pipeline.table_reader import ScoreTables
+from patchsieve.pipeline.teacher.checkpoint import read_teacher
+from patchsieve.ranker.dataset import TableBatches
+from patchsieve.ranker.dense_table import read_dense
+from patchsieve.ranker.dense_teacher import DenseTeacher
+from patchsieve.ranker.initial_weights import initial_ranker
+from patchsieve.ranker.metrics import spearman
+from patchsieve.ranker.model import Ranker, RankerConfig
+from patchsieve.ranker.table_index import index_tables
+from patchsieve.ranker.training import Recipe, Training
 
 SEED = 0
 
 
 def score(folder: Path, shards: Sequence[str], options: str, asked: argparse.Namespace) -> None:
-    """A table by `patchrank score`, unless the folder holds it already."""
+    """A table by `patchsieve score`, unless the folder holds it already."""
     if (folder / "complete").exists():
         return
     chosen = shlex.split(options.replace("NORMALISED", shlex.quote(asked.normalised or "")))
@@ -52,7 +52,7 @@ def score(folder: Path, shards: Sequence[str], options: str, asked: argparse.Nam
         chosen += ["--teacher", "tiny"]
     chosen += ["--store", "view", "--precision", asked.precision]
     print(f"{time.strftime('%X')} scoring {folder.name}: {' '.join(chosen)}", flush=True)
-    command = [sys.executable, "-m", "patchrank.jobs.score", *shards, "--out", str(folder), *chosen]
+    command = [sys.executable, "-m", "patchsieve.jobs.score", *shards, "--out", str(folder), *chosen]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     (folder / "complete").touch()
 
@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--arms", default="", help="regular expression that names of arms must hold")
     parser.set_defaults(normalised=None)
-    parser.add_argument("--precision", default="auto", help="of scoring, as `patchrank score` takes it")
+    parser.add_argument("--precision", default="auto", help="of scoring, as `patchsieve score` takes it")
     parser.add_argument("--fp32", action="store_true", help="train in float32 instead of bfloat16")
     options = parser.parse_args()
     chosen = [arm for arm in arms() if re.search(options.arms, arm.name)]

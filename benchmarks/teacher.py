@@ -30,15 +30,15 @@ from benchmarks._published import decode, published_scores
 from benchmarks._teachers import SIZES, random_teacher
 from benchmarks._tricks import UNDO, compile_blocks, giving_back
 from benchmarks.limit import DTYPES, matrix_rate
-from patchrank.pipeline.capacity import choose_batch_size
-from patchrank.pipeline.config import Precision, Removal
-from patchrank.pipeline.cost import gflop_per_view
-from patchrank.pipeline.heap import keep_freed_memory
-from patchrank.pipeline.inference import choose_precision, this_device
-from patchrank.pipeline.patches import visible_count
-from patchrank.pipeline.scoring import Scorer
-from patchrank.pipeline.teacher.architecture import TeacherConfig
-from patchrank.pipeline.teacher.model import MaskedAutoencoder
+from patchsieve.pipeline.capacity import choose_batch_size
+from patchsieve.pipeline.config import Precision, Removal
+from patchsieve.pipeline.cost import gflop_per_view
+from patchsieve.pipeline.heap import keep_freed_memory
+from patchsieve.pipeline.inference import choose_precision, this_device
+from patchsieve.pipeline.patches import visible_count
+from patchsieve.pipeline.scoring import Scorer
+from patchsieve.pipeline.teacher.architecture import TeacherConfig
+from patchsieve.pipeline.teacher.model import MaskedAutoencoder
 
 PUBLISHED = "published way, fp32"
 
@@ -117,20 +117,20 @@ def ours(
 ) -> dict[str, tuple[Score, int]]:
     """Our scorers and their batch sizes: fp32, the precision that `auto` takes, and that with savings undone."""
     make = partial(Scorer, model, removal=removal, device=where)
-    found = {"patchrank, fp32": make(precision="fp32")}
+    found = {"patchsieve, fp32": make(precision="fp32")}
     if chosen != "fp32":
-        found[f"patchrank, {chosen}"] = make(precision=chosen)
+        found[f"patchsieve, {chosen}"] = make(precision=chosen)
     if options.savings and removal == "decoder":
         for precision in dict.fromkeys(("fp32", chosen)):
-            batch = found[f"patchrank, {precision}"].batch_size
+            batch = found[f"patchsieve, {precision}"].batch_size
             remake = partial(make, precision=precision, batch_size=batch)
             for name, undo in UNDO.items():
                 # oneDNN is for processors, and GELU is fused in float32 alone.
                 everywhere = name in ("first block shared", "unread tokens left out")
                 if everywhere or (where.type == "cpu" and (precision == "fp32" or "GELU" not in name)):
-                    found[f"patchrank, {precision}, not: {name}"] = undo(remake)
+                    found[f"patchsieve, {precision}, not: {name}"] = undo(remake)
             if options.compiled:
-                found[f"patchrank, {precision}, blocks compiled"] = compile_blocks(remake)
+                found[f"patchsieve, {precision}, blocks compiled"] = compile_blocks(remake)
     return {name: (scorer.score, scorer.batch_size) for name, scorer in found.items()}
 
 
@@ -146,7 +146,7 @@ def run_size(size: str, removal: Removal, options: Options) -> dict[str, Any]:
     pixels, places = views(config, max(batch for _, batch in contenders.values()), visible)
     if removal == "decoder":
         expected = contenders[PUBLISHED][0](pixels, places)
-        error = ((contenders["patchrank, fp32"][0](pixels, places) - expected) / expected).abs().max()
+        error = ((contenders["patchsieve, fp32"][0](pixels, places) - expected) / expected).abs().max()
         assert error < 1e-4, f"the two ways disagree by {error}"
     reference = next(iter(contenders.values()))[0]
     started = time.perf_counter()
@@ -169,7 +169,7 @@ def run_size(size: str, removal: Removal, options: Options) -> dict[str, Any]:
         for name, (score, batch) in contenders.items()
         if "compiled" not in name
     }
-    base = PUBLISHED if PUBLISHED in seconds else "patchrank, fp32"
+    base = PUBLISHED if PUBLISHED in seconds else "patchsieve, fp32"
     ratios = {name: ratio(seconds, name, base) for name in seconds}
     show(
         f"{size}, removal {removal}: {visible} of {config.positions} patches visible, {gflop:.1f} GFLOP per view; "
@@ -190,7 +190,7 @@ def run_size(size: str, removal: Removal, options: Options) -> dict[str, Any]:
     )
     memory = None
     if options.memory and where.type == "cpu":
-        batch = contenders["patchrank, fp32"][1]
+        batch = contenders["patchsieve, fp32"][1]
         memory = run_fresh("score_views", {"size": size, "precision": "fp32", "batch_size": batch})
         print(f"peak memory of a process that scores {batch} views at once: {memory['peak'] / 1e6:,.0f} MB")
     return {

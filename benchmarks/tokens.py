@@ -21,15 +21,15 @@ from torch import Tensor
 
 from benchmarks._common import show, write_json
 from benchmarks._held_out import held_out_images
-from patchrank.pipeline.frozen import FrozenEstimator, draw_tokens
-from patchrank.pipeline.inference import prepare
-from patchrank.pipeline.patches import draw_visible, hidden_positions, normalise, visible_count
-from patchrank.pipeline.removals import TokenRemovals
-from patchrank.pipeline.teacher.build import build_teacher
-from patchrank.pipeline.teacher.checkpoint import read_teacher
-from patchrank.ranker.metrics import kendall_tau
-from patchrank.ranker.model import RankerConfig
-from patchrank.ranker.partition_scores import mean_of
+from patchsieve.pipeline.frozen import FrozenEstimator, draw_tokens
+from patchsieve.pipeline.inference import prepare
+from patchsieve.pipeline.patches import draw_visible, hidden_positions, normalise, visible_count
+from patchsieve.pipeline.removals import TokenRemovals
+from patchsieve.pipeline.teacher.build import build_teacher
+from patchsieve.pipeline.teacher.checkpoint import read_teacher
+from patchsieve.ranker.metrics import kendall_tau
+from patchsieve.ranker.model import RankerConfig
+from patchsieve.ranker.partition_scores import mean_of
 
 CHOICES = tuple(range(4, 121, 2))
 STEPS = 60

@@ -22,18 +22,18 @@ import tyro
 from benchmarks._common import show, write_json
 from benchmarks._photos import pack_shard, synthetic_photo
 from benchmarks._teachers import save_random_teacher
-from patchrank.pipeline.job_config import ScoreConfig
-from patchrank.pipeline.output import OutputFolder
-from patchrank.pipeline.score_request import make_request
-from patchrank.pipeline.scoring import Scorer
-from patchrank.pipeline.shard_scoring import ShardScoring, teacher_record
-from patchrank.pipeline.shards import expand_shards
-from patchrank.pipeline.table_reader import ScoreTables
-from patchrank.pipeline.teacher.build import build_teacher
-from patchrank.ranker.dataset import TableBatches
-from patchrank.ranker.model import Ranker, RankerConfig
-from patchrank.ranker.table_index import Context, TableIndex, index_tables
-from patchrank.ranker.training import Recipe, Training
+from patchsieve.pipeline.job_config import ScoreConfig
+from patchsieve.pipeline.output import OutputFolder
+from patchsieve.pipeline.score_request import make_request
+from patchsieve.pipeline.scoring import Scorer
+from patchsieve.pipeline.shard_scoring import ShardScoring, teacher_record
+from patchsieve.pipeline.shards import expand_shards
+from patchsieve.pipeline.table_reader import ScoreTables
+from patchsieve.pipeline.teacher.build import build_teacher
+from patchsieve.ranker.dataset import TableBatches
+from patchsieve.ranker.model import Ranker, RankerConfig
+from patchsieve.ranker.table_index import Context, TableIndex, index_tables
+from patchsieve.ranker.training import Recipe, Training
 
 GOAL = 0.05
 

@@ -1,11 +1,11 @@
-"""The `patchrank` command: finds the job and hands over the rest of the command line."""
+"""The `patchsieve` command: finds the job and hands over the rest of the command line."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 
-from patchrank import __version__
+from patchsieve import __version__
 
 COMMANDS = {
     "score": "score the patches of images in shards into a Parquet table",
@@ -20,18 +20,18 @@ COMMANDS = {
 
 
 def main() -> None:
-    """Entry point of `patchrank COMMAND ...`."""
+    """Entry point of `patchsieve COMMAND ...`."""
     command = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if command in ("-V", "--version"):
         print(__version__)
     elif command in COMMANDS:
-        importlib.import_module(f"patchrank.jobs.{command}").main(sys.argv[2:])
+        importlib.import_module(f"patchsieve.jobs.{command}").main(sys.argv[2:])
     elif command in ("-h", "--help"):
-        print("usage: patchrank COMMAND [OPTIONS]    (patchrank COMMAND --help lists the options)\n")
+        print("usage: patchsieve COMMAND [OPTIONS]    (patchsieve COMMAND --help lists the options)\n")
         for name, what in COMMANDS.items():
             print(f"  {name:10} {what}")
     else:
-        print(f"patchrank: unknown command {command!r}; known are {', '.join(COMMANDS)}", file=sys.stderr)
+        print(f"patchsieve: unknown command {command!r}; known are {', '.join(COMMANDS)}", file=sys.stderr)
         raise SystemExit(2)
 
 

@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 
 import tyro
 
-from patchrank.pipeline.config_file import settings_from_yaml
-from patchrank.pipeline.errors import PatchrankError, UserError
+from patchsieve.pipeline.config_file import settings_from_yaml
+from patchsieve.pipeline.errors import PatchsieveError, UserError
 
 _Config = TypeVar("_Config")
 
-RECIPES = {"train": "patchrank.ranker"}
+RECIPES = {"train": "patchsieve.ranker"}
 """Packages that ship configurations for a job, as `recipes/NAME.yaml`; `--config NAME` takes them."""
 
 
@@ -26,12 +26,12 @@ def run_job(
     """Read the configuration of one job, run it and exit with its code.
 
     `arguments` None: those of the process. `--config FILE` gives defaults from YAML, which flags override;
-    a bare name is that of a recipe that comes with patchrank.
+    a bare name is that of a recipe that comes with patchsieve.
     """
     try:
         code = run(read_config(name, config_type, sys.argv[1:] if arguments is None else arguments))
-    except PatchrankError as error:
-        print(f"patchrank {name}: {error}", file=sys.stderr)
+    except PatchsieveError as error:
+        print(f"patchsieve {name}: {error}", file=sys.stderr)
         code = 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt:
         code = 130
@@ -54,7 +54,7 @@ def read_config(name: str, config_type: type[_Config], arguments: Sequence[str])
         del rest[at : at + 1 if "=" in rest[at] else at + 2]
     options = (tyro.conf.FlagCreatePairsOff,)
     config: _Config = tyro.cli(
-        config_type, prog=f"patchrank {name}", args=rest, default=default, config=options
+        config_type, prog=f"patchsieve {name}", args=rest, default=default, config=options
     )
     return config
 

@@ -1,22 +1,22 @@
-"""`patchrank demo`: photos into shards, scores, a picture, a small ranker, and pruned shards that a model reads."""
+"""`patchsieve demo`: photos into shards, scores, a picture, a small ranker, and pruned shards that a model reads."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from patchrank.jobs import evaluate, prune, score, train
-from patchrank.jobs.command_line import run_job
-from patchrank.pipeline.job_config import DemoConfig, ScoreConfig
+from patchsieve.jobs import evaluate, prune, score, train
+from patchsieve.jobs.command_line import run_job
+from patchsieve.pipeline.job_config import DemoConfig, ScoreConfig
 
 
 def run(config: DemoConfig) -> int:
     """Pack, score, draw, train, measure, prune, read; returns the exit code of the first step that is not complete."""
-    from patchrank.pipeline import demo_sheet, storage
-    from patchrank.pipeline.demo_photos import find_photos, pack_photos
-    from patchrank.pipeline.output import new_run_id
-    from patchrank.pipeline.teacher.checkpoint import read_teacher
-    from patchrank.ranker.demo_prune import demo_pruning, reading_line, saved_lines
-    from patchrank.ranker.demo_ranker import FEWEST_SAMPLES, demo_evaluation, demo_training
+    from patchsieve.pipeline import demo_sheet, storage
+    from patchsieve.pipeline.demo_photos import find_photos, pack_photos
+    from patchsieve.pipeline.output import new_run_id
+    from patchsieve.pipeline.teacher.checkpoint import read_teacher
+    from patchsieve.ranker.demo_prune import demo_pruning, reading_line, saved_lines
+    from patchsieve.ranker.demo_ranker import FEWEST_SAMPLES, demo_evaluation, demo_training
 
     run_id = new_run_id()
     names = ("shards", "labels", "ranker", "pruned")

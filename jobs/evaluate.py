@@ -1,26 +1,26 @@
-"""`patchrank evaluate`: a ranker against its teacher's own scores."""
+"""`patchsieve evaluate`: a ranker against its teacher's own scores."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 
-from patchrank.jobs.command_line import run_job
-from patchrank.pipeline.config_file import config_to_yaml
-from patchrank.ranker.evaluate_config import EvaluateConfig
+from patchsieve.jobs.command_line import run_job
+from patchsieve.pipeline.config_file import config_to_yaml
+from patchsieve.ranker.evaluate_config import EvaluateConfig
 
 
 def run(config: EvaluateConfig) -> int:
     """Measure, print, and write what OUT asks for; returns the exit code."""
-    from patchrank.ranker.evaluation_plot import draw_evaluation, require_plots
+    from patchsieve.ranker.evaluation_plot import draw_evaluation, require_plots
 
     plotted = config.out is not None and config.plot
     if plotted:
         require_plots("the plot of --out (--no-plot leaves it out)")
-    from patchrank.pipeline.heap import keep_freed_memory
-    from patchrank.pipeline.output import new_run_id
-    from patchrank.ranker.evaluation_report import report_lines, to_json, write_report
-    from patchrank.ranker.evaluation_run import evaluate
+    from patchsieve.pipeline.heap import keep_freed_memory
+    from patchsieve.pipeline.output import new_run_id
+    from patchsieve.ranker.evaluation_report import report_lines, to_json, write_report
+    from patchsieve.ranker.evaluation_run import evaluate
 
     keep_freed_memory()
     # With --json, standard output is the JSON alone.

@@ -1,17 +1,17 @@
-"""`patchrank pretrain`: a small masked autoencoder from photos in shards."""
+"""`patchsieve pretrain`: a small masked autoencoder from photos in shards."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from patchrank.jobs.command_line import run_job
-from patchrank.pipeline.job_config import PretrainConfig
+from patchsieve.jobs.command_line import run_job
+from patchsieve.pipeline.job_config import PretrainConfig
 
 
 def run(config: PretrainConfig) -> int:
     """Train to the last step, write the teacher and measure it; returns the exit code."""
-    from patchrank.pipeline.heap import keep_freed_memory
-    from patchrank.pipeline.pretraining_job import pretrain
+    from patchsieve.pipeline.heap import keep_freed_memory
+    from patchsieve.pipeline.pretraining_job import pretrain
 
     keep_freed_memory()
     pretrain(config, lambda line: print(line, flush=True))

@@ -1,4 +1,4 @@
-"""`patchrank schedule once|run|list`: has new corpora scored."""
+"""`patchsieve schedule once|run|list`: has new corpora scored."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import sys
 from collections.abc import Sequence
 from typing import TypeVar
 
-from patchrank.jobs.command_line import read_config, run_job
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.job_config import ScoreConfig
-from patchrank.pipeline.schedule_config import ListConfig, OnceConfig, RunConfig, SubmitConfig
+from patchsieve.jobs.command_line import read_config, run_job
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.job_config import ScoreConfig
+from patchsieve.pipeline.schedule_config import ListConfig, OnceConfig, RunConfig, SubmitConfig
 
 _Submit = TypeVar("_Submit", bound=SubmitConfig)
 _ACTIONS = (
@@ -44,18 +44,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     own, options = rest[:cut], rest[cut + 1 :]
 
     def once(config: OnceConfig) -> int:
-        from patchrank.pipeline.schedule_run import tick_once
+        from patchsieve.pipeline.schedule_run import tick_once
 
         return tick_once(_with_score_options(config, options), _say, tick=config.tick)
 
     def run(config: RunConfig) -> int:
-        from patchrank.pipeline.schedule_run import run_schedule
+        from patchsieve.pipeline.schedule_run import run_schedule
 
         run_schedule(_with_score_options(config, options), _say)
         return 0
 
     def show(config: ListConfig) -> int:
-        from patchrank.pipeline.schedule_run import list_corpora, list_lines
+        from patchsieve.pipeline.schedule_run import list_corpora, list_lines
 
         shown = list_corpora(config)
         print(json.dumps(shown) if config.json else "\n".join(list_lines(shown)))
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif action == "list":
         run_job("schedule list", ListConfig, show, own)
     known = action in ("-h", "--help")
-    print(f"usage: patchrank schedule once|run|list [OPTIONS] [-- SCORE OPTIONS]\n{_ACTIONS}")
+    print(f"usage: patchsieve schedule once|run|list [OPTIONS] [-- SCORE OPTIONS]\n{_ACTIONS}")
     raise SystemExit(0 if known else 2)
 
 

@@ -1,26 +1,26 @@
-"""`patchrank score`: from shards to a pseudo-score table."""
+"""`patchsieve score`: from shards to a pseudo-score table."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from patchrank.jobs.command_line import run_job
-from patchrank.pipeline.config_file import config_to_yaml
-from patchrank.pipeline.job_config import ScoreConfig
+from patchsieve.jobs.command_line import run_job
+from patchsieve.pipeline.config_file import config_to_yaml
+from patchsieve.pipeline.job_config import ScoreConfig
 
 
 def run(config: ScoreConfig) -> int:
     """Score, or say what scoring would cost; returns the exit code."""
-    from patchrank.pipeline.score_request import make_request
+    from patchsieve.pipeline.score_request import make_request
 
     request = make_request(config)
     if config.dry_run:
-        from patchrank.pipeline.estimate import estimate
+        from patchsieve.pipeline.estimate import estimate
 
         print("\n".join(estimate(request).lines(request)))
         return 0
-    from patchrank.pipeline.progress import make_display
-    from patchrank.pipeline.score_run import score
+    from patchsieve.pipeline.progress import make_display
+    from patchsieve.pipeline.score_run import score
 
     people = config.log_format == "text"
     if people and request.notes:

@@ -1,4 +1,4 @@
-"""`patchrank status`: what an output folder holds, without starting Ray."""
+"""`patchsieve status`: what an output folder holds, without starting Ray."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import dataclasses
 import json
 from collections.abc import Sequence
 
-from patchrank.jobs.command_line import run_job
-from patchrank.pipeline.job_config import StatusConfig
+from patchsieve.jobs.command_line import run_job
+from patchsieve.pipeline.job_config import StatusConfig
 
 
 def run(config: StatusConfig) -> int:
     """Print the status; returns 1 while shards are missing or failed."""
-    from patchrank.pipeline.output_status import read_status
-    from patchrank.pipeline.run_summary import status_lines
+    from patchsieve.pipeline.output_status import read_status
+    from patchsieve.pipeline.run_summary import status_lines
 
     status = read_status(config.out)
     print(json.dumps(dataclasses.asdict(status)) if config.json else "\n".join(status_lines(status)))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 
-from patchrank.pipeline import storage
-from patchrank.pipeline.errors import InfrastructureError, UserError
-from patchrank.pipeline.owner import OWNER_FILE
-from patchrank.pipeline.shards import Shard
+from patchsieve.pipeline import storage
+from patchsieve.pipeline.errors import InfrastructureError, UserError
+from patchsieve.pipeline.owner import OWNER_FILE
+from patchsieve.pipeline.shards import Shard
 
 
 def prove_access(out: str, shard: Shard, *, run_id: str, here: str) -> None:

@@ -12,12 +12,12 @@ import ray
 from ray._common.constants import HEAD_NODE_RESOURCE_NAME
 from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayTaskError
 
-from patchrank.pipeline.actor_slots import ActorSize, NodeResources
-from patchrank.pipeline.machine import process_space, process_start
-from patchrank.pipeline.queue_policy import Gone
-from patchrank.pipeline.scoring_actor import new_actor
-from patchrank.pipeline.shard_result import Progress
-from patchrank.pipeline.work_order import ActorInfo
+from patchsieve.pipeline.actor_slots import ActorSize, NodeResources
+from patchsieve.pipeline.machine import process_space, process_start
+from patchsieve.pipeline.queue_policy import Gone
+from patchsieve.pipeline.scoring_actor import new_actor
+from patchsieve.pipeline.shard_result import Progress
+from patchsieve.pipeline.work_order import ActorInfo
 
 END_S = 0.5
 """Seconds that a killed actor's process is given to end."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from patchrank.pipeline.actor_pool import ActorPool, Answer, ClusterView, PooledActor
-from patchrank.pipeline.actor_slots import ActorSize, decode_share
-from patchrank.pipeline.config import Precision, RowConfig
-from patchrank.pipeline.run_log import LogFormat
-from patchrank.pipeline.shards import Shard
-from patchrank.pipeline.work_order import WorkOrder
+from patchsieve.pipeline.actor_pool import ActorPool, Answer, ClusterView, PooledActor
+from patchsieve.pipeline.actor_slots import ActorSize, decode_share
+from patchsieve.pipeline.config import Precision, RowConfig
+from patchsieve.pipeline.run_log import LogFormat
+from patchsieve.pipeline.shards import Shard
+from patchsieve.pipeline.work_order import WorkOrder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

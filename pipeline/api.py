@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from patchrank.pipeline.aggregate import Aggregate, dense_scores
-from patchrank.pipeline.config import (
+from patchsieve.pipeline.aggregate import Aggregate, dense_scores
+from patchsieve.pipeline.config import (
     DECODER,
     FROZEN_TOKENS,
     Crop,
@@ -24,16 +24,16 @@ from patchrank.pipeline.config import (
     Removal,
     RowConfig,
 )
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.frozen import draw_starts
-from patchrank.pipeline.images import ViewBox
-from patchrank.pipeline.inference import choose_precision
-from patchrank.pipeline.patches import visible_count
-from patchrank.pipeline.scoring import Scorer
-from patchrank.pipeline.teacher.build import build_teacher
-from patchrank.pipeline.teacher.checkpoint import TeacherFile, read_teacher
-from patchrank.pipeline.teacher.model import MaskedAutoencoder
-from patchrank.pipeline.view_feed import draw_views
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.frozen import draw_starts
+from patchsieve.pipeline.images import ViewBox
+from patchsieve.pipeline.inference import choose_precision
+from patchsieve.pipeline.patches import visible_count
+from patchsieve.pipeline.scoring import Scorer
+from patchsieve.pipeline.teacher.build import build_teacher
+from patchsieve.pipeline.teacher.checkpoint import TeacherFile, read_teacher
+from patchsieve.pipeline.teacher.model import MaskedAutoencoder
+from patchsieve.pipeline.view_feed import draw_views
 
 
 @dataclasses.dataclass(frozen=True)

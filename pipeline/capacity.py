@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from patchrank.pipeline.teacher.architecture import TeacherConfig
+from patchsieve.pipeline.teacher.architecture import TeacherConfig
 
 WORTH = 0.97
 """A larger batch is taken only when a view then takes less than this share of its time."""

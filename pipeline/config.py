@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal, get_args
 
-from patchrank.pipeline.errors import UserError
+from patchsieve.pipeline.errors import UserError
 
 IMAGE_FIELDS = "jpg;jpeg;png;webp;gif;bmp;tif;tiff"
 """Fields of a sample that may hold its image, in order of preference."""

@@ -8,8 +8,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from patchrank.pipeline.errors import InfrastructureError, UserError
-from patchrank.pipeline.storage import read_bytes
+from patchsieve.pipeline.errors import InfrastructureError, UserError
+from patchsieve.pipeline.storage import read_bytes
 
 
 def settings_from_yaml(path: str, config_type: type[Any]) -> dict[str, Any]:

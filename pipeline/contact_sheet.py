@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from patchrank.pipeline.picture_sheet import (
+from patchsieve.pipeline.picture_sheet import (
     HIDDEN_GRAY,
     Column,
     Pixels,

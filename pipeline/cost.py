@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from patchrank.pipeline.config import FrozenTokens, Removal
-from patchrank.pipeline.teacher.architecture import TeacherConfig
+from patchsieve.pipeline.config import FrozenTokens, Removal
+from patchsieve.pipeline.teacher.architecture import TeacherConfig
 
 
 def gflop_per_view(

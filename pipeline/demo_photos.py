@@ -13,12 +13,12 @@ from typing import TypeVar
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from patchrank.pipeline.config import IMAGE_FIELDS
-from patchrank.pipeline.errors import ContentError, UserError
-from patchrank.pipeline.images import decode_image, encode_view
-from patchrank.pipeline.scratch import scratch_folder
-from patchrank.pipeline.shard_writer import ShardWriter
-from patchrank.pipeline.storage import join, remove_temporaries
+from patchsieve.pipeline.config import IMAGE_FIELDS
+from patchsieve.pipeline.errors import ContentError, UserError
+from patchsieve.pipeline.images import decode_image, encode_view
+from patchsieve.pipeline.scratch import scratch_folder
+from patchsieve.pipeline.shard_writer import ShardWriter
+from patchsieve.pipeline.storage import join, remove_temporaries
 
 _Item = TypeVar("_Item")
 
@@ -123,14 +123,14 @@ def _scikit_image_photos() -> list[tuple[str, Path]]:
     if package is None or package.origin is None:
         raise UserError(
             "the demo's photographs come with scikit-image, which is not installed: "
-            "pip install 'patchrank[demo]', or give a folder of your own with --images DIR"
+            "pip install scikit-image, or give a folder of your own with --images DIR"
         )
     folder = Path(package.origin).parent / "data"
     found = [(name, folder / name) for name in SCIKIT_IMAGE_PHOTOS if (folder / name).is_file()]
     if not found:
         raise UserError(
             f"this scikit-image has no photographs in {folder}: "
-            "pip install --force-reinstall 'patchrank[demo]', or give a folder of your own with --images DIR"
+            "pip install --force-reinstall scikit-image, or give a folder of your own with --images DIR"
         )
     return found
 

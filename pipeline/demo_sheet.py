@@ -8,14 +8,14 @@ import shutil
 import sys
 from pathlib import Path
 
-from patchrank.pipeline.contact_sheet import contact_sheet
-from patchrank.pipeline.demo_photos import PackedPhotos, spread
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.picture_sheet import draw_sheet, picture_file
-from patchrank.pipeline.sheet_rows import read_samples, scored_photo
-from patchrank.pipeline.table_reader import ScoreTables
-from patchrank.pipeline.teacher.build import build_teacher
-from patchrank.pipeline.teacher.checkpoint import TeacherFile
+from patchsieve.pipeline.contact_sheet import contact_sheet
+from patchsieve.pipeline.demo_photos import PackedPhotos, spread
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.picture_sheet import draw_sheet, picture_file
+from patchsieve.pipeline.sheet_rows import read_samples, scored_photo
+from patchsieve.pipeline.table_reader import ScoreTables
+from patchsieve.pipeline.teacher.build import build_teacher
+from patchsieve.pipeline.teacher.checkpoint import TeacherFile
 
 MOST_ROWS = 8
 
@@ -25,7 +25,7 @@ def check_teacher(teacher: TeacherFile) -> None:
     if teacher.config.output_space == "unknown":
         raise UserError(
             f"{teacher.name} does not tell whether it predicts pixels, so its reconstructions cannot be drawn; "
-            "patchrank score takes it, with --output-space if the metric needs it"
+            "patchsieve score takes it, with --output-space if the metric needs it"
         )
 
 
@@ -61,12 +61,12 @@ def closing_lines(*, out: str, picture: str, shards: str, labels: str, pruned: s
         f"  {command} status {shlex.quote(labels)}",
         f"  {command} demo --images DIR --out {other}    (the same with photos of your own)",
         f"  {command} score --help    (the job itself, for shards of your own)",
-        f"  import patchrank; patchrank.read_scores({labels!r})    (in Python: the table)",
+        f"  import patchsieve; patchsieve.read_scores({labels!r})    (in Python: the table)",
     ]
 
 
 def _command() -> str:
-    """How this patchrank is called from here: by its name where the shell finds that, else by its path."""
-    if shutil.which("patchrank"):
-        return "patchrank"
-    return shlex.quote(os.path.relpath(Path(sys.executable).parent / "patchrank"))
+    """How this patchsieve is called from here: by its name where the shell finds that, else by its path."""
+    if shutil.which("patchsieve"):
+        return "patchsieve"
+    return shlex.quote(os.path.relpath(Path(sys.executable).parent / "patchsieve"))

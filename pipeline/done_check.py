@@ -16,10 +16,10 @@ from collections.abc import Iterable, Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from patchrank.pipeline import storage
-from patchrank.pipeline.errors import InfrastructureError, UserError
-from patchrank.pipeline.record_file import Record, RecordError, map_threads, read_footer
-from patchrank.pipeline.shards import Shard
+from patchsieve.pipeline import storage
+from patchsieve.pipeline.errors import InfrastructureError, UserError
+from patchsieve.pipeline.record_file import Record, RecordError, map_threads, read_footer
+from patchsieve.pipeline.shards import Shard
 
 _SUFFIX = ".parquet"
 _READ_BYTES = 2**23

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 
-class PatchrankError(Exception):
+class PatchsieveError(Exception):
     """Base class; `str(error)` is the one line a user reads."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
 
 
-class UserError(PatchrankError):
+class UserError(PatchsieveError):
     """What the user asked cannot be done; the message holds the value and the way out (exit code 2)."""
 
 
-class ContentError(PatchrankError):
+class ContentError(PatchsieveError):
     """A fault of the data itself, on bytes that storage delivered completely; recorded, never retried."""
 
 
-class InfrastructureError(PatchrankError):
+class InfrastructureError(PatchsieveError):
     """A fault of storage, network or machine: nothing commits and the attempt is made again."""
 
 

@@ -11,17 +11,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from patchrank.pipeline.config import RowConfig
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.frozen import draw_starts
-from patchrank.pipeline.inference import choose_precision, this_device
-from patchrank.pipeline.progress import byte_size, duration
-from patchrank.pipeline.score_request import ScoreRequest
-from patchrank.pipeline.score_table import predicted_bytes
-from patchrank.pipeline.scoring import Scorer, gflop_per_view
-from patchrank.pipeline.shards import Sample, Shard, ShardReader, image_fields_of
-from patchrank.pipeline.teacher.build import build_teacher
-from patchrank.pipeline.view_feed import View, prepare
+from patchsieve.pipeline.config import RowConfig
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.frozen import draw_starts
+from patchsieve.pipeline.inference import choose_precision, this_device
+from patchsieve.pipeline.progress import byte_size, duration
+from patchsieve.pipeline.score_request import ScoreRequest
+from patchsieve.pipeline.score_table import predicted_bytes
+from patchsieve.pipeline.scoring import Scorer, gflop_per_view
+from patchsieve.pipeline.shards import Sample, Shard, ShardReader, image_fields_of
+from patchsieve.pipeline.teacher.build import build_teacher
+from patchsieve.pipeline.view_feed import View, prepare
 
 PROBED_SAMPLES = 64
 PROBE_S = 3.0

@@ -26,11 +26,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from patchrank.pipeline.config import Metric, RowConfig
-from patchrank.pipeline.patches import others_of
-from patchrank.pipeline.randomness import KeyedRandom
-from patchrank.pipeline.teacher.blocks import InferenceBlock
-from patchrank.pipeline.teacher.model import MaskedAutoencoder
+from patchsieve.pipeline.config import Metric, RowConfig
+from patchsieve.pipeline.patches import others_of
+from patchsieve.pipeline.randomness import KeyedRandom
+from patchsieve.pipeline.teacher.blocks import InferenceBlock
+from patchsieve.pipeline.teacher.model import MaskedAutoencoder
 
 SMALLEST_SHARE = 1e-3
 """A token's proxy counts at least this share of their mean, so that any token may be drawn."""

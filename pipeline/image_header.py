@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Literal
 
-from patchrank.pipeline.errors import ContentError
+from patchsieve.pipeline.errors import ContentError
 
 
 @dataclasses.dataclass(frozen=True)

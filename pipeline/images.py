@@ -21,10 +21,10 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from patchrank.pipeline.config import Crop
-from patchrank.pipeline.errors import ContentError, InfrastructureError, PatchrankError, UserError
-from patchrank.pipeline.image_header import ImageHeader, exif_orientation, read_header
-from patchrank.pipeline.randomness import KeyedRandom
+from patchsieve.pipeline.config import Crop
+from patchsieve.pipeline.errors import ContentError, InfrastructureError, PatchsieveError, UserError
+from patchsieve.pipeline.image_header import ImageHeader, exif_orientation, read_header
+from patchsieve.pipeline.randomness import KeyedRandom
 
 MAX_PIXELS = 178_956_970
 """Largest image that is decoded: 512 MiB as RGB, where Pillow's own protection refuses too."""
@@ -69,7 +69,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Tensor:
             if _OUT_OF_MEMORY.search(str(error)):
                 raise
             return _second_opinion(data, header, max_pixels, _reason(error))
-    except PatchrankError:
+    except PatchsieveError:
         raise
     except Exception as error:  # decoders fail in many ways on damaged files, none may stop the run
         if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):

@@ -12,10 +12,10 @@ import torch
 from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 
-from patchrank.pipeline.config import Precision
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.teacher.blocks import InferenceBlock
-from patchrank.pipeline.teacher.model import MaskedAutoencoder
+from patchsieve.pipeline.config import Precision
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.teacher.blocks import InferenceBlock
+from patchsieve.pipeline.teacher.model import MaskedAutoencoder
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

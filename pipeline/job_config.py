@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from patchrank.pipeline.actor_slots import HeadUse
-from patchrank.pipeline.config import (
+from patchsieve.pipeline.actor_slots import HeadUse
+from patchsieve.pipeline.config import (
     FROZEN_TOKENS,
     IMAGE_FIELDS,
     Crop,
@@ -24,8 +24,8 @@ from patchrank.pipeline.config import (
     RowConfig,
     Store,
 )
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.run_log import LogFormat
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.run_log import LogFormat
 
 
 def parse_views(text: str) -> tuple[int, int]:
@@ -236,7 +236,7 @@ class DemoConfig:
     images: str | None = None
     """A folder with photos of your own; by default those that scikit-image ships."""
     teacher: str = "tiny"
-    """Any teacher of `patchrank score` that predicts pixels."""
+    """Any teacher of `patchsieve score` that predicts pixels."""
     views: str = "11"
     """Views per sample; 11 show every patch once, 22 twice, and so on."""
     samples: int = 80

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 from ray.job_submission import JobSubmissionClient
 
-from patchrank.pipeline.errors import InfrastructureError
+from patchsieve.pipeline.errors import InfrastructureError
 
-OUTPUT_KEY = "patchrank_output"
+OUTPUT_KEY = "patchsieve_output"
 """The metadata that says which output folder a job of a schedule writes."""
 
 

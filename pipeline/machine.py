@@ -11,7 +11,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-from patchrank import __version__
+from patchsieve import __version__
 
 VERSIONS_OF = ("torch", "torchvision", "timm", "pillow", "pyarrow", "ray", "numpy")
 
@@ -34,8 +34,8 @@ def process_start(pid: int) -> str | None:
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of patchrank and of what its results depend on, for the record."""
-    return {"patchrank": __version__} | {name: version(name) for name in VERSIONS_OF}
+    """Versions of patchsieve and of what its results depend on, for the record."""
+    return {"patchsieve": __version__} | {name: version(name) for name in VERSIONS_OF}
 
 
 @functools.cache

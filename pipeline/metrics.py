@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from patchrank.pipeline.patches import denormalise, normalise, unpatchify
-from patchrank.pipeline.teacher.architecture import OutputSpace, TeacherConfig
+from patchsieve.pipeline.patches import denormalise, normalise, unpatchify
+from patchsieve.pipeline.teacher.architecture import OutputSpace, TeacherConfig
 
 SSIM_WINDOW = 11
 """Side of the Gaussian window in pixels; its deviation is 1.5, as published."""

@@ -29,13 +29,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from patchrank.pipeline import output_settings, storage
-from patchrank.pipeline.done_check import Check, RecordFolder, State, hash_check
-from patchrank.pipeline.machine import Machine
-from patchrank.pipeline.owner import Owner
-from patchrank.pipeline.record_file import Record, map_threads
-from patchrank.pipeline.score_table import SCHEMA_VERSION
-from patchrank.pipeline.shards import Shard
+from patchsieve.pipeline import output_settings, storage
+from patchsieve.pipeline.done_check import Check, RecordFolder, State, hash_check
+from patchsieve.pipeline.machine import Machine
+from patchsieve.pipeline.owner import Owner
+from patchsieve.pipeline.record_file import Record, map_threads
+from patchsieve.pipeline.score_table import SCHEMA_VERSION
+from patchsieve.pipeline.shards import Shard
 
 ERRORS_FOLDER = "errors"
 FAILED_FOLDER = "failed"

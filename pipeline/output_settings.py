@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from patchrank.pipeline import storage
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.owner import create_once
-from patchrank.pipeline.record_file import canonical_json, digest_of
+from patchsieve.pipeline import storage
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.owner import create_once
+from patchsieve.pipeline.record_file import canonical_json, digest_of
 
 CONFIG_FILE = "config.json"
 TABLES_FOLDER = "scores"
@@ -29,7 +29,7 @@ def stored_config(folder: str) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{url} was not written by patchrank, or is damaged: {error!r}") from error
+        raise UserError(f"{url} was not written by patchsieve, or is damaged: {error!r}") from error
     return dict(stored)
 
 

@@ -11,13 +11,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from patchrank.pipeline import storage
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.output import RUNS_FOLDER, OutputFolder
-from patchrank.pipeline.output_settings import CONFIG_FILE, records_of, stored_config
-from patchrank.pipeline.owner import OWNER_FILE
-from patchrank.pipeline.record_file import METADATA_KEY, Record, map_threads
-from patchrank.pipeline.shards import shard_id
+from patchsieve.pipeline import storage
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.output import RUNS_FOLDER, OutputFolder
+from patchsieve.pipeline.output_settings import CONFIG_FILE, records_of, stored_config
+from patchsieve.pipeline.owner import OWNER_FILE
+from patchsieve.pipeline.record_file import METADATA_KEY, Record, map_threads
+from patchsieve.pipeline.shards import shard_id
 
 _RUN_LIMIT = 2**30
 _OTHER_ATTEMPT = "errors file is of another attempt: reasons unknown"
@@ -55,7 +55,7 @@ def read_status(url: str) -> FolderStatus:
     owner = _read_json(storage.join(url, OWNER_FILE))
     if config is None and run is None and owner is None:
         raise UserError(
-            f"{url} is no output folder of patchrank: it has neither {CONFIG_FILE} nor {RUNS_FOLDER}/"
+            f"{url} is no output folder of patchsieve: it has neither {CONFIG_FILE} nor {RUNS_FOLDER}/"
         )
     identity = config["identity"] if config is not None else None
     done = {key: record for key, record in output.all_records().items() if record.identity == identity}

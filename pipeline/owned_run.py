@@ -9,14 +9,14 @@ import signal
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
-from patchrank.pipeline.errors import PatchrankError
-from patchrank.pipeline.output import OutputFolder
-from patchrank.pipeline.progress import Display
-from patchrank.pipeline.run_log import log_event
-from patchrank.pipeline.run_summary import RunEnd
-from patchrank.pipeline.scratch import remove_dead_scratch
-from patchrank.pipeline.shards import Shard
-from patchrank.pipeline.stop_signals import StopRequest, stop_on_signals
+from patchsieve.pipeline.errors import PatchsieveError
+from patchsieve.pipeline.output import OutputFolder
+from patchsieve.pipeline.progress import Display
+from patchsieve.pipeline.run_log import log_event
+from patchsieve.pipeline.run_summary import RunEnd
+from patchsieve.pipeline.scratch import remove_dead_scratch
+from patchsieve.pipeline.shards import Shard
+from patchsieve.pipeline.stop_signals import StopRequest, stop_on_signals
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class RunRecord:
             # A schedule looks at the output every night, and a footer is a request each.
             try:
                 self._output.keep_records()
-            except PatchrankError as error:
+            except PatchsieveError as error:
                 _log.warning("later runs have to read all footers of %s again: %s", self._output.url, error)
         log_event("run ended", dataclasses.asdict(summary))
         if self._is_ours():
@@ -90,8 +90,8 @@ def run_to_end(run: Run[Summary_co], output: OutputFolder, display: Display) -> 
             return run.execute(display, stop)
         except KeyboardInterrupt:
             return stopped(stop.accept())
-        except PatchrankError as error:
-            with contextlib.suppress(PatchrankError):
+        except PatchsieveError as error:
+            with contextlib.suppress(PatchsieveError):
                 run.finish(f"ended: {error}", 1)
             raise
         finally:

@@ -26,9 +26,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from patchrank.pipeline import storage
-from patchrank.pipeline.errors import PatchrankError, UserError
-from patchrank.pipeline.machine import Machine
+from patchsieve.pipeline import storage
+from patchsieve.pipeline.errors import PatchsieveError, UserError
+from patchsieve.pipeline.machine import Machine
 
 OWNER_FILE = "owner.json"
 _CLAIM_SUFFIX = ".claim"
@@ -132,7 +132,7 @@ class Owner:
             found = _read(self.url)
             if found is not None and _parse(found).get("run_id") == self.run_id:
                 storage.remove(self.url)
-        except PatchrankError as error:
+        except PatchsieveError as error:
             # Left behind, the file is found stale by the next run; how this one ended must not be lost over it.
             _log.warning("%s stays behind: %s", self.url, error)
 
@@ -141,7 +141,7 @@ class Owner:
             try:
                 if not self.beat():
                     return
-            except PatchrankError as error:
+            except PatchsieveError as error:
                 # A store that is away for a while takes the folder from nobody: look again at the next beat.
                 _log.warning("%s: heartbeat failed: %s", self.folder, error)
 

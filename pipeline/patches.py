@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from patchrank.pipeline.config import Masks
-from patchrank.pipeline.randomness import KeyedRandom
+from patchsieve.pipeline.config import Masks
+from patchsieve.pipeline.randomness import KeyedRandom
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.images import ViewBox, apply_view
-from patchrank.pipeline.job_config import PretrainConfig
-from patchrank.pipeline.patches import normalise, patchify, visible_count
-from patchrank.pipeline.pretraining_report import centre_patches, fixed_orders, take
-from patchrank.pipeline.teacher.architecture import TeacherConfig
-from patchrank.pipeline.teacher.model import MaskedAutoencoder
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.images import ViewBox, apply_view
+from patchsieve.pipeline.job_config import PretrainConfig
+from patchsieve.pipeline.patches import normalise, patchify, visible_count
+from patchsieve.pipeline.pretraining_report import centre_patches, fixed_orders, take
+from patchsieve.pipeline.teacher.architecture import TeacherConfig
+from patchsieve.pipeline.teacher.model import MaskedAutoencoder
 
 FULL_SHARE = 0.15
 """Last share of the steps, in which all hidden patches are decoded."""

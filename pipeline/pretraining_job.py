@@ -14,17 +14,17 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
-from patchrank.pipeline import storage
-from patchrank.pipeline.config import IMAGE_FIELDS
-from patchrank.pipeline.errors import ContentError, UserError
-from patchrank.pipeline.images import decode_image
-from patchrank.pipeline.inference import choose_precision, this_device
-from patchrank.pipeline.job_config import PretrainConfig
-from patchrank.pipeline.pretraining import Pretraining
-from patchrank.pipeline.pretraining_report import reconstruction_errors, teacher_prediction
-from patchrank.pipeline.progress import duration
-from patchrank.pipeline.shards import Sample, ShardReader, expand_shards, pick_image
-from patchrank.pipeline.teacher.build import save_teacher
+from patchsieve.pipeline import storage
+from patchsieve.pipeline.config import IMAGE_FIELDS
+from patchsieve.pipeline.errors import ContentError, UserError
+from patchsieve.pipeline.images import decode_image
+from patchsieve.pipeline.inference import choose_precision, this_device
+from patchsieve.pipeline.job_config import PretrainConfig
+from patchsieve.pipeline.pretraining import Pretraining
+from patchsieve.pipeline.pretraining_report import reconstruction_errors, teacher_prediction
+from patchsieve.pipeline.progress import duration
+from patchsieve.pipeline.shards import Sample, ShardReader, expand_shards, pick_image
+from patchsieve.pipeline.teacher.build import save_teacher
 
 KEPT_MARGIN = 15 / 14
 """Photos are kept at this many times the image size on their shorter side: crops then hardly enlarge."""

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchrank.pipeline.images import apply_view, draw_view
-from patchrank.pipeline.patches import normalise, patchify, visible_count
-from patchrank.pipeline.teacher.model import MaskedAutoencoder
+from patchsieve.pipeline.images import apply_view, draw_view
+from patchsieve.pipeline.patches import normalise, patchify, visible_count
+from patchsieve.pipeline.teacher.model import MaskedAutoencoder
 
 MASK_SEED = 7
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from patchrank.pipeline.run_log import LogFormat, log_event
+from patchsieve.pipeline.run_log import LogFormat, log_event
 
 PLAIN_EVERY_S = 5.0
 RATE_WINDOW_S = 30.0

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch.utils.data import IterableDataset
 
-from patchrank.pipeline import storage
-from patchrank.pipeline.config import IMAGE_FIELDS
-from patchrank.pipeline.errors import ContentError, UserError
-from patchrank.pipeline.pruned_collate import collate_fixed, collate_naflex, place_by_coordinate
-from patchrank.pipeline.pruned_format import MAX_SIDE
-from patchrank.pipeline.pruned_sample import PrunedSample
-from patchrank.pipeline.pruned_source import (
+from patchsieve.pipeline import storage
+from patchsieve.pipeline.config import IMAGE_FIELDS
+from patchsieve.pipeline.errors import ContentError, UserError
+from patchsieve.pipeline.pruned_collate import collate_fixed, collate_naflex, place_by_coordinate
+from patchsieve.pipeline.pruned_format import MAX_SIDE
+from patchsieve.pipeline.pruned_sample import PrunedSample
+from patchsieve.pipeline.pruned_source import (
     IndexedSource,
     OnlineSource,
     PackedSource,
@@ -23,8 +23,8 @@ from patchrank.pipeline.pruned_source import (
     Transform,
     decode_fields,
 )
-from patchrank.pipeline.randomness import KeyedRandom
-from patchrank.pipeline.shards import Fault, Sample, Shard, ShardReader, expand_shards
+from patchsieve.pipeline.randomness import KeyedRandom
+from patchsieve.pipeline.shards import Fault, Sample, Shard, ShardReader, expand_shards
 
 __all__ = ["PrunedDataset", "PrunedSample", "collate_fixed", "collate_naflex", "place_by_coordinate"]
 

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from patchrank.pipeline.errors import ContentError, UserError
-from patchrank.pipeline.image_header import read_header
-from patchrank.pipeline.images import decode_image
-from patchrank.pipeline.pruned_format import EXTENSIONS, CodecName, PackedRecord
+from patchsieve.pipeline.errors import ContentError, UserError
+from patchsieve.pipeline.image_header import read_header
+from patchsieve.pipeline.images import decode_image
+from patchsieve.pipeline.pruned_format import EXTENSIONS, CodecName, PackedRecord
 
 DEFAULT_QUALITY = 90
 

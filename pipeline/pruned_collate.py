@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.patches import IMAGENET_MEAN, IMAGENET_STD
-from patchrank.pipeline.pruned_sample import PrunedSample
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.patches import IMAGENET_MEAN, IMAGENET_STD
+from patchsieve.pipeline.pruned_sample import PrunedSample
 
 
 def collate_naflex(

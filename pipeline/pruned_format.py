@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from patchrank.pipeline.errors import ContentError
+from patchsieve.pipeline.errors import ContentError
 
 CodecName = Literal["jpeg", "webp", "png"]
 
@@ -183,7 +183,7 @@ def _positions_of(mask: Any, grid: Any) -> tuple[int, ...]:
 def _version_problem(version: Any) -> str | None:
     if type(version) is int and version == VERSION:
         return None
-    return f"version {_shown(version)} is not {VERSION}, which this patchrank reads"
+    return f"version {_shown(version)} is not {VERSION}, which this patchsieve reads"
 
 
 def _whole(value: Any, low: int, high: int) -> bool:

@@ -16,15 +16,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from patchrank.pipeline.record_file import (
+from patchsieve.pipeline.record_file import (
     METADATA_KEY,
     ShardRecord,
     canonical_json,
     digest_of,
     verify_file,
 )
-from patchrank.pipeline.score_table import errors_digest
-from patchrank.pipeline.shards import Fault
+from patchsieve.pipeline.score_table import errors_digest
+from patchsieve.pipeline.shards import Fault
 
 SCHEMA_VERSION = 1
 """Raised when columns or metadata change; older versions stay readable. Not part of the identity."""

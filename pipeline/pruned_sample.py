@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.patches import patchify, unpatchify
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.patches import patchify, unpatchify
 
 IMAGENET_GRAY = (124, 116, 104)
 """ImageNet's mean colour, which a model sees as zeros."""

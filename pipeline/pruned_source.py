@@ -17,15 +17,15 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from patchrank.pipeline import storage
-from patchrank.pipeline.config import IMAGE_FIELDS
-from patchrank.pipeline.errors import ContentError, UserError
-from patchrank.pipeline.images import ViewBox, apply_view, decode_image, draw_view
-from patchrank.pipeline.pruned_codec import decode_mosaic, unpack
-from patchrank.pipeline.pruned_format import MAX_GRID, MAX_SIDE, RECORD_FIELD, PackedRecord, mosaic_columns
-from patchrank.pipeline.pruned_sample import PrunedSample, gather_patches
-from patchrank.pipeline.record_file import parse_footer
-from patchrank.pipeline.shards import Sample, Shard, pick_image
+from patchsieve.pipeline import storage
+from patchsieve.pipeline.config import IMAGE_FIELDS
+from patchsieve.pipeline.errors import ContentError, UserError
+from patchsieve.pipeline.images import ViewBox, apply_view, decode_image, draw_view
+from patchsieve.pipeline.pruned_codec import decode_mosaic, unpack
+from patchsieve.pipeline.pruned_format import MAX_GRID, MAX_SIDE, RECORD_FIELD, PackedRecord, mosaic_columns
+from patchsieve.pipeline.pruned_sample import PrunedSample, gather_patches
+from patchsieve.pipeline.record_file import parse_footer
+from patchsieve.pipeline.shards import Sample, Shard, pick_image
 
 ReadSample = Callable[[Sample], PrunedSample | None]
 """A sample of a shard as pruned; None for one that was left out on purpose. Raises ContentError."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from patchrank.pipeline.tar_stream import BLOCK
+from patchsieve.pipeline.tar_stream import BLOCK
 
 # Not `tarfile.open`: it fills up to 10 KiB, and would have to be read again for the digest.
 _END = bytes(2 * BLOCK)

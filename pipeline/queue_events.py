@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection
 
-from patchrank.pipeline.actor_pool import PooledActor
-from patchrank.pipeline.progress import Totals
-from patchrank.pipeline.queue_policy import Failure, Gone
-from patchrank.pipeline.run_log import log_event
-from patchrank.pipeline.run_metrics import RunMetrics
-from patchrank.pipeline.shard_result import Progress, ShardResult
-from patchrank.pipeline.shards import Shard
+from patchsieve.pipeline.actor_pool import PooledActor
+from patchsieve.pipeline.progress import Totals
+from patchsieve.pipeline.queue_policy import Failure, Gone
+from patchsieve.pipeline.run_log import log_event
+from patchsieve.pipeline.run_metrics import RunMetrics
+from patchsieve.pipeline.shard_result import Progress, ShardResult
+from patchsieve.pipeline.shards import Shard
 
 OUTCOMES = {Gone.DIED: "died", Gone.LOST: "lost", Gone.RETIRED: "given back"}
 """Attempts that ended with their actor; others are `done` and `failed`, which end a shard, and `error`."""
@@ -27,7 +27,7 @@ class QueueEvents:
     def actor_ready(self, actor: PooledActor, batch_size: int) -> None:
         """An actor takes shards from now on; `batch_size` in views."""
         assert actor.info is not None
-        self._metrics.set("patchrank_batch_size", batch_size, host=actor.node, actor=actor.name)
+        self._metrics.set("patchsieve_batch_size", batch_size, host=actor.node, actor=actor.name)
         told = {"device": actor.info.device, "batch_size": batch_size}
         log_event("actor ready", {**_where(actor), **told})
 
@@ -41,30 +41,30 @@ class QueueEvents:
             "worked_seconds": now.teacher_s - before.teacher_s,
             "waited_seconds": now.waited_s - before.waited_s,
         }.items():
-            self._metrics.count(f"patchrank_{name}", value, host=actor.node)
+            self._metrics.count(f"patchsieve_{name}", value, host=actor.node)
         if now.gpu_bytes:
             labels = {"host": actor.node, "actor": actor.name}
-            self._metrics.set("patchrank_gpu_memory_bytes", now.gpu_bytes, **labels)
+            self._metrics.set("patchsieve_gpu_memory_bytes", now.gpu_bytes, **labels)
 
     def shard_ended(self, shard: Shard, actor: PooledActor, result: ShardResult) -> None:
         """An actor came to the end of a shard, with a table or, for good, without."""
         self._metrics.errors(result.faults)
         if result.failed is None:
-            self._metrics.count("patchrank_shards", 1, outcome="done")
-            self._metrics.observe("patchrank_shard_seconds", result.seconds, host=actor.node)
+            self._metrics.count("patchsieve_shards", 1, outcome="done")
+            self._metrics.observe("patchsieve_shard_seconds", result.seconds, host=actor.node)
             times = {"seconds": round(result.seconds, 3), "waited_s": round(result.waited_s, 3)}
             counts = {"images": result.images, "rows": result.rows, "faults": result.faults}
             log_event("shard done", {"shard": shard.name, **_where(actor), **times, **counts})
 
     def attempt_failed(self, shard: Shard, actor: PooledActor, reason: str) -> None:
         """A shard gave an error; it may be tried again."""
-        self._metrics.count("patchrank_shards", 1, outcome="error")
+        self._metrics.count("patchsieve_shards", 1, outcome="error")
         told = {"shard": shard.name, **_where(actor), "reason": reason}
         log_event("attempt failed", told, level=logging.WARNING)
 
     def shard_failed(self, shard: Shard, failure: Failure) -> None:
         """A shard was given up."""
-        self._metrics.count("patchrank_shards", 1, outcome="failed")
+        self._metrics.count("patchsieve_shards", 1, outcome="failed")
         told = {"shard": shard.name, "attempts": failure.attempts, "reason": failure.reason}
         log_event("shard failed", told, level=logging.ERROR)
 
@@ -75,12 +75,12 @@ class QueueEvents:
 
     def given_back(self, shard: Shard, actor: PooledActor) -> None:
         """A shard that an actor had not begun goes back, because its node will end."""
-        self._metrics.count("patchrank_shards", 1, outcome=OUTCOMES[Gone.RETIRED])
+        self._metrics.count("patchsieve_shards", 1, outcome=OUTCOMES[Gone.RETIRED])
         log_event("shard given back", {"shard": shard.name, **_where(actor)})
 
     def actor_gone(self, actor: PooledActor, why: Gone, reason: str, held: Collection[Shard]) -> None:
         """An actor is no more; the shards that it held are tried again."""
-        self._metrics.count("patchrank_shards", len(held), outcome=OUTCOMES[why])
+        self._metrics.count("patchsieve_shards", len(held), outcome=OUTCOMES[why])
         level = logging.INFO if why is Gone.RETIRED else logging.WARNING
         told = {"why": why.name.lower(), "reason": reason, "shards": [shard.name for shard in held]}
         log_event("actor gone", {**_where(actor), **told}, level=level)
@@ -92,9 +92,9 @@ class QueueEvents:
         if (now := (left, *states.values())) == self._told:
             return
         self._told = now
-        self._metrics.set("patchrank_shards_left", left)
+        self._metrics.set("patchsieve_shards_left", left)
         for state, count in states.items():
-            self._metrics.set("patchrank_actors", count, state=state)
+            self._metrics.set("patchsieve_actors", count, state=state)
 
 
 def _where(actor: PooledActor) -> dict[str, str]:

@@ -6,10 +6,10 @@ import dataclasses
 from collections import Counter
 from collections.abc import Collection, Sequence
 
-from patchrank.pipeline.actor_pool import PooledActor
-from patchrank.pipeline.progress import Totals
-from patchrank.pipeline.queue_policy import QueuePolicy
-from patchrank.pipeline.shards import Shard
+from patchsieve.pipeline.actor_pool import PooledActor
+from patchsieve.pipeline.progress import Totals
+from patchsieve.pipeline.queue_policy import QueuePolicy
+from patchsieve.pipeline.shards import Shard
 
 
 class Tally:

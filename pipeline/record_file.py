@@ -1,6 +1,6 @@
 """Record files: the Parquet files that say what has been done with one shard, and their footers.
 
-A record file (a score table, the index of a pruned shard) holds one JSON object under the key `patchrank` of
+A record file (a score table, the index of a pruned shard) holds one JSON object under the key `patchsieve` of
 its footer. Of that object, this module knows what every kind of record has in common: `schema_version`,
 `identity` (a hash of everything that can change its rows), `shard`, `errors` and `provenance`.
 """
@@ -18,10 +18,10 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from patchrank.pipeline import storage
-from patchrank.pipeline.errors import InfrastructureError, UserError
+from patchsieve.pipeline import storage
+from patchsieve.pipeline.errors import InfrastructureError, UserError
 
-METADATA_KEY = b"patchrank"
+METADATA_KEY = b"patchsieve"
 
 # One request fetches a footer of this length; measured ones take 2 to 8 kB.
 _TAIL_BYTES = 2**16
@@ -81,7 +81,7 @@ class Record:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RecordFooter:
-    """The footer of one record file: `metadata` is the JSON object under `patchrank`."""
+    """The footer of one record file: `metadata` is the JSON object under `patchsieve`."""
 
     url: str
     rows: int
@@ -102,7 +102,7 @@ class RecordFooter:
                 **dataclasses.asdict(shard),
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise RecordError(f"{self.url}: its `patchrank` metadata is not complete: {error!r}") from error
+            raise RecordError(f"{self.url}: its `patchsieve` metadata is not complete: {error!r}") from error
 
 
 def canonical_json(value: Any) -> str:
@@ -143,15 +143,15 @@ def parse_footer(url: str, tail: pa.Buffer, *, newest_schema: int | None = None)
         raise RecordError(f"{url} is not a complete Parquet file: {storage.describe_error(error)}") from error
     raw = (parquet.metadata or {}).get(METADATA_KEY)
     if raw is None:
-        raise RecordError(f"{url} was not written by patchrank: its footer has no `patchrank` metadata")
+        raise RecordError(f"{url} was not written by patchsieve: its footer has no `patchsieve` metadata")
     try:
         metadata = json.loads(raw)
         version = int(metadata["schema_version"])
     except (ValueError, KeyError, TypeError) as error:
-        raise RecordError(f"{url}: its `patchrank` metadata cannot be read: {error!r}") from error
+        raise RecordError(f"{url}: its `patchsieve` metadata cannot be read: {error!r}") from error
     if newest_schema is not None and version > newest_schema:
         raise UserError(
-            f"{url} has schema version {version}, this patchrank reads versions up to {newest_schema}: "
+            f"{url} has schema version {version}, this patchsieve reads versions up to {newest_schema}: "
             "use the release that wrote it, or a newer one"
         )
     return RecordFooter(

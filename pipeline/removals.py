@@ -19,9 +19,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from patchrank.pipeline.patches import others_of
-from patchrank.pipeline.teacher.blocks import InferenceBlock
-from patchrank.pipeline.teacher.model import MaskedAutoencoder
+from patchsieve.pipeline.patches import others_of
+from patchsieve.pipeline.teacher.blocks import InferenceBlock
+from patchsieve.pipeline.teacher.model import MaskedAutoencoder
 
 Without = Callable[[Tensor], Tensor]
 """(removed: places among the visible patches, int64 `[K]`) to the predictions of the hidden ones without each of

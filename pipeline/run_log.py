@@ -15,7 +15,7 @@ from typing import Any, Literal, TextIO
 
 LogFormat = Literal["text", "json"]
 
-_events = logging.getLogger("patchrank.events")
+_events = logging.getLogger("patchsieve.events")
 _events.propagate = False
 _events.addHandler(logging.NullHandler())
 

@@ -1,8 +1,8 @@
 """Metrics of a run for Prometheus, through Ray: their names, and the one place that records them.
 
 The driver records them all, from what its actors tell it, so that they agree with the summary, and what an actor
-counted is not lost when it is killed. Ray exports `patchrank_images` as `ray_patchrank_images_total` and adds labels of
-its own. docs/operations.md tells people what each means; deploy/grafana.json draws them.
+counted is not lost when it is killed. Ray exports `patchsieve_images` as `ray_patchsieve_images_total` and adds labels
+of its own. docs/operations.md tells people what each means; deploy/grafana.json draws them.
 """
 
 from __future__ import annotations
@@ -48,22 +48,24 @@ OF_ACTOR = (*ON_HOST, "actor")
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("patchrank_images", "counter", "Images read and decoded", ON_HOST),
-        Metric("patchrank_views", "counter", "Views scored", ON_HOST),
-        Metric("patchrank_read_bytes", "counter", "Bytes of shards read", ON_HOST),
-        Metric("patchrank_worked_seconds", "counter", "Seconds in which teacher or ranker worked", ON_HOST),
-        Metric("patchrank_waited_seconds", "counter", "Seconds in which it waited for data", ON_HOST),
-        Metric("patchrank_shards", "counter", "Shards and attempts by outcome", (*RUN, "outcome")),
-        Metric("patchrank_errors", "counter", "Samples that gave nothing, by stage", (*RUN, "stage")),
-        Metric("patchrank_shard_seconds", "histogram", "Seconds from a shard's start to its commit", ON_HOST),
-        Metric("patchrank_shards_left", "gauge", "Shards neither done nor failed"),
-        Metric("patchrank_actors", "gauge", "Actors by state", (*RUN, "state")),
-        Metric("patchrank_batch_size", "gauge", "Views or images in a batch", OF_ACTOR),
-        Metric("patchrank_gpu_memory_bytes", "gauge", "Most GPU memory that an actor has held", OF_ACTOR),
-        Metric("patchrank_train_step", "gauge", "Step of the newest measurement"),
-        Metric("patchrank_train_loss", "gauge", "Mean loss since the measurement before"),
-        Metric("patchrank_train_agreement", "gauge", "Agreement with the teacher on held-out images"),
-        Metric("patchrank_train_waited_share", "gauge", "Share of its time that training waited for rows"),
+        Metric("patchsieve_images", "counter", "Images read and decoded", ON_HOST),
+        Metric("patchsieve_views", "counter", "Views scored", ON_HOST),
+        Metric("patchsieve_read_bytes", "counter", "Bytes of shards read", ON_HOST),
+        Metric("patchsieve_worked_seconds", "counter", "Seconds in which teacher or ranker worked", ON_HOST),
+        Metric("patchsieve_waited_seconds", "counter", "Seconds in which it waited for data", ON_HOST),
+        Metric("patchsieve_shards", "counter", "Shards and attempts by outcome", (*RUN, "outcome")),
+        Metric("patchsieve_errors", "counter", "Samples that gave nothing, by stage", (*RUN, "stage")),
+        Metric(
+            "patchsieve_shard_seconds", "histogram", "Seconds from a shard's start to its commit", ON_HOST
+        ),
+        Metric("patchsieve_shards_left", "gauge", "Shards neither done nor failed"),
+        Metric("patchsieve_actors", "gauge", "Actors by state", (*RUN, "state")),
+        Metric("patchsieve_batch_size", "gauge", "Views or images in a batch", OF_ACTOR),
+        Metric("patchsieve_gpu_memory_bytes", "gauge", "Most GPU memory that an actor has held", OF_ACTOR),
+        Metric("patchsieve_train_step", "gauge", "Step of the newest measurement"),
+        Metric("patchsieve_train_loss", "gauge", "Mean loss since the measurement before"),
+        Metric("patchsieve_train_agreement", "gauge", "Agreement with the teacher on held-out images"),
+        Metric("patchsieve_train_waited_share", "gauge", "Share of its time that training waited for rows"),
     )
 }
 
@@ -100,4 +102,4 @@ class RunMetrics:
         """Count the faults of a shard, which begin with their stage (see `count_reasons`)."""
         for reason, count in faults.items():
             stage = reason.partition(":")[0] if ":" in reason else "other"
-            self.count("patchrank_errors", count, stage=stage)
+            self.count("patchsieve_errors", count, stage=stage)

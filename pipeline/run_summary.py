@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-from patchrank.pipeline.output_status import FolderStatus
-from patchrank.pipeline.progress import byte_size, duration
-from patchrank.pipeline.record_file import Record
+from patchsieve.pipeline.output_status import FolderStatus
+from patchsieve.pipeline.progress import byte_size, duration
+from patchsieve.pipeline.record_file import Record
 
-if TYPE_CHECKING:  # it brings torch, which `patchrank status` can do without
-    from patchrank.pipeline.shard_result import ShardResult
+if TYPE_CHECKING:  # it brings torch, which `patchsieve status` can do without
+    from patchsieve.pipeline.shard_result import ShardResult
 
 LISTED = 20
 
@@ -169,7 +169,7 @@ def summarise(
 
 
 def status_lines(status: FolderStatus) -> list[str]:
-    """What `patchrank status` prints."""
+    """What `patchsieve status` prints."""
     lines = [
         f"shards   {status.done} done, {status.missing} missing, {status.failed} failed, {status.damaged} damaged",
         f"rows     {status.rows:,} of {status.samples:,} samples, {status.quarantined:,} of them without a row",

@@ -1,4 +1,4 @@
-"""Configuration of `patchrank schedule`: where corpora arrive, where their tables go, how jobs are submitted."""
+"""Configuration of `patchsieve schedule`: where corpora arrive, where their tables go, how jobs are submitted."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from patchrank.pipeline.errors import UserError
+from patchsieve.pipeline.errors import UserError
 
 Hidden = Annotated[tuple[str, ...], tyro.conf.Suppress]
 
@@ -48,7 +48,7 @@ class SubmitConfig(CorporaConfig):
     address: str | None = None
     """The cluster's Jobs API, http://HOST:8265; by default what RAY_API_SERVER_ADDRESS or RAY_ADDRESS say."""
     working_dir: str | None = None
-    """Checkout that is uploaded with each job; by default jobs run the patchrank installed on the cluster."""
+    """Checkout that is uploaded with each job; by default jobs run the patchsieve installed on the cluster."""
     retry_failed: bool = False
     """Submit shards again that have been given up and did not change since."""
     max_jobs: int = 16
@@ -66,7 +66,7 @@ class SubmitConfig(CorporaConfig):
 class OnceConfig(SubmitConfig):
     """Submit one score job for each complete corpus with shards to score, then end.
 
-    What follows a lone `--` are options of `patchrank score` for every job: `-- --teacher mae-base`.
+    What follows a lone `--` are options of `patchsieve score` for every job: `-- --teacher mae-base`.
     """
 
     tick: str | None = None

@@ -7,17 +7,17 @@ import itertools
 import time
 from collections.abc import Callable, Collection, Sequence
 
-from patchrank.pipeline import storage
-from patchrank.pipeline.done_check import State
-from patchrank.pipeline.errors import InfrastructureError, UserError
-from patchrank.pipeline.output import OutputFolder
-from patchrank.pipeline.output_settings import stored_config
-from patchrank.pipeline.owner import HEARTBEAT_S, OWNER_FILE
-from patchrank.pipeline.progress import duration
-from patchrank.pipeline.record_file import map_threads
-from patchrank.pipeline.schedule_tick import Corpus
-from patchrank.pipeline.shard_specs import SHARD_SUFFIX, Shard, listed_shards
-from patchrank.pipeline.storage import ObjectInfo
+from patchsieve.pipeline import storage
+from patchsieve.pipeline.done_check import State
+from patchsieve.pipeline.errors import InfrastructureError, UserError
+from patchsieve.pipeline.output import OutputFolder
+from patchsieve.pipeline.output_settings import stored_config
+from patchsieve.pipeline.owner import HEARTBEAT_S, OWNER_FILE
+from patchsieve.pipeline.progress import duration
+from patchsieve.pipeline.record_file import map_threads
+from patchsieve.pipeline.schedule_tick import Corpus
+from patchsieve.pipeline.shard_specs import SHARD_SUFFIX, Shard, listed_shards
+from patchsieve.pipeline.storage import ObjectInfo
 
 COMPLETE_FILE = "_SUCCESS"
 # Longer than the time between two heartbeats, so that a file that stays the same tells something.
@@ -173,7 +173,7 @@ def _incomplete(
 
 
 def shard_list(shards: Sequence[Shard]) -> bytes:
-    """The shards as a list that `patchrank score @LIST` reads.
+    """The shards as a list that `patchsieve score @LIST` reads.
 
     Raises UserError for a name that would stand for other shards in such a list.
     """

@@ -7,15 +7,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from patchrank.pipeline import storage
-from patchrank.pipeline.errors import InfrastructureError, PatchrankError, UserError
-from patchrank.pipeline.job_submission import JobsApi, Submission
-from patchrank.pipeline.output import new_run_id
-from patchrank.pipeline.output_status import last_run
-from patchrank.pipeline.schedule_config import ListConfig, RunConfig, SubmitConfig
-from patchrank.pipeline.schedule_corpora import Place, find_corpora, has_owner, shard_list, survey
-from patchrank.pipeline.schedule_tick import Corpus, Decision, decide, score_command, submission_id
-from patchrank.pipeline.schedule_times import next_time
+from patchsieve.pipeline import storage
+from patchsieve.pipeline.errors import InfrastructureError, PatchsieveError, UserError
+from patchsieve.pipeline.job_submission import JobsApi, Submission
+from patchsieve.pipeline.output import new_run_id
+from patchsieve.pipeline.output_status import last_run
+from patchsieve.pipeline.schedule_config import ListConfig, RunConfig, SubmitConfig
+from patchsieve.pipeline.schedule_corpora import Place, find_corpora, has_owner, shard_list, survey
+from patchsieve.pipeline.schedule_tick import Corpus, Decision, decide, score_command, submission_id
+from patchsieve.pipeline.schedule_times import next_time
 
 LISTS_FOLDER = "schedule"
 """Folder of an output with the shard list of every job that a schedule submitted for it."""
@@ -108,7 +108,7 @@ def run_schedule(
             tick(config, say, tick=_tick_name(due.timestamp()))
         except UserError:
             raise
-        except PatchrankError as error:
+        except PatchsieveError as error:
             say(f"this tick failed: {error}")
         due = next_time(config.cron, config.timezone, _aware(max(now(), due.timestamp())))
 

@@ -12,7 +12,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 
-from patchrank.pipeline.shard_specs import Shard
+from patchsieve.pipeline.shard_specs import Shard
 
 _LONGEST_NAME = 60
 
@@ -96,13 +96,13 @@ def _decide(corpus: Corpus, job: str | None, *, retry_failed: bool) -> Decision:
 def submission_id(corpus: Corpus, tick: str) -> str:
     """The id of a corpus's job: equal for equal corpus, output and tick, and fit for a URL."""
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", corpus.name)[:_LONGEST_NAME].strip("-.")
-    return f"patchrank-{name}-{hashlib.sha256(corpus.out.encode()).hexdigest()[:8]}-{tick}"
+    return f"patchsieve-{name}-{hashlib.sha256(corpus.out.encode()).hexdigest()[:8]}-{tick}"
 
 
 def score_command(
     corpus: Corpus, shard_list: str, options: Sequence[str], *, root: str | None, uploaded: bool
 ) -> list[str]:
     """The words of the job's command; `uploaded`: it runs in an uploaded checkout, not the installed package."""
-    program = ["python", "-m", "jobs.score"] if uploaded else ["patchrank", "score"]
+    program = ["python", "-m", "jobs.score"] if uploaded else ["patchsieve", "score"]
     rooted = [] if root is None else ["--root", root]
     return [*program, f"@{shard_list}", "--out", corpus.out, *rooted, *options]

@@ -7,7 +7,7 @@ import zoneinfo
 
 from cronsim import CronSim, CronSimError
 
-from patchrank.pipeline.errors import UserError
+from patchsieve.pipeline.errors import UserError
 
 
 def next_time(cron: str, timezone: str, after: datetime.datetime) -> datetime.datetime:

@@ -6,13 +6,13 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from patchrank.pipeline.config import DECODER, Precision, RowConfig, count_tokens
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.job_config import ScoreConfig
-from patchrank.pipeline.patches import visible_count
-from patchrank.pipeline.score_table import row_fields
-from patchrank.pipeline.shards import Shard, expand_shards
-from patchrank.pipeline.teacher.checkpoint import TeacherFile, read_teacher
+from patchsieve.pipeline.config import DECODER, Precision, RowConfig, count_tokens
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.job_config import ScoreConfig
+from patchsieve.pipeline.patches import visible_count
+from patchsieve.pipeline.score_table import row_fields
+from patchsieve.pipeline.shards import Shard, expand_shards
+from patchsieve.pipeline.teacher.checkpoint import TeacherFile, read_teacher
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,23 +12,23 @@ from typing import Any
 
 import ray
 
-from patchrank.pipeline import storage
-from patchrank.pipeline.actor_pool import autoscaler_gpus, cluster_nodes
-from patchrank.pipeline.actor_slots import choose_size, spared_node
-from patchrank.pipeline.actor_start import QueueOptions
-from patchrank.pipeline.config import Precision, RowConfig
-from patchrank.pipeline.config_file import with_run_id
-from patchrank.pipeline.errors import PatchrankError
-from patchrank.pipeline.job_config import parse_views
-from patchrank.pipeline.output import OutputFolder, Plan, new_run_id
-from patchrank.pipeline.owned_run import RunRecord, run_to_end
-from patchrank.pipeline.progress import Display, Totals
-from patchrank.pipeline.record_file import digest_of
-from patchrank.pipeline.run_log import run_events
-from patchrank.pipeline.run_summary import RunSummary, summarise
-from patchrank.pipeline.score_request import ScoreRequest
-from patchrank.pipeline.shard_queue import ShardQueue
-from patchrank.pipeline.stop_signals import SIGNALS, StopRequest
+from patchsieve.pipeline import storage
+from patchsieve.pipeline.actor_pool import autoscaler_gpus, cluster_nodes
+from patchsieve.pipeline.actor_slots import choose_size, spared_node
+from patchsieve.pipeline.actor_start import QueueOptions
+from patchsieve.pipeline.config import Precision, RowConfig
+from patchsieve.pipeline.config_file import with_run_id
+from patchsieve.pipeline.errors import PatchsieveError
+from patchsieve.pipeline.job_config import parse_views
+from patchsieve.pipeline.output import OutputFolder, Plan, new_run_id
+from patchsieve.pipeline.owned_run import RunRecord, run_to_end
+from patchsieve.pipeline.progress import Display, Totals
+from patchsieve.pipeline.record_file import digest_of
+from patchsieve.pipeline.run_log import run_events
+from patchsieve.pipeline.run_summary import RunSummary, summarise
+from patchsieve.pipeline.score_request import ScoreRequest
+from patchsieve.pipeline.shard_queue import ShardQueue
+from patchsieve.pipeline.stop_signals import SIGNALS, StopRequest
 
 
 def score(request: ScoreRequest, display: Display, *, settings: bytes) -> RunSummary:
@@ -158,7 +158,7 @@ def ray_session(stop: StopRequest) -> Iterator[None]:
             with stop.insist():
                 ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         except Exception as error:  # a node that does not come up in time is a plain Exception
-            raise PatchrankError(f"cannot reach or start Ray: {error}") from error
+            raise PatchsieveError(f"cannot reach or start Ray: {error}") from error
         except SystemExit:
             # What Ray's own handler makes of SIGTERM.
             stop.note(signal.SIGTERM)

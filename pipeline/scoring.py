@@ -15,23 +15,23 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from patchrank.pipeline import metrics
-from patchrank.pipeline.capacity import (
+from patchsieve.pipeline import metrics
+from patchsieve.pipeline.capacity import (
     PROBE_RUNS,
     available_memory,
     choose_batch_size,
     is_out_of_memory,
     sequence_bytes,
 )
-from patchrank.pipeline.config import FrozenTokens, Metric, Precision, Removal, check_frozen, count_tokens
-from patchrank.pipeline.cost import gflop_per_view
-from patchrank.pipeline.errors import InfrastructureError, UserError
-from patchrank.pipeline.frozen import FrozenEstimator
-from patchrank.pipeline.inference import choose_precision, prepare
-from patchrank.pipeline.launch import Launched, Stamp, fetch
-from patchrank.pipeline.patches import hidden_positions, normalise, take_patches, visible_count
-from patchrank.pipeline.removals import PatchRemovals, TokenRemovals
-from patchrank.pipeline.teacher.model import MaskedAutoencoder
+from patchsieve.pipeline.config import FrozenTokens, Metric, Precision, Removal, check_frozen, count_tokens
+from patchsieve.pipeline.cost import gflop_per_view
+from patchsieve.pipeline.errors import InfrastructureError, UserError
+from patchsieve.pipeline.frozen import FrozenEstimator
+from patchsieve.pipeline.inference import choose_precision, prepare
+from patchsieve.pipeline.launch import Launched, Stamp, fetch
+from patchsieve.pipeline.patches import hidden_positions, normalise, take_patches, visible_count
+from patchsieve.pipeline.removals import PatchRemovals, TokenRemovals
+from patchsieve.pipeline.teacher.model import MaskedAutoencoder
 
 __all__ = ["Scorer", "choose_precision", "gflop_per_view", "reconstruct"]
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import ray
 
-from patchrank.pipeline.queue_policy import MOST_SLOTS
-from patchrank.pipeline.shard_result import Progress, ShardResult
-from patchrank.pipeline.shards import Shard
-from patchrank.pipeline.work_order import ActorInfo, WorkOrder
+from patchsieve.pipeline.queue_policy import MOST_SLOTS
+from patchsieve.pipeline.shard_result import Progress, ShardResult
+from patchsieve.pipeline.shards import Shard
+from patchsieve.pipeline.work_order import ActorInfo, WorkOrder
 
 NODE_ID_LABEL = "ray.io/node-id"  # Ray gives it to every node
 
@@ -23,7 +23,7 @@ class ScoringActor:
 
     def __init__(self, teacher: Any) -> None:
         """`teacher`: a TeacherFile."""
-        from patchrank.pipeline.scoring_worker import ScoringWorker
+        from patchsieve.pipeline.scoring_worker import ScoringWorker
 
         context = ray.get_runtime_context()
         devices = tuple(context.get_accelerator_ids().get("GPU", ()))

@@ -11,22 +11,22 @@ import traceback
 
 import torch
 
-from patchrank.pipeline.access import prove_access
-from patchrank.pipeline.config import Precision
-from patchrank.pipeline.errors import InfrastructureError, PatchrankError
-from patchrank.pipeline.heap import keep_freed_memory
-from patchrank.pipeline.inference import choose_precision, device_name, this_device
-from patchrank.pipeline.machine import library_versions, process_space
-from patchrank.pipeline.output import OutputFolder
-from patchrank.pipeline.run_log import log_event, start_json_log
-from patchrank.pipeline.scoring import Scorer
-from patchrank.pipeline.scratch import remove_dead_scratch
-from patchrank.pipeline.shard_result import Progress, ShardResult
-from patchrank.pipeline.shard_scoring import ShardScoring, teacher_record
-from patchrank.pipeline.shards import Shard
-from patchrank.pipeline.teacher.build import build_teacher
-from patchrank.pipeline.teacher.checkpoint import TeacherFile
-from patchrank.pipeline.work_order import ActorInfo, WorkOrder
+from patchsieve.pipeline.access import prove_access
+from patchsieve.pipeline.config import Precision
+from patchsieve.pipeline.errors import InfrastructureError, PatchsieveError
+from patchsieve.pipeline.heap import keep_freed_memory
+from patchsieve.pipeline.inference import choose_precision, device_name, this_device
+from patchsieve.pipeline.machine import library_versions, process_space
+from patchsieve.pipeline.output import OutputFolder
+from patchsieve.pipeline.run_log import log_event, start_json_log
+from patchsieve.pipeline.scoring import Scorer
+from patchsieve.pipeline.scratch import remove_dead_scratch
+from patchsieve.pipeline.shard_result import Progress, ShardResult
+from patchsieve.pipeline.shard_scoring import ShardScoring, teacher_record
+from patchsieve.pipeline.shards import Shard
+from patchsieve.pipeline.teacher.build import build_teacher
+from patchsieve.pipeline.teacher.checkpoint import TeacherFile
+from patchsieve.pipeline.work_order import ActorInfo, WorkOrder
 
 
 class ScoringWorker:
@@ -104,7 +104,7 @@ class ScoringWorker:
             result = self._scoring.score(shard)
             log_event("shard ended", {"shard": shard.name, "failed": result.failed, "rows": result.rows})
             return result
-        except PatchrankError as error:
+        except PatchsieveError as error:
             log_event("attempt failed", {"shard": shard.name, "reason": str(error)}, level=logging.WARNING)
             raise
         except Exception as error:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-_PREFIX = "patchrank-scratch-"
+_PREFIX = "patchsieve-scratch-"
 HALF_MADE_S = 60.0
 """Seconds after which a folder without its lock belongs to nobody."""
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
-from patchrank.pipeline.record_file import ShardRecord
-from patchrank.pipeline.shards import Fault, Rejected, Sample, ShardReader
+from patchsieve.pipeline.record_file import ShardRecord
+from patchsieve.pipeline.shards import Fault, Rejected, Sample, ShardReader
 
 MAX_BYTES = 256 * 2**20
 """Bytes of samples as read that wait in memory; a single larger one still goes through."""

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from patchrank.pipeline.actor_pool import (
+from patchsieve.pipeline.actor_pool import (
     ActorPool,
     Answer,
     ClusterView,
@@ -18,18 +18,18 @@ from patchrank.pipeline.actor_pool import (
     init_failure,
     why_gone,
 )
-from patchrank.pipeline.actor_slots import count_slots, wanted_actors
-from patchrank.pipeline.actor_start import ActorStart, QueueOptions
-from patchrank.pipeline.config import Precision, RowConfig
-from patchrank.pipeline.errors import PatchrankError, UserError
-from patchrank.pipeline.output import OutputFolder
-from patchrank.pipeline.progress import Totals
-from patchrank.pipeline.queue_events import QueueEvents
-from patchrank.pipeline.queue_policy import Gone, QueuePolicy, may_finish
-from patchrank.pipeline.queue_tally import Tally
-from patchrank.pipeline.shard_result import Progress, ShardResult
-from patchrank.pipeline.shards import Shard
-from patchrank.pipeline.work_order import ActorInfo
+from patchsieve.pipeline.actor_slots import count_slots, wanted_actors
+from patchsieve.pipeline.actor_start import ActorStart, QueueOptions
+from patchsieve.pipeline.config import Precision, RowConfig
+from patchsieve.pipeline.errors import PatchsieveError, UserError
+from patchsieve.pipeline.output import OutputFolder
+from patchsieve.pipeline.progress import Totals
+from patchsieve.pipeline.queue_events import QueueEvents
+from patchsieve.pipeline.queue_policy import Gone, QueuePolicy, may_finish
+from patchsieve.pipeline.queue_tally import Tally
+from patchsieve.pipeline.shard_result import Progress, ShardResult
+from patchsieve.pipeline.shards import Shard
+from patchsieve.pipeline.work_order import ActorInfo
 
 TICK_S = 0.5
 POLL_S = 1.0
@@ -81,7 +81,7 @@ class ShardQueue:
     def run(self) -> None:
         """Return when every shard has a result or a failure.
 
-        Raises UserError where an actor proved that the run cannot work, PatchrankError where none comes up.
+        Raises UserError where an actor proved that the run cannot work, PatchsieveError where none comes up.
         """
         try:
             while not self._policy.ended:
@@ -94,7 +94,7 @@ class ShardQueue:
                 self._watch()
                 self._tell()
                 if self._output.owner_lost:
-                    raise PatchrankError(f"another run took over {self._out}; this one stops")
+                    raise PatchsieveError(f"another run took over {self._out}; this one stops")
         finally:
             for actor in self._pool.actors.values():
                 self._tally.keep(actor)
@@ -136,7 +136,7 @@ class ShardQueue:
         idle.sort(key=lambda actor: actor.configured)
         # At the end there are fewer shards than actors: what the others occupy may be used by somebody else.
         for actor in idle[: max(0, len(staying) - wanted)]:
-            self._lose(actor, Gone.RETIRED, PatchrankError("no shard is left for it"))
+            self._lose(actor, Gone.RETIRED, PatchsieveError("no shard is left for it"))
 
     def _holds(self, actor: PooledActor) -> bool:
         return actor.configured and bool(self._policy.holding(actor.name))
@@ -202,7 +202,7 @@ class ShardQueue:
             self._policy.fail(actor.name, answer.call.shard, str(error), self._clock())
             self._record_failures()
         elif answer.call.kind == "progress":
-            raise PatchrankError(f"an actor cannot tell its progress: {error}") from error
+            raise PatchsieveError(f"an actor cannot tell its progress: {error}") from error
         elif isinstance(error, UserError):
             raise error
         else:
@@ -211,7 +211,7 @@ class ShardQueue:
     def _lose(self, actor: PooledActor, why: Gone, error: Exception) -> None:
         reason = init_failure(error)
         if reason is not None:
-            raise PatchrankError(f"an actor could not start: {reason}")
+            raise PatchsieveError(f"an actor could not start: {reason}")
         self._tally.keep(actor)
         self._pool.remove(actor)
         if actor.draining and why is Gone.DIED:
@@ -225,7 +225,7 @@ class ShardQueue:
         self._start.lost()
         self._start_failures += why is Gone.DIED
         if self._start_failures >= MOST_START_FAILURES:
-            raise PatchrankError(f"{self._start_failures} actors in a row did not start; the last: {error}")
+            raise PatchsieveError(f"{self._start_failures} actors in a row did not start; the last: {error}")
 
     def _leave_drained_nodes(self) -> None:
         """Let actors go whose nodes will end, before that; what they have begun they finish if there is time."""
@@ -239,7 +239,7 @@ class ShardQueue:
                 for index in self._policy.drain(actor.name) if actor.configured else ():
                     self._events.given_back(self._shards[index], actor)
             if not self._holds(actor) or not self._in_time(actor, seconds_left):
-                self._lose(actor, Gone.RETIRED, PatchrankError("its node is drained"))
+                self._lose(actor, Gone.RETIRED, PatchsieveError("its node is drained"))
 
     def _in_time(self, actor: PooledActor, seconds_left: float | None) -> bool:
         (index,) = self._policy.holding(actor.name)
@@ -268,7 +268,7 @@ class ShardQueue:
         now = self._clock()
         if not self._ever_ready and now - self._started_at > self._options.start_timeout_s:
             size = self._options.size
-            raise PatchrankError(
+            raise PatchsieveError(
                 f"no actor became ready in {self._options.start_timeout_s:.0f} s; each asks for {size.cpus} CPUs and "
                 f"{size.gpus:g} GPUs, the nodes have {self._view}: add nodes or change --gpus-per-actor"
             )
@@ -279,7 +279,7 @@ class ShardQueue:
             if not actor.configured:
                 continue
             if now - actor.moved_at > self._options.stall_timeout_s and self._policy.holding(actor.name):
-                stalled = PatchrankError(f"no progress for {self._options.stall_timeout_s:.0f} s")
+                stalled = PatchsieveError(f"no progress for {self._options.stall_timeout_s:.0f} s")
                 self._lose(actor, Gone.DIED, stalled)
             elif not self._pool.calling("progress", actor):
                 self._pool.call("progress", actor)

@@ -6,8 +6,8 @@ import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 
-from patchrank.pipeline.record_file import ShardRecord
-from patchrank.pipeline.shards import Fault
+from patchsieve.pipeline.record_file import ShardRecord
+from patchsieve.pipeline.shards import Fault
 
 MOST_REASONS = 20
 

@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from patchrank.pipeline.config import RowConfig, Store
-from patchrank.pipeline.frozen import draw_starts
-from patchrank.pipeline.output import OutputFolder
-from patchrank.pipeline.patches import visible_count
-from patchrank.pipeline.score_table import (
+from patchsieve.pipeline.config import RowConfig, Store
+from patchsieve.pipeline.frozen import draw_starts
+from patchsieve.pipeline.output import OutputFolder
+from patchsieve.pipeline.patches import visible_count
+from patchsieve.pipeline.score_table import (
     Row,
     TableWriter,
     TeacherRecord,
@@ -31,13 +31,13 @@ from patchrank.pipeline.score_table import (
     table_schema,
     write_errors,
 )
-from patchrank.pipeline.scoring import Scorer
-from patchrank.pipeline.scratch import scratch_folder
-from patchrank.pipeline.shard_result import Progress, ShardResult, count_reasons, failure_reason
-from patchrank.pipeline.shards import Fault, Shard
-from patchrank.pipeline.teacher.checkpoint import TeacherFile
-from patchrank.pipeline.teacher_thread import Submitted, TeacherThread
-from patchrank.pipeline.view_feed import View, ViewFeed
+from patchsieve.pipeline.scoring import Scorer
+from patchsieve.pipeline.scratch import scratch_folder
+from patchsieve.pipeline.shard_result import Progress, ShardResult, count_reasons, failure_reason
+from patchsieve.pipeline.shards import Fault, Shard
+from patchsieve.pipeline.teacher.checkpoint import TeacherFile
+from patchsieve.pipeline.teacher_thread import Submitted, TeacherThread
+from patchsieve.pipeline.view_feed import View, ViewFeed
 
 
 class ShardScoring:

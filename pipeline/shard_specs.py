@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from patchrank.pipeline import storage
-from patchrank.pipeline.errors import InfrastructureError, UserError
-from patchrank.pipeline.storage import ObjectInfo
+from patchsieve.pipeline import storage
+from patchsieve.pipeline.errors import InfrastructureError, UserError
+from patchsieve.pipeline.storage import ObjectInfo
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
-from patchrank.pipeline.storage import commit_file
+from patchsieve.pipeline.storage import commit_file
 
 
 class ShardWriter:

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Self
 
-from patchrank.pipeline import storage
-from patchrank.pipeline.errors import ContentError, DamagedArchiveError, InfrastructureError
-from patchrank.pipeline.shard_specs import Shard, expand_shards, shard_id
-from patchrank.pipeline.tar_stream import Member, TarStream, printable
+from patchsieve.pipeline import storage
+from patchsieve.pipeline.errors import ContentError, DamagedArchiveError, InfrastructureError
+from patchsieve.pipeline.shard_specs import Shard, expand_shards, shard_id
+from patchsieve.pipeline.tar_stream import Member, TarStream, printable
 
 __all__ = [
     "Fault",

@@ -13,17 +13,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from patchrank.pipeline.aggregate import dense_scores
-from patchrank.pipeline.contact_sheet import ReconstructedPhoto, ScoredPhoto, pool_scores
-from patchrank.pipeline.demo_photos import PackedPhoto
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.metrics import whole_images
-from patchrank.pipeline.patches import unpatchify, visible_count
-from patchrank.pipeline.picture_sheet import Pixels, enlarge
-from patchrank.pipeline.pretraining_report import centre_patches, fixed_orders
-from patchrank.pipeline.scoring import reconstruct
-from patchrank.pipeline.table_reader import ScoreTables
-from patchrank.pipeline.teacher.model import MaskedAutoencoder
+from patchsieve.pipeline.aggregate import dense_scores
+from patchsieve.pipeline.contact_sheet import ReconstructedPhoto, ScoredPhoto, pool_scores
+from patchsieve.pipeline.demo_photos import PackedPhoto
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.metrics import whole_images
+from patchsieve.pipeline.patches import unpatchify, visible_count
+from patchsieve.pipeline.picture_sheet import Pixels, enlarge
+from patchsieve.pipeline.pretraining_report import centre_patches, fixed_orders
+from patchsieve.pipeline.scoring import reconstruct
+from patchsieve.pipeline.table_reader import ScoreTables
+from patchsieve.pipeline.teacher.model import MaskedAutoencoder
 
 _BOX = ("crop_top", "crop_left", "crop_height", "crop_width")
 

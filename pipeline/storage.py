@@ -15,9 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from patchrank.pipeline.errors import InfrastructureError, UserError
-from patchrank.pipeline.storage_local import link_exclusive, replace_local
-from patchrank.pipeline.storage_lookup import (
+from patchsieve.pipeline.errors import InfrastructureError, UserError
+from patchsieve.pipeline.storage_local import link_exclusive, replace_local
+from patchsieve.pipeline.storage_lookup import (
     ObjectInfo,
     exists,
     filesystem,
@@ -26,8 +26,8 @@ from patchrank.pipeline.storage_lookup import (
     stat,
     stat_many,
 )
-from patchrank.pipeline.storage_retry import describe_error, status_of, with_retry
-from patchrank.pipeline.storage_streams import (
+from patchsieve.pipeline.storage_retry import describe_error, status_of, with_retry
+from patchsieve.pipeline.storage_streams import (
     ByteStream,
     RandomAccessFile,
     open_stream,
@@ -35,7 +35,7 @@ from patchrank.pipeline.storage_streams import (
     read_bytes,
     read_range,
 )
-from patchrank.pipeline.storage_urls import (
+from patchsieve.pipeline.storage_urls import (
     absolute_url,
     canonical_url,
     has_pattern,

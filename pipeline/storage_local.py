@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator
 from typing import IO, BinaryIO
 
-from patchrank.pipeline.storage_urls import join, local_path, split_name
+from patchsieve.pipeline.storage_urls import join, local_path, split_name
 
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import fsspec
 
-from patchrank.pipeline.errors import InfrastructureError, UserError
-from patchrank.pipeline.storage_retry import with_retry
-from patchrank.pipeline.storage_urls import (
+from patchsieve.pipeline.errors import InfrastructureError, UserError
+from patchsieve.pipeline.storage_retry import with_retry
+from patchsieve.pipeline.storage_urls import (
     canonical_url,
     is_local,
     join,

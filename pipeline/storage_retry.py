@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from patchrank.pipeline.errors import InfrastructureError, PatchrankError
-from patchrank.pipeline.storage_urls import redact
+from patchsieve.pipeline.errors import InfrastructureError, PatchsieveError
+from patchsieve.pipeline.storage_urls import redact
 
 T = TypeVar("T")
 
@@ -134,7 +134,7 @@ def describe_error(error: BaseException) -> str:
     """One line that names the fault, without credentials and of bounded length."""
     if isinstance(error, FileNotFoundError) and error.__cause__ is not None:
         error = error.__cause__
-    kind = "" if isinstance(error, PatchrankError | ShortReadError) else type(error).__name__
+    kind = "" if isinstance(error, PatchsieveError | ShortReadError) else type(error).__name__
     # Some servers answer with whole pages.
     text = " ".join(redact(str(error)[:4000]).split())[:_LONGEST_REASON]
     return f"{kind}: {text}" if kind and text else kind or text
@@ -157,7 +157,7 @@ def with_retry(call: Callable[[], T], *, what: str, attempts: int = ATTEMPTS) ->
     while True:
         try:
             return call()
-        except PatchrankError:
+        except PatchsieveError:
             raise
         except Exception as error:
             if is_missing(error):

@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
-from patchrank.pipeline.errors import InfrastructureError
-from patchrank.pipeline.storage_lookup import filesystem, is_http
-from patchrank.pipeline.storage_retry import (
+from patchsieve.pipeline.errors import InfrastructureError
+from patchsieve.pipeline.storage_lookup import filesystem, is_http
+from patchsieve.pipeline.storage_retry import (
     ATTEMPTS,
     ShortReadError,
     delays,
@@ -19,7 +19,7 @@ from patchrank.pipeline.storage_retry import (
     is_transient,
     with_retry,
 )
-from patchrank.pipeline.storage_urls import canonical_url, is_local, local_path
+from patchsieve.pipeline.storage_urls import canonical_url, is_local, local_path
 
 CHUNK = 2**20
 # Two of these are in memory per stream: the one in use and the one that is fetched meanwhile.

@@ -6,11 +6,11 @@ import io
 from types import TracebackType
 from typing import Any, Self
 
-from patchrank.pipeline.errors import InfrastructureError, UserError
-from patchrank.pipeline.storage_lookup import ObjectInfo, stat
-from patchrank.pipeline.storage_retry import ATTEMPTS
-from patchrank.pipeline.storage_sources import chunks_of, fetch_range
-from patchrank.pipeline.storage_urls import canonical_url
+from patchsieve.pipeline.errors import InfrastructureError, UserError
+from patchsieve.pipeline.storage_lookup import ObjectInfo, stat
+from patchsieve.pipeline.storage_retry import ATTEMPTS
+from patchsieve.pipeline.storage_sources import chunks_of, fetch_range
+from patchsieve.pipeline.storage_urls import canonical_url
 
 
 def _known_size(info: ObjectInfo) -> int:

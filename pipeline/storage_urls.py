@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import fsspec
 
-from patchrank.pipeline.errors import UserError
+from patchsieve.pipeline.errors import UserError
 
 # The same store under two schemes must not give one object two names.
 _ALIASES = {"s3a": "s3", "gcs": "gs", "local": "file"}

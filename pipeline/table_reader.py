@@ -12,16 +12,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from patchrank.pipeline import storage
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.record_file import (
+from patchsieve.pipeline import storage
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.record_file import (
     RecordError,
     RecordFooter,
     canonical_json,
     map_threads,
     read_footer,
 )
-from patchrank.pipeline.score_table import SCHEMA_VERSION
+from patchsieve.pipeline.score_table import SCHEMA_VERSION
 
 TABLE_FOLDER = "scores"
 TABLE_SUFFIX = ".parquet"

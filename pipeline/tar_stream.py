@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from patchrank.pipeline.errors import DamagedArchiveError
+from patchsieve.pipeline.errors import DamagedArchiveError
 
 BLOCK = 512
 SKIP_CHUNK = 2**20

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from patchrank.pipeline.launch import Launched, Stamp
-from patchrank.pipeline.scoring import Scorer
+from patchsieve.pipeline.launch import Launched, Stamp
+from patchsieve.pipeline.scoring import Scorer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from patchrank.pipeline.config import RowConfig
-from patchrank.pipeline.errors import ContentError
-from patchrank.pipeline.images import ViewBox, apply_view, decode_image, decode_view, draw_view, encode_view
-from patchrank.pipeline.patches import draw_visible, patchify, visible_count
-from patchrank.pipeline.randomness import KeyedRandom
-from patchrank.pipeline.shard_feed import ShardFeed
-from patchrank.pipeline.shards import Fault, Sample, Shard, ShardReader, image_fields_of, pick_image
+from patchsieve.pipeline.config import RowConfig
+from patchsieve.pipeline.errors import ContentError
+from patchsieve.pipeline.images import ViewBox, apply_view, decode_image, decode_view, draw_view, encode_view
+from patchsieve.pipeline.patches import draw_visible, patchify, visible_count
+from patchsieve.pipeline.randomness import KeyedRandom
+from patchsieve.pipeline.shard_feed import ShardFeed
+from patchsieve.pipeline.shards import Fault, Sample, Shard, ShardReader, image_fields_of, pick_image
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

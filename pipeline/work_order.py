@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from patchrank.pipeline.config import RowConfig
-from patchrank.pipeline.run_log import LogFormat
+from patchsieve.pipeline.config import RowConfig
+from patchsieve.pipeline.run_log import LogFormat
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from patchrank.pipeline.api import as_pixels
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.images import apply_view, draw_view
-from patchrank.pipeline.patches import patchify
-from patchrank.ranker.checkpoint import LoadedRanker, load_ranker
-from patchrank.ranker.model import RankerConfig
+from patchsieve.pipeline.api import as_pixels
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.images import apply_view, draw_view
+from patchsieve.pipeline.patches import patchify
+from patchsieve.ranker.checkpoint import LoadedRanker, load_ranker
+from patchsieve.ranker.model import RankerConfig
 
 __all__ = ["LoadedRanker", "center_patches", "load_ranker", "rank_images"]
 

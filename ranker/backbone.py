@@ -13,7 +13,7 @@ from timm.models import load_state_dict
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor
 
-from patchrank.pipeline.errors import UserError
+from patchsieve.pipeline.errors import UserError
 
 TIMM_WEIGHTS = "timm"
 """Initial weights: those that timm names for the model, from the Hugging Face hub or its cache."""

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from patchrank.pipeline.errors import UserError
-from patchrank.ranker.features import FEATURES, pixel_features
-from patchrank.ranker.stored_rows import StoredRows
-from patchrank.ranker.table_index import TableIndex
-from patchrank.ranker.targets import TargetName, transform
-from patchrank.ranker.training_batch import Batch
+from patchsieve.pipeline.errors import UserError
+from patchsieve.ranker.features import FEATURES, pixel_features
+from patchsieve.ranker.stored_rows import StoredRows
+from patchsieve.ranker.table_index import TableIndex
+from patchsieve.ranker.targets import TargetName, transform
+from patchsieve.ranker.training_batch import Batch
 
 FITS = "baselines"
 """Name of the fits in what `save_ranker` takes as `extra`."""

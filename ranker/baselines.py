@@ -15,13 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.patches import normalise
-from patchrank.pipeline.randomness import KeyedRandom
-from patchrank.pipeline.teacher.model import MaskedAutoencoder
-from patchrank.ranker.baseline_fits import fitted_values
-from patchrank.ranker.clustering import density_peaks
-from patchrank.ranker.features import (
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.patches import normalise
+from patchsieve.pipeline.randomness import KeyedRandom
+from patchsieve.pipeline.teacher.model import MaskedAutoencoder
+from patchsieve.ranker.baseline_fits import fitted_values
+from patchsieve.ranker.clustering import density_peaks
+from patchsieve.ranker.features import (
     centre_distance,
     even_order,
     gradient_energy,

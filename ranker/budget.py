@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from patchrank.pipeline.errors import UserError
-from patchrank.ranker.selection import Numbers, checked_bounds, exact_scores, keep_count
+from patchsieve.pipeline.errors import UserError
+from patchsieve.ranker.selection import Numbers, checked_bounds, exact_scores, keep_count
 
 LogMassChunks = Callable[[], Iterable[NDArray[np.float64]]]
 

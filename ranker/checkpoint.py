@@ -20,8 +20,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.storage import (
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.storage import (
     absolute_url,
     canonical_url,
     commit_bytes,
@@ -31,15 +31,15 @@ from patchrank.pipeline.storage import (
     remove,
     split_name,
 )
-from patchrank.ranker.model import Ranker, RankerConfig
-from patchrank.ranker.sources import resolve_ranker
+from patchsieve.ranker.model import Ranker, RankerConfig
+from patchsieve.ranker.sources import resolve_ranker
 
 SCHEMA_VERSION = 1
 CONFIG_FILE = "config.json"
 WEIGHTS_LIMIT = 16 * 2**30
 """Largest file of weights, in bytes: it goes through memory."""
 
-_FORMAT = "patchrank ranker"
+_FORMAT = "patchsieve ranker"
 _TEACHER_FIELDS = ("name", "digest", "grid", "patch_size")
 _WEIGHTS_NAME = re.compile(r"ranker-[0-9a-f]{16}\.safetensors")
 
@@ -206,7 +206,7 @@ def _read_about(url: str, shown: str) -> dict[str, Any]:
         raise UserError(f"no ranker at {shown}: its {CONFIG_FILE} is of another program or job")
     if about.get("schema_version") != SCHEMA_VERSION:
         raise UserError(
-            f"{shown} is a ranker of schema version {about.get('schema_version')}, this patchrank reads version "
+            f"{shown} is a ranker of schema version {about.get('schema_version')}, this patchsieve reads version "
             f"{SCHEMA_VERSION}: use the release that wrote it"
         )
     return about

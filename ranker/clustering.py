@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from patchrank.pipeline.patches import IMAGENET_STD
+from patchsieve.pipeline.patches import IMAGENET_STD
 
 NEIGHBOURS = 5
 """Nearest patches that make a density, the patch itself included."""

@@ -8,8 +8,8 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from patchrank.pipeline import storage
-from patchrank.pipeline.scratch import scratch_folder
+from patchsieve.pipeline import storage
+from patchsieve.pipeline.scratch import scratch_folder
 
 CSV_FILE = "curve.csv"
 PLOT_FILE = "curve.png"
@@ -48,7 +48,7 @@ def plot_note() -> str | None:
     """What to tell the user where `write_curves` leaves the plot out, None where it draws it."""
     if importlib.util.find_spec("matplotlib") is not None:
         return None
-    return f"{PLOT_FILE} is left out: it needs matplotlib (pip install 'patchrank[plots]')"
+    return f"{PLOT_FILE} is left out: it needs matplotlib (pip install matplotlib)"
 
 
 def curve_csv(records: Sequence[Record]) -> bytes:

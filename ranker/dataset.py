@@ -8,12 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from patchrank.pipeline.errors import UserError
-from patchrank.ranker.prefetch import Prefetch
-from patchrank.ranker.reading_order import Piece, ReadingOrder, Window
-from patchrank.ranker.stored_rows import StoredRows, StoredWindow
-from patchrank.ranker.table_index import TableIndex
-from patchrank.ranker.training_batch import Batch, join, mirror
+from patchsieve.pipeline.errors import UserError
+from patchsieve.ranker.prefetch import Prefetch
+from patchsieve.ranker.reading_order import Piece, ReadingOrder, Window
+from patchsieve.ranker.stored_rows import StoredRows, StoredWindow
+from patchsieve.ranker.table_index import TableIndex
+from patchsieve.ranker.training_batch import Batch, join, mirror
 
 WINDOW_BYTES = 256 * 2**20
 """Pixels from which batches are drawn, a few row groups of full size; twice as much is in memory."""

@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 import timm
 import torch
 
-from patchrank.pipeline import storage
-from patchrank.pipeline.progress import byte_size
-from patchrank.pipeline.pruned import PrunedDataset, collate_naflex, place_by_coordinate
-from patchrank.pipeline.pruned_index import INDEX_FOLDER, SHARDS_FOLDER
-from patchrank.pipeline.shards import ShardReader
-from patchrank.ranker.prune_config import PruneConfig
-from patchrank.ranker.prune_feed import Prepared, prepare
-from patchrank.ranker.prune_plan import PruneRequest, make_request
+from patchsieve.pipeline import storage
+from patchsieve.pipeline.progress import byte_size
+from patchsieve.pipeline.pruned import PrunedDataset, collate_naflex, place_by_coordinate
+from patchsieve.pipeline.pruned_index import INDEX_FOLDER, SHARDS_FOLDER
+from patchsieve.pipeline.shards import ShardReader
+from patchsieve.ranker.prune_config import PruneConfig
+from patchsieve.ranker.prune_feed import Prepared, prepare
+from patchsieve.ranker.prune_plan import PruneRequest, make_request
 
 BATCH = 8
 CLASSES = 10

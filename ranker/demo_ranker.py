@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from patchrank.ranker.evaluate_config import EvaluateConfig
-from patchrank.ranker.train_config import TrainConfig
+from patchsieve.ranker.evaluate_config import EvaluateConfig
+from patchsieve.ranker.train_config import TrainConfig
 
 FEWEST_SAMPLES = 30
 """With fewer there is nothing to hold out."""

@@ -1,4 +1,4 @@
-"""Dense teacher scores out of a table that `patchrank score --crop center` has written, in place of scoring."""
+"""Dense teacher scores out of a table that `patchsieve score --crop center` has written, in place of scoring."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from patchrank.pipeline.aggregate import Aggregate
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.table_reader import ScoreTables, TableFile
-from patchrank.ranker.dense_teacher import DenseMethod, DenseTeacher, make_dense
-from patchrank.ranker.evaluation_images import EvaluationImages
-from patchrank.ranker.partition_scores import PartitionScores, choose
+from patchsieve.pipeline.aggregate import Aggregate
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.table_reader import ScoreTables, TableFile
+from patchsieve.ranker.dense_teacher import DenseMethod, DenseTeacher, make_dense
+from patchsieve.ranker.evaluation_images import EvaluationImages
+from patchsieve.ranker.partition_scores import PartitionScores, choose
 
 _SETTINGS = ("mask_ratio", "removal", "metric", "masks", "precision", "seed")
 _COLUMNS = ("sample_key", "view", "visible", "score")

@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from patchrank.pipeline.aggregate import Aggregate
-from patchrank.pipeline.config import Masks, Metric, Removal
-from patchrank.pipeline.errors import UserError
-from patchrank.ranker.evaluation_images import EvaluationImages
-from patchrank.ranker.metrics import ceiling, spearman, spearman_brown
-from patchrank.ranker.partition_scores import (
+from patchsieve.pipeline.aggregate import Aggregate
+from patchsieve.pipeline.config import Masks, Metric, Removal
+from patchsieve.pipeline.errors import UserError
+from patchsieve.ranker.evaluation_images import EvaluationImages
+from patchsieve.ranker.metrics import ceiling, spearman, spearman_brown
+from patchsieve.ranker.partition_scores import (
     Choice,
     Floats,
     PartitionScorer,

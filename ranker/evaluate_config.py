@@ -1,4 +1,4 @@
-"""Configuration of `patchrank evaluate`; imports neither torch nor ray, so that `--help` answers at once."""
+"""Configuration of `patchsieve evaluate`; imports neither torch nor ray, so that `--help` answers at once."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from patchrank.pipeline.config import IMAGE_FIELDS, Masks, Metric, Precision, Removal
-from patchrank.pipeline.errors import UserError
+from patchsieve.pipeline.config import IMAGE_FIELDS, Masks, Metric, Precision, Removal
+from patchsieve.pipeline.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -15,13 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from patchrank.pipeline.api import Teacher
-from patchrank.pipeline.errors import UserError
-from patchrank.ranker.baseline_fits import FITS
-from patchrank.ranker.baselines import BASELINES, BaselineSources, make_baseline
-from patchrank.ranker.checkpoint import LoadedRanker
-from patchrank.ranker.dense_teacher import DenseTeacher
-from patchrank.ranker.metrics import (
+from patchsieve.pipeline.api import Teacher
+from patchsieve.pipeline.errors import UserError
+from patchsieve.ranker.baseline_fits import FITS
+from patchsieve.ranker.baselines import BASELINES, BaselineSources, make_baseline
+from patchsieve.ranker.checkpoint import LoadedRanker
+from patchsieve.ranker.dense_teacher import DenseTeacher
+from patchsieve.ranker.metrics import (
     Interval,
     bootstrap,
     ceiling,
@@ -32,8 +32,8 @@ from patchrank.ranker.metrics import (
     spearman_brown,
     topk_overlap,
 )
-from patchrank.ranker.reconstruction_check import ReconstructionCurve, reconstruction_curves
-from patchrank.ranker.selection import keep_count
+from patchsieve.ranker.reconstruction_check import ReconstructionCurve, reconstruction_curves
+from patchsieve.ranker.selection import keep_count
 
 Scores = NDArray[np.float32]
 

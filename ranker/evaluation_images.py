@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from patchrank.pipeline.errors import ContentError, UserError
-from patchrank.pipeline.images import decode_image
-from patchrank.pipeline.shards import Sample, Shard, ShardReader, image_fields_of, pick_image
-from patchrank.ranker.api import center_patches
-from patchrank.ranker.checkpoint import LoadedRanker
-from patchrank.ranker.reading_order import held_out
+from patchsieve.pipeline.errors import ContentError, UserError
+from patchsieve.pipeline.images import decode_image
+from patchsieve.pipeline.shards import Sample, Shard, ShardReader, image_fields_of, pick_image
+from patchsieve.ranker.api import center_patches
+from patchsieve.ranker.checkpoint import LoadedRanker
+from patchsieve.ranker.reading_order import held_out
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 

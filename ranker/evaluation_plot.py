@@ -7,10 +7,10 @@ import io
 import math
 from typing import Any
 
-from patchrank.pipeline.errors import UserError
-from patchrank.ranker.evaluation import RANKER, Evaluation
-from patchrank.ranker.metrics import Interval
-from patchrank.ranker.reconstruction_check import SHARES, SPACES
+from patchsieve.pipeline.errors import UserError
+from patchsieve.ranker.evaluation import RANKER, Evaluation
+from patchsieve.ranker.metrics import Interval
+from patchsieve.ranker.reconstruction_check import SHARES, SPACES
 
 _INK, _PALE, _ACCENT, _CEILING = "#1c1e24", "#a9b0bd", "#1f6feb", "#b42318"
 # The rest is context for the ranker: the ones that bound it, and the plainest ways to choose.
@@ -30,7 +30,7 @@ _LABELS = {
 def require_plots(wish: str) -> None:
     """Raise UserError where matplotlib is missing; `wish` is what asks for it, and how to do without."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise UserError(f"{wish} needs matplotlib: pip install 'patchrank[plots]'")
+        raise UserError(f"{wish} needs matplotlib: pip install matplotlib")
 
 
 def draw_evaluation(evaluation: Evaluation) -> bytes:

@@ -1,4 +1,4 @@
-"""What `patchrank evaluate` tells: lines, JSON and a plot."""
+"""What `patchsieve evaluate` tells: lines, JSON and a plot."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from patchrank import __version__
-from patchrank.pipeline.config_file import with_run_id
-from patchrank.pipeline.storage import absolute_url, commit_bytes, join
-from patchrank.ranker.evaluation import RANKER, TOP_SHARES, Agreement, Evaluation
-from patchrank.ranker.metrics import Interval
-from patchrank.ranker.reconstruction_check import SHARES, SPACES, ReconstructionCurve
+from patchsieve import __version__
+from patchsieve.pipeline.config_file import with_run_id
+from patchsieve.pipeline.storage import absolute_url, commit_bytes, join
+from patchsieve.ranker.evaluation import RANKER, TOP_SHARES, Agreement, Evaluation
+from patchsieve.ranker.metrics import Interval
+from patchsieve.ranker.reconstruction_check import SHARES, SPACES, ReconstructionCurve
 
 REPORT_FILE = "evaluation.json"
 PLOT_FILE = "evaluation.png"
@@ -40,9 +40,9 @@ def to_json(evaluation: Evaluation, *, run_id: str) -> str:
     dense, ranker = evaluation.dense, evaluation.ranker
     curves = evaluation.reconstruction
     about = {
-        "format": "patchrank evaluation",
+        "format": "patchsieve evaluation",
         "schema_version": SCHEMA_VERSION,
-        "patchrank": __version__,
+        "patchsieve": __version__,
         "run_id": run_id,
         "ranker": {
             "name": ranker.name,

@@ -1,21 +1,21 @@
-"""From the configuration of `patchrank evaluate` to what was measured, in one process."""
+"""From the configuration of `patchsieve evaluate` to what was measured, in one process."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, get_args, get_type_hints
 
-from patchrank.pipeline.api import Teacher, load_teacher
-from patchrank.pipeline.config import RowConfig
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.shards import expand_shards
-from patchrank.ranker.checkpoint import LoadedRanker, load_ranker
-from patchrank.ranker.dense_table import read_dense
-from patchrank.ranker.dense_teacher import DenseTeacher, measure_dense
-from patchrank.ranker.evaluate_config import EvaluateConfig
-from patchrank.ranker.evaluation import Evaluation, check_teacher, evaluate_ranker
-from patchrank.ranker.evaluation_images import EvaluationImages, read_images
-from patchrank.ranker.partition_scores import PartitionScorer
+from patchsieve.pipeline.api import Teacher, load_teacher
+from patchsieve.pipeline.config import RowConfig
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.shards import expand_shards
+from patchsieve.ranker.checkpoint import LoadedRanker, load_ranker
+from patchsieve.ranker.dense_table import read_dense
+from patchsieve.ranker.dense_teacher import DenseTeacher, measure_dense
+from patchsieve.ranker.evaluate_config import EvaluateConfig
+from patchsieve.ranker.evaluation import Evaluation, check_teacher, evaluate_ranker
+from patchsieve.ranker.evaluation_images import EvaluationImages, read_images
+from patchsieve.ranker.partition_scores import PartitionScorer
 
 ROWS = "rows"
 """Name of the settings of the tables' rows in what training stores with a ranker."""

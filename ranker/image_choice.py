@@ -18,13 +18,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.record_file import map_threads
-from patchrank.pipeline.scratch import scratch_folder
-from patchrank.pipeline.shards import Shard
-from patchrank.pipeline.table_reader import table_batches
-from patchrank.ranker.image_tables import ImageTables, ScoredShard
-from patchrank.ranker.selection import keep_count
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.record_file import map_threads
+from patchsieve.pipeline.scratch import scratch_folder
+from patchsieve.pipeline.shards import Shard
+from patchsieve.pipeline.table_reader import table_batches
+from patchsieve.ranker.image_tables import ImageTables, ScoredShard
+from patchsieve.ranker.selection import keep_count
 
 _ROWS, _SHARDS, _COUNTED = 8192, 256, 2**20
 

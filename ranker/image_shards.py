@@ -12,14 +12,14 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from patchrank.pipeline import storage
-from patchrank.pipeline.config import DECODER
-from patchrank.pipeline.errors import ContentError, InfrastructureError, UserError
-from patchrank.pipeline.record_file import RecordError, map_threads, read_footer
-from patchrank.pipeline.shards import MEMBER_LIMIT, Sample, Shard, image_fields_of, pick_image, split_key
-from patchrank.pipeline.table_reader import TableFile
-from patchrank.pipeline.tar_stream import TarStream, printable
-from patchrank.ranker.shard_bytes import (
+from patchsieve.pipeline import storage
+from patchsieve.pipeline.config import DECODER
+from patchsieve.pipeline.errors import ContentError, InfrastructureError, UserError
+from patchsieve.pipeline.record_file import RecordError, map_threads, read_footer
+from patchsieve.pipeline.shards import MEMBER_LIMIT, Sample, Shard, image_fields_of, pick_image, split_key
+from patchsieve.pipeline.table_reader import TableFile
+from patchsieve.pipeline.tar_stream import TarStream, printable
+from patchsieve.ranker.shard_bytes import (
     END_MARKER,
     READ_BLOCK,
     Blocks,
@@ -72,10 +72,10 @@ def _image_shard(file: TableFile, shard: Shard) -> ImageShard:
         size, tag, samples = int(recorded["size"]), str(recorded["tag"]), int(recorded["samples"])
         decoder, image_field = str(config["decoder"]), str(config["image_field"])
     except (KeyError, TypeError, ValueError) as error:
-        raise RecordError(f"{file.url}: its `patchrank` metadata is not complete: {error!r}") from error
+        raise RecordError(f"{file.url}: its `patchsieve` metadata is not complete: {error!r}") from error
     if decoder != DECODER:
         raise UserError(
-            f"{file.url} was scored with the image decoder {decoder}, this patchrank has {DECODER}: replayed views "
+            f"{file.url} was scored with the image decoder {decoder}, this patchsieve has {DECODER}: replayed views "
             "could differ from what the teacher saw; score again, best with --store view"
         )
     if shard.size != size:

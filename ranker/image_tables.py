@@ -7,12 +7,12 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from patchrank.pipeline.done_check import content_digest
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.output_settings import describe_differences
-from patchrank.pipeline.record_file import map_threads
-from patchrank.pipeline.shards import Shard
-from patchrank.pipeline.table_reader import ScoreTables, TableFile
+from patchsieve.pipeline.done_check import content_digest
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.output_settings import describe_differences
+from patchsieve.pipeline.record_file import map_threads
+from patchsieve.pipeline.shards import Shard
+from patchsieve.pipeline.table_reader import ScoreTables, TableFile
 
 FREE_SETTINGS = ("first_view", "views", "seed", "sample", "store", "image_field")
 """Settings of scoring that leave the scores of images comparable; in all others tables must agree."""

@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from patchrank.pipeline.errors import ContentError, UserError
-from patchrank.pipeline.images import ViewBox, apply_view, decode_image
-from patchrank.pipeline.patches import patchify
-from patchrank.ranker.image_shards import ShardImages
+from patchsieve.pipeline.errors import ContentError, UserError
+from patchsieve.pipeline.images import ViewBox, apply_view, decode_image
+from patchsieve.pipeline.patches import patchify
+from patchsieve.ranker.image_shards import ShardImages
 
 BOX_COLUMNS = (
     *("image_height", "image_width"),

@@ -9,10 +9,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from patchrank.pipeline.capacity import PROBE_RUNS, choose_batch_size
-from patchrank.pipeline.config import Precision
-from patchrank.pipeline.inference import check_precision, fastest_precision, narrow, synchronise, use_onednn
-from patchrank.ranker.model import Ranker
+from patchsieve.pipeline.capacity import PROBE_RUNS, choose_batch_size
+from patchsieve.pipeline.config import Precision
+from patchsieve.pipeline.inference import check_precision, fastest_precision, narrow, synchronise, use_onednn
+from patchsieve.ranker.model import Ranker
 
 LARGEST_BATCH = {"cpu": 32, "cuda": 256}
 PROBE_SECONDS = 1.0

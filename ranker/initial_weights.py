@@ -12,10 +12,10 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.teacher.architecture import sincos_positions
-from patchrank.pipeline.teacher.checkpoint import TeacherFile, read_teacher
-from patchrank.ranker.model import Ranker, RankerConfig
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.teacher.architecture import sincos_positions
+from patchsieve.pipeline.teacher.checkpoint import TeacherFile, read_teacher
+from patchsieve.ranker.model import Ranker, RankerConfig
 
 RANDOM_WEIGHTS = "random"
 TEACHER_WEIGHTS = "teacher"
@@ -49,7 +49,7 @@ def initial_ranker(
 def read_tables_teacher(spec: str | None, *, name: str, digest: str) -> TeacherFile:
     """The teacher that scored some tables, `name` and `digest` being those of their metadata.
 
-    `spec`: a teacher of `patchrank score`; None looks for `name`. Raises UserError where there is none, or another one.
+    `spec`: a teacher of `patchsieve score`; None looks for `name`. Raises UserError where there is none, or another.
     """
     try:
         file = read_teacher(spec or name)

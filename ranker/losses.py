@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from patchrank.pipeline.errors import UserError
+from patchsieve.pipeline.errors import UserError
 
 LossName = Literal["list_mle", "list_mle_sub", "list_net", "rank_net", "mse", "focused"]
 Loss = Callable[[Tensor, Tensor], Tensor]

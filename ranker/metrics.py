@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from patchrank.pipeline.randomness import KeyedRandom
+from patchsieve.pipeline.randomness import KeyedRandom
 
 Array = NDArray[np.float64]
 

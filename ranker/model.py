@@ -16,10 +16,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.patches import normalise
-from patchrank.pipeline.teacher.architecture import PatchGrid, sincos_positions
-from patchrank.ranker.backbone import build_backbone
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.patches import normalise
+from patchsieve.pipeline.teacher.architecture import PatchGrid, sincos_positions
+from patchsieve.ranker.backbone import build_backbone
 
 Head = Literal["cls", "token"]
 """Where scores come from: `cls` = one linear layer from the class token to all positions (the paper's), `token` = one

@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.images import ViewBox, apply_view
-from patchrank.pipeline.patches import patchify
-from patchrank.ranker.checkpoint import LoadedRanker
-from patchrank.ranker.selection import keep_count, topk
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.images import ViewBox, apply_view
+from patchsieve.pipeline.patches import patchify
+from patchsieve.ranker.checkpoint import LoadedRanker
+from patchsieve.ranker.selection import keep_count, topk
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from patchrank.pipeline.aggregate import Aggregate, dense_scores
-from patchrank.pipeline.api import Teacher
-from patchrank.pipeline.config import Masks, Metric, Removal
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.patches import draw_visible
-from patchrank.pipeline.scoring import Scorer
-from patchrank.ranker.evaluation_images import EvaluationImages
-from patchrank.ranker.metrics import ceiling, spearman, spearman_brown
+from patchsieve.pipeline.aggregate import Aggregate, dense_scores
+from patchsieve.pipeline.api import Teacher
+from patchsieve.pipeline.config import Masks, Metric, Removal
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.patches import draw_visible
+from patchsieve.pipeline.scoring import Scorer
+from patchsieve.ranker.evaluation_images import EvaluationImages
+from patchsieve.ranker.metrics import ceiling, spearman, spearman_brown
 
 Floats = NDArray[np.float32]
 

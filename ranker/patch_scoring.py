@@ -14,16 +14,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from patchrank.pipeline.config import Precision
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.record_file import digest_of
-from patchrank.pipeline.teacher.build import build_teacher
-from patchrank.pipeline.teacher.checkpoint import TeacherFile, read_teacher
-from patchrank.ranker.baseline_fits import FITS
-from patchrank.ranker.baselines import BASELINES, Baseline, BaselineSources, make_baseline
-from patchrank.ranker.checkpoint import LoadedRanker, load_ranker
-from patchrank.ranker.inference import choose_ranker_batch, choose_ranker_precision, prepare_ranker
-from patchrank.ranker.model import Ranker
+from patchsieve.pipeline.config import Precision
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.record_file import digest_of
+from patchsieve.pipeline.teacher.build import build_teacher
+from patchsieve.pipeline.teacher.checkpoint import TeacherFile, read_teacher
+from patchsieve.ranker.baseline_fits import FITS
+from patchsieve.ranker.baselines import BASELINES, Baseline, BaselineSources, make_baseline
+from patchsieve.ranker.checkpoint import LoadedRanker, load_ranker
+from patchsieve.ranker.inference import choose_ranker_batch, choose_ranker_precision, prepare_ranker
+from patchsieve.ranker.model import Ranker
 
 BASELINE_PREFIX = "baseline:"
 _GRID, _PATCH_SIZE = 14, 16

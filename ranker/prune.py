@@ -17,22 +17,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from patchrank.pipeline import storage
-from patchrank.pipeline.output import OutputFolder
-from patchrank.pipeline.pruned_index import IndexWriter, index_metadata
-from patchrank.pipeline.pruned_tar import PrunedTar
-from patchrank.pipeline.record_file import ShardRecord
-from patchrank.pipeline.score_table import write_errors
-from patchrank.pipeline.scratch import scratch_folder
-from patchrank.pipeline.shard_feed import MAX_BYTES
-from patchrank.pipeline.shard_result import count_reasons, failure_reason
-from patchrank.pipeline.shards import Fault, Shard
-from patchrank.ranker.image_choice import ImageChoice, ShardChoice
-from patchrank.ranker.patch_scoring import PatchScorer
-from patchrank.ranker.prune_encode import Written, encode
-from patchrank.ranker.prune_feed import Item, Left, PruneSpec, Ranked, batches, feed_of, rank, weight_of
-from patchrank.ranker.selection import Mask
-from patchrank.ranker.selector import Selector
+from patchsieve.pipeline import storage
+from patchsieve.pipeline.output import OutputFolder
+from patchsieve.pipeline.pruned_index import IndexWriter, index_metadata
+from patchsieve.pipeline.pruned_tar import PrunedTar
+from patchsieve.pipeline.record_file import ShardRecord
+from patchsieve.pipeline.score_table import write_errors
+from patchsieve.pipeline.scratch import scratch_folder
+from patchsieve.pipeline.shard_feed import MAX_BYTES
+from patchsieve.pipeline.shard_result import count_reasons, failure_reason
+from patchsieve.pipeline.shards import Fault, Shard
+from patchsieve.ranker.image_choice import ImageChoice, ShardChoice
+from patchsieve.ranker.patch_scoring import PatchScorer
+from patchsieve.ranker.prune_encode import Written, encode
+from patchsieve.ranker.prune_feed import Item, Left, PruneSpec, Ranked, batches, feed_of, rank, weight_of
+from patchsieve.ranker.selection import Mask
+from patchsieve.ranker.selector import Selector
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

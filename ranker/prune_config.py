@@ -1,4 +1,4 @@
-"""Configuration of `patchrank prune`; imports neither torch nor ray, so that `--help` answers at once."""
+"""Configuration of `patchsieve prune`; imports neither torch nor ray, so that `--help` answers at once."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from patchrank.pipeline.config import IMAGE_FIELDS, Precision
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.run_log import LogFormat
+from patchsieve.pipeline.config import IMAGE_FIELDS, Precision
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.run_log import LogFormat
 
 PruneFormat = Literal["packed", "masked", "index"]
 PruneCrop = Literal["center", "squash"]
@@ -66,7 +66,7 @@ class PruneConfig:
     min_score: float | None = None
     """Experimental. As --keep-images, but keep the images whose mean score in --table is at least this."""
     table: tuple[str, ...] = ()
-    """Score tables of the shards, for --keep-images and --min-score: output folders of patchrank score, or .parquet."""
+    """Score tables of the shards, for --keep-images and --min-score: folders of patchsieve score, or .parquet."""
     format: PruneFormat = "packed"
     """A mosaic of the kept patches; an image with the dropped ones flattened; or the index alone."""
     codec: Literal["jpeg", "webp", "png"] = "jpeg"
@@ -169,7 +169,7 @@ class PruneConfig:
             return
         if not self.table:
             raise UserError(
-                f"--{_flag(given)} needs the images' scores: name tables of patchrank score with --table"
+                f"--{_flag(given)} needs the images' scores: name tables of patchsieve score with --table"
             )
         if self.keep_images is not None and self.min_score is not None:
             raise UserError("--keep-images and --min-score both say which images stay: leave one of them out")

@@ -10,11 +10,11 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
-from patchrank.pipeline.pruned_codec import flatten_dropped, pack
-from patchrank.pipeline.pruned_format import PackedRecord, mosaic_columns
-from patchrank.pipeline.pruned_index import IndexRow
-from patchrank.pipeline.shards import Fault
-from patchrank.ranker.prune_feed import Left, Prepared, PruneSpec, Ranked, new_members
+from patchsieve.pipeline.pruned_codec import flatten_dropped, pack
+from patchsieve.pipeline.pruned_format import PackedRecord, mosaic_columns
+from patchsieve.pipeline.pruned_index import IndexRow
+from patchsieve.pipeline.shards import Fault
+from patchsieve.ranker.prune_feed import Left, Prepared, PruneSpec, Ranked, new_members
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -15,24 +15,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from patchrank.pipeline import storage
-from patchrank.pipeline.api import Teacher, load_teacher
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.inference import this_device
-from patchrank.pipeline.picture_sheet import picture_file
-from patchrank.pipeline.progress import byte_size
-from patchrank.pipeline.shards import Sample, ShardReader
-from patchrank.pipeline.tar_stream import BLOCK
-from patchrank.ranker.budget import find_budget
-from patchrank.ranker.image_choice import ImagePlan, ShardChoice, plan_images
-from patchrank.ranker.patch_scoring import PatchScorer, choose_source_precision
-from patchrank.ranker.prune_encode import encode
-from patchrank.ranker.prune_feed import Left, Prepared, prepare, rank
-from patchrank.ranker.prune_plan import PruneRequest, read_plan, stored_precision
-from patchrank.ranker.prune_sheet import draw_choices
-from patchrank.ranker.reconstruction_check import mask_errors
-from patchrank.ranker.selection import Mask, keep_count, kept_mass, log_masses
-from patchrank.ranker.selector import Selector
+from patchsieve.pipeline import storage
+from patchsieve.pipeline.api import Teacher, load_teacher
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.inference import this_device
+from patchsieve.pipeline.picture_sheet import picture_file
+from patchsieve.pipeline.progress import byte_size
+from patchsieve.pipeline.shards import Sample, ShardReader
+from patchsieve.pipeline.tar_stream import BLOCK
+from patchsieve.ranker.budget import find_budget
+from patchsieve.ranker.image_choice import ImagePlan, ShardChoice, plan_images
+from patchsieve.ranker.patch_scoring import PatchScorer, choose_source_precision
+from patchsieve.ranker.prune_encode import encode
+from patchsieve.ranker.prune_feed import Left, Prepared, prepare, rank
+from patchsieve.ranker.prune_plan import PruneRequest, read_plan, stored_precision
+from patchsieve.ranker.prune_sheet import draw_choices
+from patchsieve.ranker.reconstruction_check import mask_errors
+from patchsieve.ranker.selection import Mask, keep_count, kept_mass, log_masses
+from patchsieve.ranker.selector import Selector
 
 SAMPLED_SHARDS, SAMPLED_IMAGES = 4, 64
 

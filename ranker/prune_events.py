@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from patchrank.pipeline.run_log import log_event
-from patchrank.pipeline.run_metrics import RunMetrics
-from patchrank.pipeline.shards import Shard
-from patchrank.ranker.ray_prune import PruneWaves
+from patchsieve.pipeline.run_log import log_event
+from patchsieve.pipeline.run_metrics import RunMetrics
+from patchsieve.pipeline.shards import Shard
+from patchsieve.ranker.ray_prune import PruneWaves
 
 
 class PruneEvents:
@@ -24,26 +24,26 @@ class PruneEvents:
         if len(waves.results) > self._results:
             self._results = len(waves.results)
             self._tell_newest(waves)
-        self._metrics.set("patchrank_shards_left", len(self._names) - self._done - len(waves.failures))
-        self._metrics.set("patchrank_actors", waves.actors, state="ready")
+        self._metrics.set("patchsieve_shards_left", len(self._names) - self._done - len(waves.failures))
+        self._metrics.set("patchsieve_actors", waves.actors, state="ready")
 
     def failed(self, shard: Shard, attempts: int, reason: str) -> None:
         """A shard was given up."""
-        self._metrics.count("patchrank_shards", 1, outcome="failed")
+        self._metrics.count("patchsieve_shards", 1, outcome="failed")
         told = {"shard": shard.name, "attempts": attempts, "reason": reason}
         log_event("shard failed", told, level=logging.ERROR)
 
     def _tell_newest(self, waves: PruneWaves) -> None:
         result = waves.results[next(reversed(waves.results))]
         self._metrics.errors(result.faults)
-        self._metrics.count("patchrank_images", result.images, host=waves.node)
-        self._metrics.count("patchrank_waited_seconds", result.waited_s, host=waves.node)
-        self._metrics.count("patchrank_worked_seconds", result.seconds - result.waited_s, host=waves.node)
+        self._metrics.count("patchsieve_images", result.images, host=waves.node)
+        self._metrics.count("patchsieve_waited_seconds", result.waited_s, host=waves.node)
+        self._metrics.count("patchsieve_worked_seconds", result.seconds - result.waited_s, host=waves.node)
         if result.failed is not None:
             return
         self._done += 1
-        self._metrics.count("patchrank_shards", 1, outcome="done")
-        self._metrics.observe("patchrank_shard_seconds", result.seconds, host=waves.node)
+        self._metrics.count("patchsieve_shards", 1, outcome="done")
+        self._metrics.observe("patchsieve_shard_seconds", result.seconds, host=waves.node)
         times = {"seconds": round(result.seconds, 3), "waited_s": round(result.waited_s, 3)}
         counts = {"images": result.images, "kept": result.kept, "patches": result.patches}
         told = {"shard": self._names[result.shard_id], "node": waves.node, **times, **counts}

@@ -14,18 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from patchrank.pipeline.config import DECODER
-from patchrank.pipeline.errors import ContentError
-from patchrank.pipeline.images import ViewBox, apply_view, decode_image, draw_view
-from patchrank.pipeline.patches import patchify
-from patchrank.pipeline.pruned_codec import ImageCodec
-from patchrank.pipeline.pruned_format import RECORD_FIELD, packed_field
-from patchrank.pipeline.pruned_source import DROPPED
-from patchrank.pipeline.shard_feed import MAX_BYTES, ShardFeed
-from patchrank.pipeline.shards import Fault, Rejected, Sample, Shard, ShardReader, pick_image
-from patchrank.ranker.image_choice import ShardChoice
-from patchrank.ranker.patch_scoring import PatchScorer
-from patchrank.ranker.prune_config import PruneCrop, PruneFormat
+from patchsieve.pipeline.config import DECODER
+from patchsieve.pipeline.errors import ContentError
+from patchsieve.pipeline.images import ViewBox, apply_view, decode_image, draw_view
+from patchsieve.pipeline.patches import patchify
+from patchsieve.pipeline.pruned_codec import ImageCodec
+from patchsieve.pipeline.pruned_format import RECORD_FIELD, packed_field
+from patchsieve.pipeline.pruned_source import DROPPED
+from patchsieve.pipeline.shard_feed import MAX_BYTES, ShardFeed
+from patchsieve.pipeline.shards import Fault, Rejected, Sample, Shard, ShardReader, pick_image
+from patchsieve.ranker.image_choice import ShardChoice
+from patchsieve.ranker.patch_scoring import PatchScorer
+from patchsieve.ranker.prune_config import PruneCrop, PruneFormat
 
 _LEFT_PER_BATCH = 8
 

@@ -9,23 +9,23 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
-from patchrank.pipeline import storage
-from patchrank.pipeline.config import Precision
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.output_settings import describe_differences
-from patchrank.pipeline.owner import create_once
-from patchrank.pipeline.pruned_codec import ImageCodec
-from patchrank.pipeline.pruned_format import MAX_SIDE
-from patchrank.pipeline.pruned_index import MAX_POSITIONS, SHARDS_FOLDER
-from patchrank.pipeline.record_file import canonical_json
-from patchrank.pipeline.shards import Shard, expand_shards, image_fields_of
-from patchrank.ranker.budget import Budget
-from patchrank.ranker.image_choice import ImageChoice, ImagePlan
-from patchrank.ranker.image_tables import find_image_tables
-from patchrank.ranker.patch_scoring import PatchSource, open_patch_source
-from patchrank.ranker.prune_config import DEFAULT_QUALITY, PruneConfig
-from patchrank.ranker.prune_feed import PruneSpec
-from patchrank.ranker.selector import Selector, make_selector
+from patchsieve.pipeline import storage
+from patchsieve.pipeline.config import Precision
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.output_settings import describe_differences
+from patchsieve.pipeline.owner import create_once
+from patchsieve.pipeline.pruned_codec import ImageCodec
+from patchsieve.pipeline.pruned_format import MAX_SIDE
+from patchsieve.pipeline.pruned_index import MAX_POSITIONS, SHARDS_FOLDER
+from patchsieve.pipeline.record_file import canonical_json
+from patchsieve.pipeline.shards import Shard, expand_shards, image_fields_of
+from patchsieve.ranker.budget import Budget
+from patchsieve.ranker.image_choice import ImageChoice, ImagePlan
+from patchsieve.ranker.image_tables import find_image_tables
+from patchsieve.ranker.patch_scoring import PatchSource, open_patch_source
+from patchsieve.ranker.prune_config import DEFAULT_QUALITY, PruneConfig
+from patchsieve.ranker.prune_feed import PruneSpec
+from patchsieve.ranker.selector import Selector, make_selector
 
 PRUNE_VERSION = 2
 """Raised only when the same settings give other shards. Part of the identity."""
@@ -236,7 +236,7 @@ def read_plan(request: PruneRequest) -> PruneRequest | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{url} was not written by patchrank, or is damaged: {error!r}") from error
+        raise UserError(f"{url} was not written by patchsieve, or is damaged: {error!r}") from error
     if differences:
         raise UserError(
             f"{url} is a plan for other settings (there -> asked for): {'; '.join(differences)}. "

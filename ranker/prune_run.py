@@ -6,25 +6,25 @@ import contextlib
 import dataclasses
 import time
 
-from patchrank.pipeline import storage
-from patchrank.pipeline.config_file import with_run_id
-from patchrank.pipeline.errors import PatchrankError
-from patchrank.pipeline.output import OutputFolder, Plan, new_run_id
-from patchrank.pipeline.owned_run import RunRecord, run_to_end
-from patchrank.pipeline.progress import Display, Totals
-from patchrank.pipeline.pruned_index import INDEX_FOLDER, SCHEMA_VERSION
-from patchrank.pipeline.record_file import digest_of, map_threads
-from patchrank.pipeline.run_log import run_events
-from patchrank.pipeline.score_run import ray_session
-from patchrank.pipeline.shards import Shard
-from patchrank.pipeline.stop_signals import StopRequest
-from patchrank.ranker.image_choice import plan_images
-from patchrank.ranker.prune_events import PruneEvents
-from patchrank.ranker.prune_plan import PruneRequest, freeze_plan, read_plan, stored_precision
-from patchrank.ranker.prune_summary import PruneSummary, summarise
-from patchrank.ranker.prune_survey import SURVEY_FOLDER, budget_of, remove_survey
-from patchrank.ranker.prune_worker import Task
-from patchrank.ranker.ray_prune import PruneWaves, choose_precision
+from patchsieve.pipeline import storage
+from patchsieve.pipeline.config_file import with_run_id
+from patchsieve.pipeline.errors import PatchsieveError
+from patchsieve.pipeline.output import OutputFolder, Plan, new_run_id
+from patchsieve.pipeline.owned_run import RunRecord, run_to_end
+from patchsieve.pipeline.progress import Display, Totals
+from patchsieve.pipeline.pruned_index import INDEX_FOLDER, SCHEMA_VERSION
+from patchsieve.pipeline.record_file import digest_of, map_threads
+from patchsieve.pipeline.run_log import run_events
+from patchsieve.pipeline.score_run import ray_session
+from patchsieve.pipeline.shards import Shard
+from patchsieve.pipeline.stop_signals import StopRequest
+from patchsieve.ranker.image_choice import plan_images
+from patchsieve.ranker.prune_events import PruneEvents
+from patchsieve.ranker.prune_plan import PruneRequest, freeze_plan, read_plan, stored_precision
+from patchsieve.ranker.prune_summary import PruneSummary, summarise
+from patchsieve.ranker.prune_survey import SURVEY_FOLDER, budget_of, remove_survey
+from patchsieve.ranker.prune_worker import Task
+from patchsieve.ranker.ray_prune import PruneWaves, choose_precision
 
 
 def prune(request: PruneRequest, display: Display, *, settings: bytes) -> PruneSummary:
@@ -138,7 +138,7 @@ class _Run:
         # A shard with a result was read to its end, and would fail again; the others may hold anything.
         unread = [key for key in waves.failures if key not in waves.results]
         if unread:
-            raise PatchrankError(
+            raise PatchsieveError(
                 f"no plan for --target-ratio: {len(unread)} shards could not be ranked, {unread[0]}: "
                 f"{waves.failures[unread[0]]}; run again, or leave them out"
             )
@@ -172,7 +172,7 @@ class _Run:
                 events.tell(waves)
             display.update(_totals(waves, todo, done))
             if self._output.owner_lost:
-                raise PatchrankError(f"another run took over {self._request.config.out}; this one stops")
+                raise PatchsieveError(f"another run took over {self._request.config.out}; this one stops")
 
         session.start()
         with display:

@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from patchrank.pipeline.contact_sheet import only_patches
-from patchrank.pipeline.patches import unpatchify
-from patchrank.pipeline.picture_sheet import Column, Row, Sheet, colours, draw_sheet, enlarge, stretch
-from patchrank.ranker.prune_feed import Prepared
-from patchrank.ranker.prune_plan import PruneRequest
-from patchrank.ranker.selection import Mask
+from patchsieve.pipeline.contact_sheet import only_patches
+from patchsieve.pipeline.patches import unpatchify
+from patchsieve.pipeline.picture_sheet import Column, Row, Sheet, colours, draw_sheet, enlarge, stretch
+from patchsieve.ranker.prune_feed import Prepared
+from patchsieve.ranker.prune_plan import PruneRequest
+from patchsieve.ranker.selection import Mask
 
 SHEET_PHOTOS = 8
 
@@ -44,7 +44,7 @@ def draw_choices(
         rows.append(Row(tiles=(photo, heat, *kept), caption=image.sample.key))
     return draw_sheet(
         Sheet(
-            title="patchrank prune",
+            title="patchsieve prune",
             subtitle=f"{request.selector.way}, {request.source.name}",
             columns=columns,
             rows=rows,

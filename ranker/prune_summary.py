@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from patchrank.pipeline.progress import byte_size, duration
-from patchrank.pipeline.record_file import Record
-from patchrank.pipeline.run_summary import RunEnd, end_of_run
-from patchrank.ranker.prune import PruneResult
+from patchsieve.pipeline.progress import byte_size, duration
+from patchsieve.pipeline.record_file import Record
+from patchsieve.pipeline.run_summary import RunEnd, end_of_run
+from patchsieve.ranker.prune import PruneResult
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -18,24 +18,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from patchrank.pipeline import storage
-from patchrank.pipeline.output import OutputFolder
-from patchrank.pipeline.record_file import (
+from patchsieve.pipeline import storage
+from patchsieve.pipeline.output import OutputFolder
+from patchsieve.pipeline.record_file import (
     METADATA_KEY,
     canonical_json,
     digest_of,
     verify_file,
 )
-from patchrank.pipeline.scratch import scratch_folder
-from patchrank.pipeline.shard_result import count_reasons
-from patchrank.pipeline.shards import Fault, Shard
-from patchrank.ranker.budget import Budget, find_budget
-from patchrank.ranker.image_choice import ImageChoice
-from patchrank.ranker.patch_scoring import PatchScorer
-from patchrank.ranker.prune import PruneResult, why_failed
-from patchrank.ranker.prune_feed import Left, PruneSpec, batches, feed_of, rank
-from patchrank.ranker.selection import log_masses
-from patchrank.ranker.selector import Selector
+from patchsieve.pipeline.scratch import scratch_folder
+from patchsieve.pipeline.shard_result import count_reasons
+from patchsieve.pipeline.shards import Fault, Shard
+from patchsieve.ranker.budget import Budget, find_budget
+from patchsieve.ranker.image_choice import ImageChoice
+from patchsieve.ranker.patch_scoring import PatchScorer
+from patchsieve.ranker.prune import PruneResult, why_failed
+from patchsieve.ranker.prune_feed import Left, PruneSpec, batches, feed_of, rank
+from patchsieve.ranker.selection import log_masses
+from patchsieve.ranker.selector import Selector
 
 SURVEY_FOLDER = "survey"
 SCHEMA_VERSION = 1

@@ -11,19 +11,19 @@ from typing import Any, Literal
 import ray
 import torch
 
-from patchrank.pipeline.access import prove_access
-from patchrank.pipeline.config import Precision
-from patchrank.pipeline.errors import PatchrankError, UserError
-from patchrank.pipeline.heap import keep_freed_memory
-from patchrank.pipeline.inference import device_name, this_device
-from patchrank.pipeline.machine import library_versions
-from patchrank.pipeline.output import OutputFolder
-from patchrank.pipeline.pruned_index import INDEX_FOLDER
-from patchrank.pipeline.scratch import remove_dead_scratch
-from patchrank.ranker.patch_scoring import PatchScorer, PatchSource, choose_source_precision
-from patchrank.ranker.prune import PruneResult, ShardPruning
-from patchrank.ranker.prune_plan import PruneRequest
-from patchrank.ranker.prune_survey import SURVEY_FOLDER, ShardSurvey
+from patchsieve.pipeline.access import prove_access
+from patchsieve.pipeline.config import Precision
+from patchsieve.pipeline.errors import PatchsieveError, UserError
+from patchsieve.pipeline.heap import keep_freed_memory
+from patchsieve.pipeline.inference import device_name, this_device
+from patchsieve.pipeline.machine import library_versions
+from patchsieve.pipeline.output import OutputFolder
+from patchsieve.pipeline.pruned_index import INDEX_FOLDER
+from patchsieve.pipeline.scratch import remove_dead_scratch
+from patchsieve.ranker.patch_scoring import PatchScorer, PatchSource, choose_source_precision
+from patchsieve.ranker.prune import PruneResult, ShardPruning
+from patchsieve.ranker.prune_plan import PruneRequest
+from patchsieve.ranker.prune_survey import SURVEY_FOLDER, ShardSurvey
 
 Task = Literal["prune", "survey"]
 
@@ -195,4 +195,4 @@ class PruneWorker:
 
 
 def _told(error: Exception) -> str:
-    return str(error) if isinstance(error, PatchrankError) else f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, PatchsieveError) else f"{type(error).__name__}: {error}"

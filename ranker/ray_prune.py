@@ -16,15 +16,15 @@ import ray
 import ray.data
 from ray.util.annotations import RayDeprecationWarning
 
-from patchrank.pipeline.actor_pool import autoscaler_gpus, cluster_nodes
-from patchrank.pipeline.actor_slots import ActorSize, choose_size, count_slots
-from patchrank.pipeline.config import Precision
-from patchrank.pipeline.errors import PatchrankError, UserError
-from patchrank.pipeline.shards import Shard
-from patchrank.ranker.prune import PruneResult
-from patchrank.ranker.prune_config import PruneConfig
-from patchrank.ranker.prune_plan import PruneRequest
-from patchrank.ranker.prune_worker import Answer, PruneWorker, Starts, Task, WorkOrder, probe_precision
+from patchsieve.pipeline.actor_pool import autoscaler_gpus, cluster_nodes
+from patchsieve.pipeline.actor_slots import ActorSize, choose_size, count_slots
+from patchsieve.pipeline.config import Precision
+from patchsieve.pipeline.errors import PatchsieveError, UserError
+from patchsieve.pipeline.shards import Shard
+from patchsieve.ranker.prune import PruneResult
+from patchsieve.ranker.prune_config import PruneConfig
+from patchsieve.ranker.prune_plan import PruneRequest
+from patchsieve.ranker.prune_worker import Answer, PruneWorker, Starts, Task, WorkOrder, probe_precision
 
 WAVE_SHARDS = 10_000
 """Rows of one Ray Data execution: blocks of one row have their cost."""
@@ -36,7 +36,7 @@ DIED = "its worker process died (a crash, out of memory, or a lost node)"
 def choose_precision(request: PruneRequest, check: Callable[[], None]) -> Precision:
     """The fastest safe precision of the ranker where the run's actors will be; `check` is called while it is probed.
 
-    Raises PatchrankError where nobody can tell.
+    Raises PatchsieveError where nobody can tell.
     """
     size, _ = _actor_size(request.config)
     probe = ray.remote(probe_precision).options(num_cpus=size.cpus, num_gpus=size.gpus).remote(request.source)
@@ -45,7 +45,7 @@ def choose_precision(request: PruneRequest, check: Callable[[], None]) -> Precis
             check()
         found: Precision = ray.get(probe)
     except ray.exceptions.RayError as error:
-        raise PatchrankError(f"the ranker could not be tried: {_last_line(error)}") from error
+        raise PatchsieveError(f"the ranker could not be tried: {_last_line(error)}") from error
     return found
 
 
@@ -77,7 +77,7 @@ class PruneWaves:
     def run(self, todo: Sequence[Shard]) -> None:
         """Work until every shard has a result or a failure.
 
-        Raises UserError where an actor proved that the run cannot work, PatchrankError where none comes up.
+        Raises UserError where an actor proved that the run cannot work, PatchsieveError where none comes up.
         """
         size, slots = _actor_size(self._request.config)
         order = WorkOrder(
@@ -133,14 +133,14 @@ class PruneWaves:
                         self._receive(shard, answer, reasons)
                         self._show(self)
             except ray.exceptions.RayActorError as error:
-                raise PatchrankError(f"an actor could not start: {_last_line(error)}") from error
+                raise PatchsieveError(f"an actor could not start: {_last_line(error)}") from error
             except ray.exceptions.RayTaskError as error:
-                raise PatchrankError(f"Ray Data failed: {_last_line(error)}") from error
+                raise PatchsieveError(f"Ray Data failed: {_last_line(error)}") from error
         reasons.update(dict.fromkeys(unheard, DIED))
 
     def _receive(self, shard: Shard, answer: Answer, reasons: dict[str, str]) -> None:
         if answer.unusable:
-            raise PatchrankError(answer.error)
+            raise PatchsieveError(answer.error)
         self.devices.add(answer.device)
         self.node = answer.node
         if answer.result is None:

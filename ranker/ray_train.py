@@ -16,28 +16,28 @@ import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, prepare_model
 
-from patchrank.pipeline import storage
-from patchrank.pipeline.errors import PatchrankError
-from patchrank.pipeline.heap import keep_freed_memory
-from patchrank.pipeline.output import new_run_id
-from patchrank.pipeline.owner import Owner
-from patchrank.pipeline.run_log import log_event, run_events
-from patchrank.pipeline.run_metrics import RunMetrics
-from patchrank.pipeline.score_run import ray_session
-from patchrank.pipeline.scratch import scratch_folder
-from patchrank.pipeline.stop_signals import StopRequest, stop_on_signals
-from patchrank.ranker.curves import plot_note
-from patchrank.ranker.initial_weights import (
+from patchsieve.pipeline import storage
+from patchsieve.pipeline.errors import PatchsieveError
+from patchsieve.pipeline.heap import keep_freed_memory
+from patchsieve.pipeline.output import new_run_id
+from patchsieve.pipeline.owner import Owner
+from patchsieve.pipeline.run_log import log_event, run_events
+from patchsieve.pipeline.run_metrics import RunMetrics
+from patchsieve.pipeline.score_run import ray_session
+from patchsieve.pipeline.scratch import scratch_folder
+from patchsieve.pipeline.stop_signals import StopRequest, stop_on_signals
+from patchsieve.ranker.curves import plot_note
+from patchsieve.ranker.initial_weights import (
     TEACHER_WEIGHTS,
     initial_ranker,
     read_tables_teacher,
 )
-from patchrank.ranker.model import Ranker
-from patchrank.ranker.train_plan import TrainPlan
-from patchrank.ranker.train_progress import follow, numbers_of, outcome, print_point
-from patchrank.ranker.train_record import TrainRecord, begin, begun, check_resume, write_settings
-from patchrank.ranker.training_loop import Fit, State
-from patchrank.ranker.workers import Worker
+from patchsieve.ranker.model import Ranker
+from patchsieve.ranker.train_plan import TrainPlan
+from patchsieve.ranker.train_progress import follow, numbers_of, outcome, print_point
+from patchsieve.ranker.train_record import TrainRecord, begin, begun, check_resume, write_settings
+from patchsieve.ranker.training_loop import Fit, State
+from patchsieve.ranker.workers import Worker
 
 STATE_FILE = "state.pt"
 RAY_FOLDER = "ray"
@@ -49,7 +49,7 @@ def train(plan: TrainPlan) -> int:
     """Fit the ranker on Ray, save it in OUT and print how it went; returns the exit code.
 
     Raises UserError where OUT holds a training that may not go on, and for a recipe, tables or weights that cannot
-    work; PatchrankError where the workers failed too often.
+    work; PatchsieveError where the workers failed too often.
     """
     config = plan.config
     out = storage.absolute_url(config.out)
@@ -77,7 +77,7 @@ def train(plan: TrainPlan) -> int:
                 _fit(plan, record, weights, owner.run_id)
         except KeyboardInterrupt:
             return _stopped(stop, people=people)
-        except PatchrankError as error:
+        except PatchsieveError as error:
             log_event("run ended", {"state": f"ended: {error}"}, level=logging.ERROR)
             raise
         finally:
@@ -108,7 +108,7 @@ def _teller(run_id: str, *, people: bool) -> Callable[[dict[str, str]], None]:
         log_event("measured", numbers_of(point))
         for name, column in _GAUGES.items():
             if point[column]:
-                metrics.set(f"patchrank_train_{name}", float(point[column]))
+                metrics.set(f"patchsieve_train_{name}", float(point[column]))
 
     return tell
 
@@ -148,14 +148,14 @@ def _fit(plan: TrainPlan, record: TrainRecord, weights: dict[str, torch.Tensor],
         raise _cause(error) from error
 
 
-def _cause(error: ray.train.TrainingFailedError) -> PatchrankError:
+def _cause(error: ray.train.TrainingFailedError) -> PatchsieveError:
     """What to tell the user: a worker's own error where it is one of ours."""
     failures = getattr(error, "worker_failures", {})
-    ours = [failure for failure in failures.values() if isinstance(failure, PatchrankError)]
+    ours = [failure for failure in failures.values() if isinstance(failure, PatchsieveError)]
     if ours:
         return ours[0]
     lines = str(error).strip().splitlines()
-    return PatchrankError(f"training failed: {lines[-1] if lines else type(error).__name__}")
+    return PatchsieveError(f"training failed: {lines[-1] if lines else type(error).__name__}")
 
 
 def _work(settings: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-from patchrank.pipeline.randomness import KeyedRandom
+from patchsieve.pipeline.randomness import KeyedRandom
 
 
 def held_out(sample_key: str, share: float, seed: int) -> bool:

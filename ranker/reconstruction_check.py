@@ -16,13 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from patchrank.pipeline.api import Teacher
-from patchrank.pipeline.inference import prepare
-from patchrank.pipeline.metrics import hidden_patches_pixels
-from patchrank.pipeline.patches import IMAGENET_STD, normalise, take_patches
-from patchrank.pipeline.scoring import reconstruct
-from patchrank.ranker.metrics import Interval, mean_interval, paired_difference
-from patchrank.ranker.selection import Mask, keep_count, topk
+from patchsieve.pipeline.api import Teacher
+from patchsieve.pipeline.inference import prepare
+from patchsieve.pipeline.metrics import hidden_patches_pixels
+from patchsieve.pipeline.patches import IMAGENET_STD, normalise, take_patches
+from patchsieve.pipeline.scoring import reconstruct
+from patchsieve.ranker.metrics import Interval, mean_interval, paired_difference
+from patchsieve.ranker.selection import Mask, keep_count, topk
 
 SHARES = (0.1, 0.25, 0.5)
 """Shares of the patches that are kept."""

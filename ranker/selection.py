@@ -18,8 +18,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.randomness import KeyedRandom
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.randomness import KeyedRandom
 
 ClusterRule = Literal["ours", "published"]
 Numbers = NDArray[Any]

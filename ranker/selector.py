@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from patchrank.pipeline.errors import UserError
-from patchrank.ranker import selection
-from patchrank.ranker.clustering import assign_clusters, density_peaks
-from patchrank.ranker.prune_config import DEFAULT_KEEP, DEFAULT_MASS, PruneConfig
-from patchrank.ranker.selection import ClusterRule, Mask
+from patchsieve.pipeline.errors import UserError
+from patchsieve.ranker import selection
+from patchsieve.ranker.clustering import assign_clusters, density_peaks
+from patchsieve.ranker.prune_config import DEFAULT_KEEP, DEFAULT_MASS, PruneConfig
+from patchsieve.ranker.selection import ClusterRule, Mask
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

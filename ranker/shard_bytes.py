@@ -8,10 +8,10 @@ from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
-from patchrank.pipeline import storage
-from patchrank.pipeline.errors import DamagedArchiveError
-from patchrank.pipeline.shards import split_key
-from patchrank.pipeline.tar_stream import BLOCK, TarStream, printable
+from patchsieve.pipeline import storage
+from patchsieve.pipeline.errors import DamagedArchiveError
+from patchsieve.pipeline.shards import split_key
+from patchsieve.pipeline.tar_stream import BLOCK, TarStream, printable
 
 READ_BLOCK = 8 * 2**20
 READS_AHEAD = 3

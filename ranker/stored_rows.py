@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from patchrank.pipeline.errors import ContentError, UserError
-from patchrank.pipeline.images import decode_view
-from patchrank.pipeline.patches import patchify, take_patches
-from patchrank.ranker.image_views import ReplayedViews
-from patchrank.ranker.table_index import (
+from patchsieve.pipeline.errors import ContentError, UserError
+from patchsieve.pipeline.images import decode_view
+from patchsieve.pipeline.patches import patchify, take_patches
+from patchsieve.ranker.image_views import ReplayedViews
+from patchsieve.ranker.table_index import (
     PIXEL_COLUMNS,
     TableIndex,
     changed,
@@ -27,7 +27,7 @@ from patchrank.ranker.table_index import (
     one_chunk,
     open_table,
 )
-from patchrank.ranker.training_batch import Batch
+from patchsieve.ranker.training_batch import Batch
 
 Rows = NDArray[np.int64]
 

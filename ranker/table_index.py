@@ -16,15 +16,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from patchrank.pipeline import storage
-from patchrank.pipeline.errors import InfrastructureError, UserError
-from patchrank.pipeline.record_file import digest_of, map_threads
-from patchrank.pipeline.shard_specs import Shard
-from patchrank.pipeline.table_reader import ScoreTables, TableFile
-from patchrank.ranker.image_shards import ImageShard, ShardImages, find_shards
-from patchrank.ranker.image_views import BOX_COLUMNS
-from patchrank.ranker.reading_order import held_out
-from patchrank.ranker.shard_bytes import key_digest
+from patchsieve.pipeline import storage
+from patchsieve.pipeline.errors import InfrastructureError, UserError
+from patchsieve.pipeline.record_file import digest_of, map_threads
+from patchsieve.pipeline.shard_specs import Shard
+from patchsieve.pipeline.table_reader import ScoreTables, TableFile
+from patchsieve.ranker.image_shards import ImageShard, ShardImages, find_shards
+from patchsieve.ranker.image_views import BOX_COLUMNS
+from patchsieve.ranker.reading_order import held_out
+from patchsieve.ranker.shard_bytes import key_digest
 
 Context = Literal["visible", "full"]
 PixelSource = Literal["patches", "pixels", "images"]

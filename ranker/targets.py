@@ -7,8 +7,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from patchrank.pipeline.errors import UserError
-from patchrank.ranker.losses import LossName
+from patchsieve.pipeline.errors import UserError
+from patchsieve.ranker.losses import LossName
 
 TargetName = Literal["raw", "standardised", "log"]
 

@@ -1,4 +1,4 @@
-"""Configuration of `patchrank train`; imports neither torch nor ray, so that `--help` answers at once."""
+"""Configuration of `patchsieve train`; imports neither torch nor ray, so that `--help` answers at once."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.run_log import LogFormat
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.run_log import LogFormat
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,7 +16,7 @@ class TrainConfig:
     """Fit a ranker to the pseudo-scores of one or more tables."""
 
     tables: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TABLES")]
-    """Score tables: output folders of `patchrank score` or single .parquet files, on any fsspec URL."""
+    """Score tables: output folders of `patchsieve score` or single .parquet files, on any fsspec URL."""
     out: str
     """Folder of the ranker, its checkpoints and its curve. Add --resume to go on in it."""
     model: str = "vit_small_patch16_224"
@@ -37,7 +37,7 @@ class TrainConfig:
     context: Literal["visible", "full"] = "visible"
     """Train on the visible patches alone, or on whole views (tables of `--store view`, or --images)."""
     images: tuple[str, ...] = ()
-    """The shards that were scored, as patchrank score takes them: views that a table does not hold are made again from
+    """The shards that were scored, as patchsieve score takes them: views that a table does not hold are made again from
     their images. Needed for tables of --store none, and for --context full without stored views."""
     root: str | None = None
     """The folder that --root named when the tables were scored: shards are then known by their path below it."""
@@ -109,4 +109,4 @@ class TrainConfig:
         if self.root is not None and not self.images:
             raise UserError("--root does nothing without --images: leave it out")
         if not self.tables:
-            raise UserError("no table given: name an output folder of patchrank score")
+            raise UserError("no table given: name an output folder of patchsieve score")

@@ -8,14 +8,14 @@ from collections.abc import Callable
 
 import torch
 
-from patchrank.pipeline.inference import this_device
-from patchrank.pipeline.progress import byte_size, duration
-from patchrank.ranker.dataset import WINDOW_BYTES
-from patchrank.ranker.model import Ranker
-from patchrank.ranker.table_index import TableIndex
-from patchrank.ranker.train_plan import TrainPlan
-from patchrank.ranker.training import Training
-from patchrank.ranker.training_batch import Batch
+from patchsieve.pipeline.inference import this_device
+from patchsieve.pipeline.progress import byte_size, duration
+from patchsieve.ranker.dataset import WINDOW_BYTES
+from patchsieve.ranker.model import Ranker
+from patchsieve.ranker.table_index import TableIndex
+from patchsieve.ranker.train_plan import TrainPlan
+from patchsieve.ranker.training import Training
+from patchsieve.ranker.training_batch import Batch
 
 PROBE_S = 1.0
 """A probed step takes at least this long, or has all rows of a worker's part; shorter ones would time overheads."""

@@ -7,15 +7,15 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.shards import expand_shards
-from patchrank.pipeline.table_reader import ScoreTables, TableFile
-from patchrank.ranker.dataset import TableBatches
-from patchrank.ranker.model import RankerConfig
-from patchrank.ranker.table_index import TableIndex, index_tables
-from patchrank.ranker.train_config import TrainConfig
-from patchrank.ranker.training import Recipe
-from patchrank.ranker.validation_plan import ValidationPlan, plan_validation, row_settings
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.shards import expand_shards
+from patchsieve.pipeline.table_reader import ScoreTables, TableFile
+from patchsieve.ranker.dataset import TableBatches
+from patchsieve.ranker.model import RankerConfig
+from patchsieve.ranker.table_index import TableIndex, index_tables
+from patchsieve.ranker.train_config import TrainConfig
+from patchsieve.ranker.training import Recipe
+from patchsieve.ranker.validation_plan import ValidationPlan, plan_validation, row_settings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,11 +10,11 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from patchrank.pipeline import storage
-from patchrank.pipeline.errors import PatchrankError
-from patchrank.ranker.checkpoint import CONFIG_FILE
-from patchrank.ranker.curves import CSV_FILE
-from patchrank.ranker.training_loop import LAST_FOLDER
+from patchsieve.pipeline import storage
+from patchsieve.pipeline.errors import PatchsieveError
+from patchsieve.ranker.checkpoint import CONFIG_FILE
+from patchsieve.ranker.curves import CSV_FILE
+from patchsieve.ranker.training_loop import LAST_FOLDER
 
 POLL_S = 5.0
 _JOIN_S = 2.0
@@ -64,7 +64,7 @@ def follow(out: str, tell: Callable[[dict[str, str]], None]) -> Iterator[None]:
 
     def show() -> None:
         with contextlib.suppress(
-            PatchrankError
+            PatchsieveError
         ):  # a store that is away for a while: they come with the next look
             for point in read_curve(out):
                 if point["step"] not in seen:

@@ -11,23 +11,23 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from patchrank.pipeline import storage
-from patchrank.pipeline.config_file import config_to_yaml, with_run_id
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.owner import create_once
-from patchrank.pipeline.record_file import canonical_json
-from patchrank.ranker.baseline_fits import fit_baselines
-from patchrank.ranker.checkpoint import CONFIG_FILE
-from patchrank.ranker.table_index import TableIndex
-from patchrank.ranker.train_config import TrainConfig
-from patchrank.ranker.train_plan import TrainPlan
+from patchsieve.pipeline import storage
+from patchsieve.pipeline.config_file import config_to_yaml, with_run_id
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.owner import create_once
+from patchsieve.pipeline.record_file import canonical_json
+from patchsieve.ranker.baseline_fits import fit_baselines
+from patchsieve.ranker.checkpoint import CONFIG_FILE
+from patchsieve.ranker.table_index import TableIndex
+from patchsieve.ranker.train_config import TrainConfig
+from patchsieve.ranker.train_plan import TrainPlan
 
 RECORD_FILE = "training.json"
 SETTINGS_FILE = "train.yaml"
 BASELINE_ROWS = 50_000
 """Rows that the baselines are fitted to, about: a position is then seen thousands of times."""
 
-_FORMAT = "patchrank training"
+_FORMAT = "patchsieve training"
 # Settings that a run may change when it goes on: where things are, how it runs, and how long.
 _FREE = {
     *("tables", "out", "teacher", "images", "root", "resume", "log_format", "dry_run"),
@@ -64,7 +64,7 @@ def begun(out: str) -> TrainRecord | None:
             ) from None
         return None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{url} is damaged, or was not written by patchrank: {error!r}") from None
+        raise UserError(f"{url} is damaged, or was not written by patchsieve: {error!r}") from None
 
 
 def check_resume(plan: TrainPlan, record: TrainRecord | None) -> None:

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.randomness import KeyedRandom
-from patchrank.ranker.losses import LossName, loss_options, make_loss
-from patchrank.ranker.optimiser import parameter_groups, rate_factor
-from patchrank.ranker.targets import TargetName, default_target, transform
-from patchrank.ranker.training_batch import Batch
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.randomness import KeyedRandom
+from patchsieve.ranker.losses import LossName, loss_options, make_loss
+from patchsieve.ranker.optimiser import parameter_groups, rate_factor
+from patchsieve.ranker.targets import TargetName, default_target, transform
+from patchsieve.ranker.training_batch import Batch
 
 
 class DivergedError(UserError):

@@ -15,18 +15,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from patchrank.pipeline import storage
-from patchrank.ranker.baseline_fits import FITS
-from patchrank.ranker.checkpoint import save_ranker
-from patchrank.ranker.curves import write_curves
-from patchrank.ranker.dataset import TableBatches
-from patchrank.ranker.model import Ranker
-from patchrank.ranker.train_plan import TrainPlan
-from patchrank.ranker.train_record import TrainRecord
-from patchrank.ranker.training import Training
-from patchrank.ranker.training_batch import Batch
-from patchrank.ranker.validation import Measured, Validation
-from patchrank.ranker.workers import Worker
+from patchsieve.pipeline import storage
+from patchsieve.ranker.baseline_fits import FITS
+from patchsieve.ranker.checkpoint import save_ranker
+from patchsieve.ranker.curves import write_curves
+from patchsieve.ranker.dataset import TableBatches
+from patchsieve.ranker.model import Ranker
+from patchsieve.ranker.train_plan import TrainPlan
+from patchsieve.ranker.train_record import TrainRecord
+from patchsieve.ranker.training import Training
+from patchsieve.ranker.training_batch import Batch
+from patchsieve.ranker.validation import Measured, Validation
+from patchsieve.ranker.workers import Worker
 
 LAST_FOLDER = "last"
 """Below OUT: the ranker of the last step; OUT itself holds the one that agreed best with the teacher."""

@@ -18,13 +18,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from patchrank.pipeline.aggregate import Aggregate, dense_scores
-from patchrank.ranker.metrics import spearman
-from patchrank.ranker.stored_rows import StoredRows
-from patchrank.ranker.table_index import TableIndex
-from patchrank.ranker.training import Training, fit_temperature
-from patchrank.ranker.training_batch import Batch
-from patchrank.ranker.validation_plan import ValidationKind, ValidationPlan, image_group
+from patchsieve.pipeline.aggregate import Aggregate, dense_scores
+from patchsieve.ranker.metrics import spearman
+from patchsieve.ranker.stored_rows import StoredRows
+from patchsieve.ranker.table_index import TableIndex
+from patchsieve.ranker.training import Training, fit_temperature
+from patchsieve.ranker.training_batch import Batch
+from patchsieve.ranker.validation_plan import ValidationKind, ValidationPlan, image_group
 
 CHUNK = 128
 """Images or views that are scored at once."""

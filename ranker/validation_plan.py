@@ -17,10 +17,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from patchrank.pipeline.aggregate import Aggregate
-from patchrank.pipeline.randomness import KeyedRandom
-from patchrank.pipeline.table_reader import TableFile
-from patchrank.ranker.table_index import TableIndex
+from patchsieve.pipeline.aggregate import Aggregate
+from patchsieve.pipeline.randomness import KeyedRandom
+from patchsieve.pipeline.table_reader import TableFile
+from patchsieve.ranker.table_index import TableIndex
 
 ValidationKind = Literal["whole images", "visible patches"]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from patchrank.pipeline.actor_slots import (
+from patchsieve.pipeline.actor_slots import (
     MOST_DECODE_CPUS,
     ActorSize,
     HeadUse,
@@ -17,7 +17,7 @@ from patchrank.pipeline.actor_slots import (
     spared_node,
     wanted_actors,
 )
-from patchrank.pipeline.errors import UserError
+from patchsieve.pipeline.errors import UserError
 
 HEAD = NodeResources(cpus=0, gpus=0)
 CPU_8 = NodeResources(cpus=8, gpus=0)

@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-import patchrank
-from patchrank.pipeline.api import ImageScores, Teacher, as_pixels, load_teacher, score_images
-from patchrank.pipeline.errors import UserError
+import patchsieve
+from patchsieve.pipeline.api import ImageScores, Teacher, as_pixels, load_teacher, score_images
+from patchsieve.pipeline.errors import UserError
 from tests.helpers.photos import encode, photo_pixels, write_shard
 from tests.helpers.score_runs import rows_of, save_small_teacher, score_config, score_here
 
@@ -137,13 +137,13 @@ def test_teachers_by_path(path: str, tmp_path: Path) -> None:
 
 
 def test_the_public_names_are_these_and_need_no_ray(path: str) -> None:
-    assert patchrank.score_images is score_images
-    assert patchrank.load_teacher is load_teacher
+    assert patchsieve.score_images is score_images
+    assert patchsieve.load_teacher is load_teacher
     code = (
-        "import sys, numpy, patchrank\n"
-        "teacher = patchrank.load_teacher(sys.argv[1], precision='fp32')\n"
+        "import sys, numpy, patchsieve\n"
+        "teacher = patchsieve.load_teacher(sys.argv[1], precision='fp32')\n"
         "image = numpy.zeros((50, 60, 3), numpy.uint8)\n"
-        "print(patchrank.score_images([image], teacher, views=2)[0].score.shape)\n"
+        "print(patchsieve.score_images([image], teacher, views=2)[0].score.shape)\n"
         "print('ray' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)

@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.table_reader import ScoreTables
-from patchrank.ranker.baseline_fits import (
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.table_reader import ScoreTables
+from patchsieve.ranker.baseline_fits import (
     CHUNK_ROWS,
     fit_baselines,
     fit_batches,
     fitted_values,
     training_rows,
 )
-from patchrank.ranker.features import FEATURES, pixel_features
-from patchrank.ranker.reading_order import held_out
-from patchrank.ranker.table_index import TableIndex, index_tables
-from patchrank.ranker.training_batch import Batch
+from patchsieve.ranker.features import FEATURES, pixel_features
+from patchsieve.ranker.reading_order import held_out
+from patchsieve.ranker.table_index import TableIndex, index_tables
+from patchsieve.ranker.training_batch import Batch
 from tests.helpers.pixel_tables import GRID, PATCH, VISIBLE, write_pixel_table
 
 

@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.patches import normalise, patchify
-from patchrank.pipeline.table_reader import ScoreTables
-from patchrank.ranker.baseline_fits import FITS, fit_baselines
-from patchrank.ranker.baselines import BASELINES, BaselineSources, class_attention, make_baseline
-from patchrank.ranker.checkpoint import load_ranker, save_ranker
-from patchrank.ranker.clustering import density_peaks
-from patchrank.ranker.features import even_order, gradient_energy, pixel_variance
-from patchrank.ranker.table_index import index_tables
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.patches import normalise, patchify
+from patchsieve.pipeline.table_reader import ScoreTables
+from patchsieve.ranker.baseline_fits import FITS, fit_baselines
+from patchsieve.ranker.baselines import BASELINES, BaselineSources, class_attention, make_baseline
+from patchsieve.ranker.checkpoint import load_ranker, save_ranker
+from patchsieve.ranker.clustering import density_peaks
+from patchsieve.ranker.features import even_order, gradient_energy, pixel_variance
+from patchsieve.ranker.table_index import index_tables
 from tests.helpers.photos import photo_pixels
 from tests.helpers.pixel_tables import GRID, PATCH, write_pixel_table
 from tests.helpers.rankers import TEACHER, small_ranker

@@ -1,4 +1,4 @@
-"""The ranker that comes with patchrank: found by its name, small, and better than what needs no training."""
+"""The ranker that comes with patchsieve: found by its name, small, and better than what needs no training."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import patchrank
-from patchrank.pipeline.demo_photos import find_photos
-from patchrank.pipeline.images import decode_image
-from patchrank.ranker.api import center_patches
-from patchrank.ranker.baseline_fits import FITS
-from patchrank.ranker.baselines import BaselineSources, make_baseline
-from patchrank.ranker.metrics import spearman
-from patchrank.ranker.sources import resolve_ranker
+import patchsieve
+from patchsieve.pipeline.demo_photos import find_photos
+from patchsieve.pipeline.images import decode_image
+from patchsieve.ranker.api import center_patches
+from patchsieve.ranker.baseline_fits import FITS
+from patchsieve.ranker.baselines import BaselineSources, make_baseline
+from patchsieve.ranker.metrics import spearman
+from patchsieve.ranker.sources import resolve_ranker
 
 NAMES = ("astronaut", "chelsea", "coffee", "rocket")
 
 
 def test_it_is_loaded_by_name_and_of_the_bundled_teacher() -> None:
-    ranker = patchrank.load_ranker("tiny")
+    ranker = patchsieve.load_ranker("tiny")
     assert ranker.name == "tiny"
-    assert ranker.teacher["digest"] == patchrank.load_teacher("tiny").file.digest
+    assert ranker.teacher["digest"] == patchsieve.load_teacher("tiny").file.digest
     assert ranker.temperature > 0
     folder = Path(resolve_ranker("tiny"))
     assert sum(file.stat().st_size for file in folder.glob("*.safetensors")) <= 12e6
@@ -34,10 +34,10 @@ def test_it_agrees_with_the_teacher_on_photos_that_it_never_saw() -> None:
     files = [path for name, path in find_photos(None) if name.startswith(NAMES)]
     photos = [decode_image(path.read_bytes()) for path in files]
     assert len(photos) == len(NAMES)
-    ranker, teacher = patchrank.load_ranker("tiny"), patchrank.load_teacher("tiny", precision="fp32")
-    scored = patchrank.score_images(photos, teacher, views=22, masks="spread")
+    ranker, teacher = patchsieve.load_ranker("tiny"), patchsieve.load_teacher("tiny", precision="fp32")
+    scored = patchsieve.score_images(photos, teacher, views=22, masks="spread")
     dense = np.stack([found.heat_map().reshape(-1) for found in scored])
-    found = spearman(patchrank.rank_images(photos, ranker), dense)
+    found = spearman(patchsieve.rank_images(photos, ranker), dense)
     sources = BaselineSources(grid=14, patch_size=16, fits=ranker.extra[FITS])
     ridge = make_baseline("ridge", sources)
     simple = spearman(np.stack([ridge(center_patches(photo, ranker.config), "") for photo in photos]), dense)

@@ -7,13 +7,13 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from patchrank.pipeline.capacity import (
+from patchsieve.pipeline.capacity import (
     available_memory,
     choose_batch_size,
     is_out_of_memory,
     sequence_bytes,
 )
-from patchrank.pipeline.teacher.architecture import TeacherConfig
+from patchsieve.pipeline.teacher.architecture import TeacherConfig
 
 
 def curve(seconds: dict[int, float], asked: list[int], room: int = 1000) -> Callable[[int], float]:

@@ -14,12 +14,12 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.teacher import sources
-from patchrank.pipeline.teacher.architecture import TeacherConfig, parameter_shapes, sincos_positions
-from patchrank.pipeline.teacher.build import build_teacher, save_teacher
-from patchrank.pipeline.teacher.checkpoint import TeacherFile, read_teacher, weights_digest
-from patchrank.pipeline.teacher.model import MaskedAutoencoder
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.teacher import sources
+from patchsieve.pipeline.teacher.architecture import TeacherConfig, parameter_shapes, sincos_positions
+from patchsieve.pipeline.teacher.build import build_teacher, save_teacher
+from patchsieve.pipeline.teacher.checkpoint import TeacherFile, read_teacher, weights_digest
+from patchsieve.pipeline.teacher.model import MaskedAutoencoder
 from tests.helpers.teachers import KNOWN_SIZES, SMALL, random_teacher, random_vit_mae, write_hub_folder
 
 KNOWN_STATE = random_teacher(KNOWN_SIZES).state_dict()

@@ -12,9 +12,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.teacher.build import save_teacher
-from patchrank.pipeline.teacher.checkpoint import read_teacher
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.teacher.build import save_teacher
+from patchsieve.pipeline.teacher.checkpoint import read_teacher
 from tests.helpers.teachers import KNOWN_SIZES, SMALL, random_teacher, random_vit_mae, write_hub_folder
 
 Weights = dict[str, Tensor]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from patchrank.pipeline.contact_sheet import (
+from patchsieve.pipeline.contact_sheet import (
     ReconstructedPhoto,
     ScoredPhoto,
     best_half,
@@ -20,9 +20,9 @@ from patchrank.pipeline.contact_sheet import (
     pool_scores,
     reconstruction_sheet,
 )
-from patchrank.pipeline.metrics import hidden_patches_pixels
-from patchrank.pipeline.patches import patchify, take_patches
-from patchrank.pipeline.picture_sheet import (
+from patchsieve.pipeline.metrics import hidden_patches_pixels
+from patchsieve.pipeline.patches import patchify, take_patches
+from patchsieve.pipeline.picture_sheet import (
     HIDDEN_GRAY,
     Column,
     Row,
@@ -34,8 +34,8 @@ from patchrank.pipeline.picture_sheet import (
     plain,
     stretch,
 )
-from patchrank.pipeline.scoring import reconstruct
-from patchrank.pipeline.sheet_rows import as_picture, explained_share, painted, reconstructed_photos
+from patchsieve.pipeline.scoring import reconstruct
+from patchsieve.pipeline.sheet_rows import as_picture, explained_share, painted, reconstructed_photos
 from tests.helpers.photos import photo_pixels
 from tests.helpers.teachers import SMALL, random_teacher
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
-from patchrank.pipeline import images
-from patchrank.pipeline.errors import ContentError, InfrastructureError, UserError
-from patchrank.pipeline.images import decode_image
+from patchsieve.pipeline import images
+from patchsieve.pipeline.errors import ContentError, InfrastructureError, UserError
+from patchsieve.pipeline.images import decode_image
 from tests.helpers.image_files import FILES, FORMATS, PHOTO, save
 from tests.helpers.photos import encode
 

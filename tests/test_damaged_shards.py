@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from patchrank.pipeline import storage_retry
-from patchrank.pipeline.errors import ContentError, InfrastructureError
-from patchrank.pipeline.shards import Shard, ShardReader, pick_image
+from patchsieve.pipeline import storage_retry
+from patchsieve.pipeline.errors import ContentError, InfrastructureError
+from patchsieve.pipeline.shards import Shard, ShardReader, pick_image
 from tests.helpers.archives import END, SAMPLE_BYTES, WHOLE, archive, expected, member, read_all, shard_of
 from tests.helpers.servers import Trouble, serve_files
 

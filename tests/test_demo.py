@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from patchrank.jobs import demo
-from patchrank.pipeline import demo_sheet
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.sheet_rows import read_samples, scored_photo
-from patchrank.pipeline.table_reader import ScoreTables
-from patchrank.pipeline.teacher.build import build_teacher
-from patchrank.pipeline.teacher.checkpoint import read_teacher
-from patchrank.ranker import prune_run
-from patchrank.ranker.checkpoint import load_ranker
+from patchsieve.jobs import demo
+from patchsieve.pipeline import demo_sheet
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.sheet_rows import read_samples, scored_photo
+from patchsieve.pipeline.table_reader import ScoreTables
+from patchsieve.pipeline.teacher.build import build_teacher
+from patchsieve.pipeline.teacher.checkpoint import read_teacher
+from patchsieve.ranker import prune_run
+from patchsieve.ranker.checkpoint import load_ranker
 from tests.helpers.demo_photos import pack, samples_of, write_photos
 from tests.helpers.photos import encode, photo_pixels
 from tests.helpers.score_runs import save_small_teacher, score_config, score_here
@@ -33,7 +33,7 @@ def test_without_scikit_image_one_line_says_what_to_do(monkeypatch, capsys, tmp_
     assert ended.value.code == 2
     told = capsys.readouterr().err
     assert told.count("\n") == 1
-    assert "pip install 'patchrank[demo]'" in told
+    assert "pip install scikit-image" in told
     assert "--images DIR" in told
 
 
@@ -96,7 +96,7 @@ def test_the_demo_from_photos_to_picture_and_again(tmp_path, capsys, monkeypatch
     arguments = ["--images", str(folder), "--out", str(out), "--samples", "40", "--views", "4"]
     # A process of its own, as a user starts it: with a Ray of its own.
     ended = subprocess.run(
-        [sys.executable, "-m", "patchrank.jobs.cli", "demo", *arguments],
+        [sys.executable, "-m", "patchsieve.jobs.cli", "demo", *arguments],
         capture_output=True,
         text=True,
         timeout=500,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from patchrank.pipeline.demo_photos import (
+from patchsieve.pipeline.demo_photos import (
     SCIKIT_IMAGE_PHOTOS,
     SHARDS,
     cut_boxes,
@@ -19,9 +19,9 @@ from patchrank.pipeline.demo_photos import (
     shrink,
     spread,
 )
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.images import decode_image
-from patchrank.pipeline.shard_writer import ShardWriter
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.images import decode_image
+from patchsieve.pipeline.shard_writer import ShardWriter
 from tests.helpers.demo_photos import pack, samples_of, write_photos
 from tests.helpers.photos import encode, photo_pixels
 

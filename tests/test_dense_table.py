@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from patchrank.pipeline.api import Teacher
-from patchrank.pipeline.config import IMAGE_FIELDS
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.shards import expand_shards
-from patchrank.ranker.checkpoint import LoadedRanker
-from patchrank.ranker.dense_table import read_dense
-from patchrank.ranker.dense_teacher import measure_dense
-from patchrank.ranker.evaluation_images import EvaluationImages, read_images
-from patchrank.ranker.partition_scores import PartitionScorer
+from patchsieve.pipeline.api import Teacher
+from patchsieve.pipeline.config import IMAGE_FIELDS
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.shards import expand_shards
+from patchsieve.ranker.checkpoint import LoadedRanker
+from patchsieve.ranker.dense_table import read_dense
+from patchsieve.ranker.dense_teacher import measure_dense
+from patchsieve.ranker.evaluation_images import EvaluationImages, read_images
+from patchsieve.ranker.partition_scores import PartitionScorer
 from tests.helpers.evaluations import RATIO, VIEWS, ranker_of, small_teacher
 from tests.helpers.photos import photo_samples, write_shard
 from tests.helpers.score_runs import save_small_teacher, score_config, score_here

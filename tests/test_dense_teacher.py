@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from patchrank.pipeline.aggregate import Aggregate
-from patchrank.pipeline.api import Teacher, score_images
-from patchrank.pipeline.config import Masks
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.patches import draw_visible
-from patchrank.ranker.dense_teacher import measure_dense
-from patchrank.ranker.evaluation_images import EvaluationImages
-from patchrank.ranker.partition_scores import PartitionScorer, PartitionScores, choose, half_agreement
+from patchsieve.pipeline.aggregate import Aggregate
+from patchsieve.pipeline.api import Teacher, score_images
+from patchsieve.pipeline.config import Masks
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.patches import draw_visible
+from patchsieve.ranker.dense_teacher import measure_dense
+from patchsieve.ranker.evaluation_images import EvaluationImages
+from patchsieve.ranker.partition_scores import PartitionScorer, PartitionScores, choose, half_agreement
 from tests.helpers.evaluations import RATIO, VIEWS, evaluation_images, ranker_of, small_teacher
 from tests.helpers.photos import photo_pixels
 from tests.helpers.teachers import SMALL

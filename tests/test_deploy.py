@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import yaml
 
-from patchrank.jobs.command_line import read_config
-from patchrank.pipeline.job_config import ScoreConfig
-from patchrank.pipeline.schedule_config import OnceConfig
+from patchsieve.jobs.command_line import read_config
+from patchsieve.pipeline.job_config import ScoreConfig
+from patchsieve.pipeline.schedule_config import OnceConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 AWS, KUBERAY, DOCKERFILE = ROOT / "ray_cluster.yaml", ROOT / "deploy/kuberay.yaml", ROOT / "deploy/Dockerfile"
@@ -140,7 +140,7 @@ def test_versions_agree(aws: dict[str, Any], kubernetes: dict[str, Any]) -> None
     ray = pinned("ray")
     assert aws["docker"]["image"] == f"rayproject/ray:{ray}-py311-gpu"
     assert kubernetes["RayCluster"]["spec"]["rayVersion"] == ray
-    assert "--constraint ~/patchrank/constraints.txt" in " ".join(aws["setup_commands"])
+    assert "--constraint ~/patchsieve/constraints.txt" in " ".join(aws["setup_commands"])
     docker = DOCKERFILE.read_text(encoding="utf-8")
     assert "FROM python:3.11-" in docker
     assert "--constraint constraints.txt" in docker
@@ -171,17 +171,17 @@ def test_kubernetes_pods_are_confined_and_have_time_to_drain(kubernetes: dict[st
     assert kubernetes["RayCluster"]["spec"]["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
 
 
-def test_commands_of_kubernetes_are_ones_that_patchrank_takes(kubernetes: dict[str, Any]) -> None:
+def test_commands_of_kubernetes_are_ones_that_patchsieve_takes(kubernetes: dict[str, Any]) -> None:
     (container,) = pods(kubernetes)["tick"]["spec"]["containers"]
     words = container["args"]
-    assert words[:3] == ["patchrank", "schedule", "once"]
+    assert words[:3] == ["patchsieve", "schedule", "once"]
     cut = words.index("--")
     tick = read_config("schedule once", OnceConfig, words[3:cut])
     cluster, dashboard = kubernetes["RayCluster"]["metadata"]["name"], "8265"
     assert tick.address == f"http://{cluster}-head-svc:{dashboard}"
     assert read_config("score", ScoreConfig, ["x.tar", "--out", "o", *words[cut + 1 :]]).max_actors == 16
     entrypoint = shlex.split(kubernetes["RayJob"]["spec"]["entrypoint"])
-    assert entrypoint[:2] == ["patchrank", "score"]
+    assert entrypoint[:2] == ["patchsieve", "score"]
     assert read_config("score", ScoreConfig, entrypoint[2:]).teacher == "mae-base"
     (secret,) = container["env"]
     assert secret["valueFrom"]["secretKeyRef"] == {"name": cluster, "key": "auth_token"}

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.done import cache_of, keys_of, measure
-from patchrank.pipeline import storage
-from patchrank.pipeline.done_check import State
-from patchrank.pipeline.output import OutputFolder
-from patchrank.pipeline.shards import expand_shards
+from patchsieve.pipeline import storage
+from patchsieve.pipeline.done_check import State
+from patchsieve.pipeline.output import OutputFolder
+from patchsieve.pipeline.shards import expand_shards
 from tests.helpers.impatient import impatient_s3
 from tests.helpers.servers import S3Store
 from tests.helpers.tables import shard_record, write_table

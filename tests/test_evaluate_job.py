@@ -1,4 +1,4 @@
-"""`patchrank evaluate` end to end: on photographs with the bundled teacher, and what it refuses in one line."""
+"""`patchsieve evaluate` end to end: on photographs with the bundled teacher, and what it refuses in one line."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from patchrank.jobs import evaluate
-from patchrank.pipeline.api import Teacher, load_teacher
-from patchrank.pipeline.demo_photos import find_photos
-from patchrank.ranker.baselines import BASELINES
-from patchrank.ranker.checkpoint import save_ranker
-from patchrank.ranker.evaluation_images import trained_contents
-from patchrank.ranker.evaluation_report import DIAGNOSTIC
-from patchrank.ranker.reading_order import held_out
+from patchsieve.jobs import evaluate
+from patchsieve.pipeline.api import Teacher, load_teacher
+from patchsieve.pipeline.demo_photos import find_photos
+from patchsieve.ranker.baselines import BASELINES
+from patchsieve.ranker.checkpoint import save_ranker
+from patchsieve.ranker.evaluation_images import trained_contents
+from patchsieve.ranker.evaluation_report import DIAGNOSTIC
+from patchsieve.ranker.reading_order import held_out
 from tests.helpers.evaluations import RATIO, made_up_fits, ranker_of, small_teacher
 from tests.helpers.photos import photo, photo_samples, write_shard
 from tests.helpers.rankers import small_ranker
@@ -65,7 +65,7 @@ def arguments(folder: Path, **changes: Any) -> list[str]:
 def refused(capsys: pytest.CaptureFixture[str], folder: Path, **changes: Any) -> str:
     code, _, line = run_command(capsys, *arguments(folder, **changes))
     assert code == 2
-    assert line.startswith("patchrank evaluate: ")
+    assert line.startswith("patchsieve evaluate: ")
     assert line.count("\n") == 1
     return line
 
@@ -178,5 +178,5 @@ def test_a_plot_without_the_library(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
     line = refused(capsys, folder, out=tmp_path / "out")
-    assert "needs matplotlib: pip install 'patchrank[plots]'" in line
+    assert "needs matplotlib: pip install matplotlib" in line
     assert not (tmp_path / "out").exists()

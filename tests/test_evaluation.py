@@ -13,15 +13,15 @@ import pytest
 import torch
 from torch import nn
 
-from patchrank.pipeline.api import Teacher
-from patchrank.pipeline.errors import UserError
-from patchrank.ranker.baselines import BASELINES, BaselineSources, make_baseline
-from patchrank.ranker.checkpoint import LoadedRanker
-from patchrank.ranker.evaluation import RANKER, Evaluation, agreements, evaluate_ranker
-from patchrank.ranker.evaluation_plot import draw_evaluation, require_plots
-from patchrank.ranker.evaluation_report import report_lines, to_json
-from patchrank.ranker.metrics import spearman
-from patchrank.ranker.reconstruction_check import SHARES, SPACES
+from patchsieve.pipeline.api import Teacher
+from patchsieve.pipeline.errors import UserError
+from patchsieve.ranker.baselines import BASELINES, BaselineSources, make_baseline
+from patchsieve.ranker.checkpoint import LoadedRanker
+from patchsieve.ranker.evaluation import RANKER, Evaluation, agreements, evaluate_ranker
+from patchsieve.ranker.evaluation_plot import draw_evaluation, require_plots
+from patchsieve.ranker.evaluation_report import report_lines, to_json
+from patchsieve.ranker.metrics import spearman
+from patchsieve.ranker.reconstruction_check import SHARES, SPACES
 from tests.helpers.evaluations import (
     evaluation_images,
     made_up_fits,
@@ -189,7 +189,7 @@ def test_the_plot_is_a_png(evaluation: Evaluation, diagnostic: bool) -> None:
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     require_plots("a plot")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"^a plot needs matplotlib: pip install 'patchrank\[plots\]'$"):
+    with pytest.raises(UserError, match=r"^a plot needs matplotlib: pip install matplotlib$"):
         require_plots("a plot")
 
 

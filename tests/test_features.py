@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from patchrank.pipeline.patches import patchify
-from patchrank.ranker.features import (
+from patchsieve.pipeline.patches import patchify
+from patchsieve.ranker.features import (
     FEATURES,
     centre_distance,
     even_order,

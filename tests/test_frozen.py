@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from patchrank.pipeline.api import load_teacher, score_images
-from patchrank.pipeline.config import FrozenTokens, Metric
-from patchrank.pipeline.cost import gflop_per_view
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.frozen import draw_starts, draw_tokens
-from patchrank.pipeline.scoring import Scorer
-from patchrank.pipeline.teacher.architecture import TeacherConfig
-from patchrank.pipeline.teacher.build import build_teacher
-from patchrank.pipeline.teacher.checkpoint import read_teacher
+from patchsieve.pipeline.api import load_teacher, score_images
+from patchsieve.pipeline.config import FrozenTokens, Metric
+from patchsieve.pipeline.cost import gflop_per_view
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.frozen import draw_starts, draw_tokens
+from patchsieve.pipeline.scoring import Scorer
+from patchsieve.pipeline.teacher.architecture import TeacherConfig
+from patchsieve.pipeline.teacher.build import build_teacher
+from patchsieve.pipeline.teacher.checkpoint import read_teacher
 from tests.helpers.photos import encode, photo_pixels, write_shard
 from tests.helpers.score_runs import rows_of, save_small_teacher, score_config, score_here
 from tests.helpers.scoring import RATIO, SMALL, make_teacher, make_views, one_thread

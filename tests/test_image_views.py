@@ -13,14 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
-from patchrank.pipeline import storage
-from patchrank.pipeline.errors import InfrastructureError, UserError
-from patchrank.pipeline.shards import expand_shards
-from patchrank.pipeline.table_reader import ScoreTables
-from patchrank.ranker.dataset import TableBatches
-from patchrank.ranker.image_shards import ShardImages
-from patchrank.ranker.table_index import Context, TableIndex, index_tables
-from patchrank.ranker.training_batch import Batch
+from patchsieve.pipeline import storage
+from patchsieve.pipeline.errors import InfrastructureError, UserError
+from patchsieve.pipeline.shards import expand_shards
+from patchsieve.pipeline.table_reader import ScoreTables
+from patchsieve.ranker.dataset import TableBatches
+from patchsieve.ranker.image_shards import ShardImages
+from patchsieve.ranker.table_index import Context, TableIndex, index_tables
+from patchsieve.ranker.training_batch import Batch
 from tests.helpers.archives import archive, member, pax
 from tests.helpers.photos import encode, photo, photo_pixels
 from tests.helpers.score_runs import rows_of, save_small_teacher, score_config, score_here

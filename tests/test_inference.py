@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from patchrank.pipeline.config import Precision
-from patchrank.pipeline.inference import (
+from patchsieve.pipeline.config import Precision
+from patchsieve.pipeline.inference import (
     NarrowingNorm,
     OneDnnLinear,
     choose_precision,
@@ -16,8 +16,8 @@ from patchrank.pipeline.inference import (
     pick_precision,
     prepare,
 )
-from patchrank.pipeline.teacher.architecture import TeacherConfig
-from patchrank.pipeline.teacher.model import MaskedAutoencoder
+from patchsieve.pipeline.teacher.architecture import TeacherConfig
+from patchsieve.pipeline.teacher.model import MaskedAutoencoder
 from tests.helpers.scoring import one_thread
 
 CPU = torch.device("cpu")
@@ -113,7 +113,7 @@ def test_precision_is_chosen_by_a_probe() -> None:
 
 @pytest.mark.gpu
 def test_gpus_compute_the_same_scores() -> None:
-    from patchrank.pipeline.scoring import Scorer
+    from patchsieve.pipeline.scoring import Scorer
 
     model = MaskedAutoencoder(CONFIG)
     pixels = torch.randint(0, 256, (5, 16, CONFIG.patch_values), dtype=torch.uint8)

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.patches import normalise
-from patchrank.pipeline.teacher.architecture import TeacherConfig
-from patchrank.pipeline.teacher.build import save_teacher
-from patchrank.pipeline.teacher.checkpoint import TeacherFile, read_teacher
-from patchrank.pipeline.teacher.model import MaskedAutoencoder
-from patchrank.ranker.initial_weights import initial_ranker, read_tables_teacher
-from patchrank.ranker.model import RankerConfig
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.patches import normalise
+from patchsieve.pipeline.teacher.architecture import TeacherConfig
+from patchsieve.pipeline.teacher.build import save_teacher
+from patchsieve.pipeline.teacher.checkpoint import TeacherFile, read_teacher
+from patchsieve.pipeline.teacher.model import MaskedAutoencoder
+from patchsieve.ranker.initial_weights import initial_ranker, read_tables_teacher
+from patchsieve.ranker.model import RankerConfig
 from tests.helpers.rankers import TINY_VIT
 from tests.helpers.teachers import random_teacher
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from patchrank.jobs.schedule import main as schedule
+from patchsieve.jobs.schedule import main as schedule
 from tests.helpers.jobs_cluster import jobs_cluster
 from tests.helpers.photos import photo_samples, write_shard
 from tests.helpers.score_processes import leftovers, wait_until
@@ -70,7 +70,7 @@ def test_what_is_uploaded_is_the_code_of_the_jobs(tmp_path: Path) -> None:
     package = tmp_path / "package.zip"
     create_package(str(ROOT), package, include_gitignore=True, excludes=[])
     uploaded = set(zipfile.ZipFile(package).namelist())
-    folders = ("jobs", "patchrank", "pipeline", "ranker")
+    folders = ("jobs", "patchsieve", "pipeline", "ranker")
     code = {p.relative_to(ROOT).as_posix() for folder in folders for p in (ROOT / folder).rglob("*.py")}
     assert {name for name in uploaded if name.endswith(".py")} == code
     setup = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
@@ -103,7 +103,7 @@ def test_lines_and_exit_codes_arrive(tmp_path: Path, address: str) -> None:
     assert refused.returncode == 1
     assert client.get_job_info("score-2").driver_exit_code == 2
     (line,) = [
-        line for line in client.get_job_logs("score-2").splitlines() if line.startswith("patchrank score:")
+        line for line in client.get_job_logs("score-2").splitlines() if line.startswith("patchsieve score:")
     ]
     assert "views" in line
 

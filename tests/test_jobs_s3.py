@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from patchrank.pipeline import storage
-from patchrank.pipeline.output_status import read_status
-from patchrank.ranker.checkpoint import load_ranker
-from patchrank.ranker.train_progress import read_curve
+from patchsieve.pipeline import storage
+from patchsieve.pipeline.output_status import read_status
+from patchsieve.ranker.checkpoint import load_ranker
+from patchsieve.ranker.train_progress import read_curve
 from tests.helpers.photos import photo_samples, write_shard
 from tests.helpers.prune_runs import prune_config, prune_here, save_small_ranker
 from tests.helpers.score_runs import save_small_teacher, score_config, score_here
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CODE = """
 import json, sys
 import ray
-from patchrank.jobs import prune, train
+from patchsieve.jobs import prune, train
 workers = {"env_vars": {"AWS_ACCESS_KEY_ID": "worker-key"}}
 ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=10**8, runtime_env=workers)
 for name, *arguments in json.loads(sys.argv[1]):

@@ -79,7 +79,7 @@ STORAGE_FILES = {f"pipeline/{name}" for name in ORDER["pipeline"] if name.starts
 WRITING_FILES = STORAGE_FILES | {"pipeline/scratch.py"}
 # Importing these or any job loads nothing heavy, so that --help answers at once.
 LIGHT_FILES = [
-    "patchrank/__init__.py",
+    "patchsieve/__init__.py",
     "pipeline/config.py",
     "pipeline/job_config.py",
     "pipeline/schedule_config.py",
@@ -92,7 +92,7 @@ LIGHT_DRIVERS = ["pipeline/score_request.py", "pipeline/score_run.py"]
 MODEL_LIBRARIES = {"timm", "torchvision"}
 HEAVY_LIBRARIES = {"torch", "torchvision", "timm", "ray", "webdataset"}
 # The names computed here are those of our own modules.
-COMPUTED_IMPORT_FILES = {"patchrank/__init__.py", "jobs/cli.py"}
+COMPUTED_IMPORT_FILES = {"patchsieve/__init__.py", "jobs/cli.py"}
 # What a bare GPU machine has and what that brings along: the pipeline needs no more, its Ray files aside.
 SCORING_LIBRARIES = {
     *("torch", "torchvision", "timm", "pyarrow", "fsspec"),
@@ -111,7 +111,7 @@ def python_files(*folders: str) -> list[str]:
 
 def sources() -> list[str]:
     """The files that are installed."""
-    return python_files("patchrank", *PACKAGES)
+    return python_files("patchsieve", *PACKAGES)
 
 
 @cache
@@ -128,7 +128,7 @@ def broken(rule: Callable[[str], object], files: list[str]) -> dict[str, object]
 def rank_of(file: str) -> tuple[int, int]:
     """The file's place in the order, package first; a package's own __init__ comes before its files."""
     package, _, rest = file.partition("/")
-    if package == "patchrank":
+    if package == "patchsieve":
         return (len(PACKAGES), 0)
     if rest not in ORDER[package] and not rest.endswith("__init__.py"):
         raise AssertionError(f"{file}: add it to LISTED right before the file that uses it")
@@ -136,15 +136,15 @@ def rank_of(file: str) -> tuple[int, int]:
 
 
 def file_of(module: str) -> str | None:
-    """The file that `patchrank.pipeline.x` names, relative to the root; None if there is none."""
-    path = module.removeprefix("patchrank").strip(".").replace(".", "/") or "patchrank"
+    """The file that `patchsieve.pipeline.x` names, relative to the root; None if there is none."""
+    path = module.removeprefix("patchsieve").strip(".").replace(".", "/") or "patchsieve"
     candidates = (f"{path}.py", f"{path}/__init__.py")
     return next((candidate for candidate in candidates if (ROOT / candidate).is_file()), None)
 
 
 def imported_file(used: layout.Import) -> str | None:
     """The file of ours that an import means: the module, not the package that it is imported from."""
-    if used.module.split(".")[0] != "patchrank":
+    if used.module.split(".")[0] != "patchsieve":
         return None
     return (file_of(f"{used.module}.{used.name}") if used.name else None) or file_of(used.module)
 
@@ -160,12 +160,12 @@ def refused_imports(file: str, tree: ast.Module) -> list[str]:
     for used in layout.imports(tree):
         target = imported_file(used)
         if used.module.split(".")[0] in {*PACKAGES, "", "tests", "benchmarks"}:
-            found.append(f"line {used.line}: {used.module} is no name of ours, which begin with patchrank")
-        elif target == "patchrank/__init__.py" and used.name == "__version__":
+            found.append(f"line {used.line}: {used.module} is no name of ours, which begin with patchsieve")
+        elif target == "patchsieve/__init__.py" and used.name == "__version__":
             continue
-        elif used.module.split(".")[0] == "patchrank" and not names_a_module(target, used):
+        elif used.module.split(".")[0] == "patchsieve" and not names_a_module(target, used):
             found.append(f"line {used.line}: there is no {used.module}.{used.name or ''}")
-        elif target is not None and file != "patchrank/__init__.py" and rank_of(target) >= rank_of(file):
+        elif target is not None and file != "patchsieve/__init__.py" and rank_of(target) >= rank_of(file):
             found.append(f"line {used.line}: imports {target}, which comes later")
     return found
 
@@ -173,7 +173,7 @@ def refused_imports(file: str, tree: ast.Module) -> list[str]:
 def libraries(tree: ast.Module, *, at_import: bool = False) -> set[str]:
     """Top-level names of imported libraries that are neither ours nor Python's."""
     names = {i.module.split(".")[0] for i in layout.imports(tree) if i.at_import or not at_import}
-    return names - set(sys.stdlib_module_names) - {"patchrank", ""}
+    return names - set(sys.stdlib_module_names) - {"patchsieve", ""}
 
 
 def loaded_at_import(file: str) -> set[str]:
@@ -246,6 +246,17 @@ def test_libraries_are_declared() -> None:
     assert broken(undeclared, sources()) == {}
 
 
+def test_messages_install_a_dependency_or_an_extra_of_the_checkout() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    entries = [*project["dependencies"], *(entry for listed in extras.values() for entry in listed)]
+    known = {re.split(r"[^\w-]", entry)[0] for entry in entries} - {project["name"]}
+    known |= {f"'.[{extra}]'" for extra in extras}
+    told = {file: set(layout.told_installs(tree_of(file))) for file in sources()}
+    assert {"scikit-image", "matplotlib"} <= set().union(*told.values())
+    assert {file: names - known for file, names in told.items() if names - known} == {}
+
+
 def test_heavy_libraries_load_only_when_a_job_runs() -> None:
     files = [*LIGHT_FILES, *python_files("jobs")]
     assert broken(lambda file: loaded_at_import(file) & HEAVY_LIBRARIES, files) == {}
@@ -256,7 +267,7 @@ def test_a_score_run_itself_loads_no_model() -> None:
 
 
 def test_files_are_short() -> None:
-    files = python_files("patchrank", *PACKAGES, "tests", "benchmarks")
+    files = python_files("patchsieve", *PACKAGES, "tests", "benchmarks")
     lines = {file: len((ROOT / file).read_text(encoding="utf-8").splitlines()) for file in files}
     limit = {file: MAX_JOB_LINES if file.startswith("jobs/") else MAX_LINES for file in files}
     assert {file: count for file, count in lines.items() if count > limit[file]} == {}, "split them by idea"
@@ -272,7 +283,7 @@ def test_nothing_is_unpickled() -> None:
 
 
 def test_no_shell() -> None:
-    files = python_files("patchrank", *PACKAGES, "tests", "benchmarks")
+    files = python_files("patchsieve", *PACKAGES, "tests", "benchmarks")
     assert broken(lambda file: layout.shell_use(tree_of(file)), files) == {}
 
 

@@ -124,30 +124,44 @@ def test_commands_without_a_shell_pass() -> None:
 def test_computed_imports_are_found() -> None:
     assert layout.computed_imports(ast.parse("importlib.import_module(name)"))
     assert layout.computed_imports(ast.parse("__import__('a' + b)"))
-    assert layout.computed_imports(ast.parse("import_module('patchrank.pipeline.errors')")) == []
+    assert layout.computed_imports(ast.parse("import_module('patchsieve.pipeline.errors')")) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("raise UserError('do: pip install matplotlib')", ["matplotlib"]),
+        ("f'{wish} (pip install --force-reinstall matplotlib), or'", ["matplotlib"]),
+        ("f'pip install {name}'", [""]),
+        ("'do: ' 'pip install ' \"'patchsieve[demo]'; or not\"", ["'patchsieve[demo]'"]),
+        ("'installs with pip'", []),
+    ],
+)
+def test_what_messages_install_is_found(source: str, told: list[str]) -> None:
+    assert layout.told_installs(ast.parse(source)) == told
 
 
 @pytest.mark.parametrize(
     ("file", "source"),
     [
-        ("pipeline/config.py", "import patchrank.ranker"),
-        ("pipeline/config.py", "from patchrank.jobs import cli"),
-        ("pipeline/config.py", "def f():\n    from patchrank.pipeline.shards import Shard"),
-        ("pipeline/config.py", "from patchrank.pipeline import storage"),
-        ("pipeline/config.py", "from patchrank.pipeline.config import RowConfig"),
+        ("pipeline/config.py", "import patchsieve.ranker"),
+        ("pipeline/config.py", "from patchsieve.jobs import cli"),
+        ("pipeline/config.py", "def f():\n    from patchsieve.pipeline.shards import Shard"),
+        ("pipeline/config.py", "from patchsieve.pipeline import storage"),
+        ("pipeline/config.py", "from patchsieve.pipeline.config import RowConfig"),
         (
             "pipeline/config.py",
-            "if TYPE_CHECKING:\n    from patchrank.pipeline.shards import Shard",
+            "if TYPE_CHECKING:\n    from patchsieve.pipeline.shards import Shard",
         ),
-        ("pipeline/config.py", "import_module('patchrank.pipeline.storage')"),
-        ("pipeline/config.py", "from patchrank import load_teacher"),
-        ("pipeline/config.py", "import patchrank.pipeline.no_such_module"),
-        ("pipeline/config.py", "from patchrank.pipeline import no_such_module"),
+        ("pipeline/config.py", "import_module('patchsieve.pipeline.storage')"),
+        ("pipeline/config.py", "from patchsieve import load_teacher"),
+        ("pipeline/config.py", "import patchsieve.pipeline.no_such_module"),
+        ("pipeline/config.py", "from patchsieve.pipeline import no_such_module"),
         ("pipeline/config.py", "from .errors import UserError"),
         ("pipeline/config.py", "from pipeline.errors import UserError"),
         ("pipeline/config.py", "import jobs.cli"),
         ("pipeline/config.py", "from tests.helpers import layout"),
-        ("ranker/__init__.py", "from patchrank.jobs import __init__"),
+        ("ranker/__init__.py", "from patchsieve.jobs import __init__"),
     ],
 )
 def test_imports_against_the_order_are_found(file: str, source: str) -> None:
@@ -157,11 +171,11 @@ def test_imports_against_the_order_are_found(file: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("file", "source"),
     [
-        ("pipeline/config.py", "from patchrank.pipeline.errors import UserError"),
-        ("pipeline/config.py", "from patchrank.pipeline import errors"),
-        ("pipeline/config.py", "from patchrank import __version__"),
+        ("pipeline/config.py", "from patchsieve.pipeline.errors import UserError"),
+        ("pipeline/config.py", "from patchsieve.pipeline import errors"),
+        ("pipeline/config.py", "from patchsieve import __version__"),
         ("pipeline/config.py", "import json, numpy"),
-        ("patchrank/__init__.py", "from patchrank.pipeline.config import RowConfig"),
+        ("patchsieve/__init__.py", "from patchsieve.pipeline.config import RowConfig"),
     ],
 )
 def test_imports_in_order_pass(file: str, source: str) -> None:

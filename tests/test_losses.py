@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from patchrank.pipeline.errors import UserError
-from patchrank.ranker import losses
-from patchrank.ranker.losses import make_loss
+from patchsieve.pipeline.errors import UserError
+from patchsieve.ranker import losses
+from patchsieve.ranker.losses import make_loss
 from tests import reference_losses as reference
 
 VIEWS, PATCHES = 4, 19

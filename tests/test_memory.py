@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from patchrank.pipeline.shards import expand_shards
-from patchrank.pipeline.teacher.build import save_teacher
+from patchsieve.pipeline.shards import expand_shards
+from patchsieve.pipeline.teacher.build import save_teacher
 from tests.helpers.memory_run import STATUS
 from tests.helpers.photos import photo, write_shard
 from tests.helpers.teachers import SMALL, random_teacher

@@ -10,7 +10,7 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
-from patchrank.pipeline.metrics import (
+from patchsieve.pipeline.metrics import (
     absolute_change,
     hidden_patches_pixels,
     psnr_change,
@@ -18,8 +18,8 @@ from patchrank.pipeline.metrics import (
     ssim_change,
     whole_images,
 )
-from patchrank.pipeline.patches import normalise, patchify
-from patchrank.pipeline.teacher.architecture import TeacherConfig
+from patchsieve.pipeline.patches import normalise, patchify
+from patchsieve.pipeline.teacher.architecture import TeacherConfig
 from tests.helpers.photos import photo_pixels
 from tests.helpers.scoring import one_thread
 

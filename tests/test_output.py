@@ -14,13 +14,13 @@ import fsspec
 import pyarrow.parquet as pq
 import pytest
 
-from patchrank.pipeline import owner, storage
-from patchrank.pipeline.errors import InfrastructureError, UserError
-from patchrank.pipeline.output import OutputFolder, new_run_id
-from patchrank.pipeline.output_status import read_status
-from patchrank.pipeline.score_table import row_fields, row_identity, write_errors
-from patchrank.pipeline.shards import Fault
-from patchrank.pipeline.table_reader import read_scores
+from patchsieve.pipeline import owner, storage
+from patchsieve.pipeline.errors import InfrastructureError, UserError
+from patchsieve.pipeline.output import OutputFolder, new_run_id
+from patchsieve.pipeline.output_status import read_status
+from patchsieve.pipeline.score_table import row_fields, row_identity, write_errors
+from patchsieve.pipeline.shards import Fault
+from patchsieve.pipeline.table_reader import read_scores
 from tests.helpers import killed_run
 from tests.helpers.servers import S3Store, serve_s3
 from tests.helpers.tables import CONFIG, TEACHER, make_shard, record_of, write_table
@@ -108,7 +108,7 @@ def test_of_runs_that_start_together_one_fixes_the_settings(tmp_path: Path) -> N
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"identity": "x"}', '{"rows": 1}'])
 def test_a_config_that_is_not_ours_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(UserError, match=r"config\.json was not written by patchrank, or is damaged"):
+    with pytest.raises(UserError, match=r"config\.json was not written by patchsieve, or is damaged"):
         OutputFolder(str(tmp_path), run_id="run-1").adopt_config(ROWS, other={})
 
 
@@ -118,7 +118,7 @@ def test_a_store_without_exclusive_creation_is_named_once(
     s3.ignore_conditions = True
     owner._say_not_exclusive.cache_clear()
     url = s3.url("out")
-    with caplog.at_level(logging.WARNING, "patchrank"):
+    with caplog.at_level(logging.WARNING, "patchsieve"):
         output = OutputFolder(url, run_id="run-1")
         output.acquire(heartbeat=False)
         output.adopt_config(ROWS, other={})

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.machine import Machine
-from patchrank.pipeline.output import OutputFolder
-from patchrank.pipeline.output_status import read_status
-from patchrank.pipeline.score_table import row_fields, row_identity, write_errors
-from patchrank.pipeline.shards import Fault, Shard
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.machine import Machine
+from patchsieve.pipeline.output import OutputFolder
+from patchsieve.pipeline.output_status import read_status
+from patchsieve.pipeline.score_table import row_fields, row_identity, write_errors
+from patchsieve.pipeline.shards import Fault, Shard
 from tests.helpers.tables import CONFIG, TEACHER, make_shard, shard_record, write_table
 
 ROWS = row_fields(CONFIG, TEACHER.digest)
@@ -139,7 +139,7 @@ def test_what_is_no_output_folder_is_refused(tmp_path: Path, make: bool) -> None
     folder = tmp_path / "photos"
     if make:
         folder.mkdir()
-    with pytest.raises(UserError, match="photos is no output folder of patchrank"):
+    with pytest.raises(UserError, match="photos is no output folder of patchsieve"):
         read_status(str(folder))
     assert folder.exists() == make
 

@@ -13,21 +13,21 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from patchrank.jobs.schedule import main as schedule
-from patchrank.jobs.status import main as status
-from patchrank.pipeline import storage
-from patchrank.pipeline.done_check import State
-from patchrank.pipeline.errors import InfrastructureError
-from patchrank.pipeline.output import OutputFolder
-from patchrank.pipeline.output_status import read_status
-from patchrank.pipeline.pruned import PrunedDataset, PrunedSample
-from patchrank.pipeline.pruned_index import INDEX_FOLDER
-from patchrank.pipeline.record_file import digest_of
-from patchrank.pipeline.schedule_config import ListConfig, OnceConfig
-from patchrank.pipeline.schedule_run import list_corpora, tick_once
-from patchrank.pipeline.score_table import row_fields
-from patchrank.pipeline.shards import Shard, expand_shards
-from patchrank.ranker.prune_plan import make_request
+from patchsieve.jobs.schedule import main as schedule
+from patchsieve.jobs.status import main as status
+from patchsieve.pipeline import storage
+from patchsieve.pipeline.done_check import State
+from patchsieve.pipeline.errors import InfrastructureError
+from patchsieve.pipeline.output import OutputFolder
+from patchsieve.pipeline.output_status import read_status
+from patchsieve.pipeline.pruned import PrunedDataset, PrunedSample
+from patchsieve.pipeline.pruned_index import INDEX_FOLDER
+from patchsieve.pipeline.record_file import digest_of
+from patchsieve.pipeline.schedule_config import ListConfig, OnceConfig
+from patchsieve.pipeline.schedule_run import list_corpora, tick_once
+from patchsieve.pipeline.score_table import row_fields
+from patchsieve.pipeline.shards import Shard, expand_shards
+from patchsieve.ranker.prune_plan import make_request
 from tests.helpers.impatient import impatient_s3
 from tests.helpers.photos import photo_samples, write_shard
 from tests.helpers.prune_runs import prune_config, prune_here, save_small_ranker
@@ -84,7 +84,7 @@ def test_status_waits_out_what_passes(s3: S3Store, tmp_path: Path) -> None:
     [
         ("labels", "GET .*list-type.*labels%2Fscores", 1, "listing s3://test-bucket/labels/scores: "),
         ("labels", "GET labels/config.json", 1, "reading s3://test-bucket/labels/config.json: "),
-        ("empty", "GET nothing", 2, "s3://test-bucket/empty is no output folder of patchrank"),
+        ("empty", "GET nothing", 2, "s3://test-bucket/empty is no output folder of patchsieve"),
     ],
 )
 def test_status_of_a_store_that_stays_away(
@@ -103,7 +103,7 @@ def test_status_of_a_store_that_stays_away(
     assert ended.value.code == code
     shown = capsys.readouterr()
     (line,) = shown.err.splitlines()
-    assert line.startswith(f"patchrank status: {message}")
+    assert line.startswith(f"patchsieve status: {message}")
     assert "test-secret-key" not in shown.err + shown.out
 
 
@@ -157,7 +157,7 @@ def test_ticks_over_a_store_see_what_came_since_the_last(s3: S3Store, tmp_path: 
     assert corpora.tick("one") == 0
     assert corpora.said[1] == "b: not complete: no _SUCCESS"
     assert corpora.tick("two", min_age=1.0) == 0
-    assert corpora.said[0].startswith("a: submitted as patchrank-a-")
+    assert corpora.said[0].startswith("a: submitted as patchsieve-a-")
     assert corpora.scored() == [["0.tar", "1.tar"], ["0.tar"]]
     assert s3.troubles == []
 
@@ -191,7 +191,7 @@ def test_a_corpus_whose_output_is_away_does_not_keep_the_others(
         schedule(["list", "--source", *corpora.source, "--out", s3.url("tables")])
     assert ended.value.code == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("patchrank schedule list: listing s3://test-bucket/corpora")
+    assert line.startswith("patchsieve schedule list: listing s3://test-bucket/corpora")
 
 
 def values(sample: PrunedSample) -> tuple[object, ...]:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from patchrank.pipeline import storage
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.owner import Owner
+from patchsieve.pipeline import storage
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.owner import Owner
 from tests.helpers.world import World
 
 

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-import patchrank
+import patchsieve
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("pipeline", "ranker", "jobs")
 TINY = ROOT / "pipeline" / "teacher" / "tiny"
 
-WHERE = "import patchrank.pipeline.errors as errors; print(errors.__file__)"
+WHERE = "import patchsieve.pipeline.errors as errors; print(errors.__file__)"
 # A worker tells which of ours it imports, and which `pipeline` it would have got by the bare name.
 RAY_DRIVER = """
 import importlib.util, json, os
@@ -28,8 +28,8 @@ ray.init(address="local", num_cpus=1, include_dashboard=False, object_store_memo
 
 @ray.remote
 def modules():
-    import patchrank.jobs, patchrank.pipeline.errors, patchrank.ranker
-    ours = [patchrank.pipeline.errors.__file__, patchrank.jobs.__file__, patchrank.ranker.__file__]
+    import patchsieve.jobs, patchsieve.pipeline.errors, patchsieve.ranker
+    ours = [patchsieve.pipeline.errors.__file__, patchsieve.jobs.__file__, patchsieve.ranker.__file__]
     return ours, importlib.util.find_spec("pipeline").origin, os.getpid()
 
 ours, bare, pid = ray.get(modules.remote())
@@ -53,7 +53,7 @@ def run(*command: object, cwd: Path, path: Path) -> str:
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of what this checkout installs: nothing writes into the original, no stale build is found."""
     copy = tmp_path_factory.mktemp("checkout")
-    for name in ("patchrank", *FOLDERS):
+    for name in ("patchsieve", *FOLDERS):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
@@ -63,7 +63,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def wheel(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built by the setuptools that is installed: without network and build isolation."""
-    source = tmp_path_factory.mktemp("source") / "patchrank"
+    source = tmp_path_factory.mktemp("source") / "patchsieve"
     shutil.copytree(checkout, source)
     target = tmp_path_factory.mktemp("wheel")
     pip = (sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-index", "--no-build-isolation")
@@ -101,11 +101,11 @@ def write_strangers(folder: Path) -> None:
 def test_wheel_has_one_top_level_name_and_every_file(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names} == {
-        "patchrank",
-        f"patchrank-{patchrank.__version__}.dist-info",
+        "patchsieve",
+        f"patchsieve-{patchsieve.__version__}.dist-info",
     }
-    ours = {f"patchrank/{f.relative_to(ROOT).as_posix()}" for d in FOLDERS for f in (ROOT / d).rglob("*.py")}
-    ours |= {"patchrank/__init__.py", "patchrank/py.typed"}
+    ours = {f"patchsieve/{f.relative_to(ROOT).as_posix()}" for d in FOLDERS for f in (ROOT / d).rglob("*.py")}
+    ours |= {f"patchsieve/{name}" for name in ("__init__.py", "__main__.py", "py.typed")}
     assert {name for name in names if name.endswith((".py", ".typed"))} == ours
 
 
@@ -114,27 +114,27 @@ def test_wheel_has_the_bundled_teacher(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     needed = {f.relative_to(ROOT) for f in TINY.iterdir() if f.suffix in {".safetensors", ".json", ".md"}}
     assert {f.suffix for f in needed} == {".safetensors", ".json", ".md"}
-    assert {f"patchrank/{f.as_posix()}" for f in needed} <= names
+    assert {f"patchsieve/{f.as_posix()}" for f in needed} <= names
 
 
 def test_wheel_has_the_recipes(wheel: Path) -> None:
-    recipes = {f"patchrank/{f.relative_to(ROOT).as_posix()}" for f in ROOT.glob("ranker/recipes/*.yaml")}
-    assert "patchrank/ranker/recipes/published.yaml" in recipes
+    recipes = {f"patchsieve/{f.relative_to(ROOT).as_posix()}" for f in ROOT.glob("ranker/recipes/*.yaml")}
+    assert "patchsieve/ranker/recipes/published.yaml" in recipes
     assert recipes <= set(zipfile.ZipFile(wheel).namelist())
 
 
 def test_wheel_in_a_directory_of_strangers(site: Path, elsewhere: Path) -> None:
     imported = Path(run(sys.executable, "-c", WHERE, cwd=elsewhere, path=site).strip())
-    assert imported == site / "patchrank" / "pipeline" / "errors.py"
-    for command in ((site / "bin" / "patchrank",), (sys.executable, "-m", "patchrank.jobs.cli")):
-        assert "patchrank COMMAND" in run(*command, "--help", cwd=elsewhere, path=site)
+    assert imported == site / "patchsieve" / "pipeline" / "errors.py"
+    for command in ((site / "bin" / "patchsieve",), (sys.executable, "-m", "patchsieve")):
+        assert "patchsieve COMMAND" in run(*command, "--help", cwd=elsewhere, path=site)
 
 
 def test_checkout_in_a_directory_of_strangers(checkout: Path, elsewhere: Path) -> None:
     imported = Path(run(sys.executable, "-c", WHERE, cwd=elsewhere, path=checkout).strip())
     assert imported == checkout / "pipeline" / "errors.py"
-    module = (sys.executable, "-m", "patchrank.jobs.cli", "--help")
-    assert "patchrank COMMAND" in run(*module, cwd=elsewhere, path=checkout)
+    module = (sys.executable, "-m", "patchsieve", "--help")
+    assert "patchsieve COMMAND" in run(*module, cwd=elsewhere, path=checkout)
 
 
 def test_jobs_run_as_modules_of_the_checkout(checkout: Path, tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_ray_workers_import_ours(installed: bool, request: pytest.FixtureRequest
     (elsewhere / "drive.py").write_text(RAY_DRIVER)
     output = run(sys.executable, "drive.py", cwd=elsewhere, path=path)
     ours, bare = json.loads(output.splitlines()[-1])
-    root = path / "patchrank" if installed else path
+    root = path / "patchsieve" if installed else path
     assert ours == [
         str(root / name) for name in ("pipeline/errors.py", "jobs/__init__.py", "ranker/__init__.py")
     ]
@@ -159,33 +159,33 @@ def test_ray_workers_import_ours(installed: bool, request: pytest.FixtureRequest
 
 
 def test_only_a_checkout_looks_beside_the_package(tmp_path: Path) -> None:
-    package = tmp_path / "patchrank"
+    package = tmp_path / "patchsieve"
     package.mkdir()
-    assert patchrank._checkout_of(package) is None
+    assert patchsieve._checkout_of(package) is None
     (tmp_path / "pyproject.toml").write_text('[project]\nname = "another"\n')
-    assert patchrank._checkout_of(package) is None
-    (tmp_path / "pyproject.toml").write_text('[project]\nname = "patchrank"\n')
-    assert patchrank._checkout_of(package) == tmp_path
+    assert patchsieve._checkout_of(package) is None
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "patchsieve"\n')
+    assert patchsieve._checkout_of(package) == tmp_path
     (package / "pipeline").mkdir()
-    assert patchrank._checkout_of(package) is None
+    assert patchsieve._checkout_of(package) is None
 
 
 def test_public_api() -> None:
-    assert {name for name in dir(patchrank) if not name.startswith("_")} == set(patchrank.__all__) - {
+    assert {name for name in dir(patchsieve) if not name.startswith("_")} == set(patchsieve.__all__) - {
         "__version__"
     }
-    assert all(getattr(patchrank, name) is not None for name in patchrank.__all__)
+    assert all(getattr(patchsieve, name) is not None for name in patchsieve.__all__)
     with pytest.raises(AttributeError, match="no attribute 'load_teachers'"):
-        patchrank.load_teachers  # noqa: B018
+        patchsieve.load_teachers  # noqa: B018
 
 
 @pytest.mark.parametrize(
     "code",
     [
-        "import patchrank; dir(patchrank)",
-        "import patchrank.jobs.cli",
-        "from patchrank.jobs.cli import main\nsys.argv = ['patchrank', '--help']\nmain()",
-        "from patchrank.jobs.cli import main\nsys.argv = ['patchrank', '--version']\nmain()",
+        "import patchsieve; dir(patchsieve)",
+        "import patchsieve.jobs.cli",
+        "from patchsieve.jobs.cli import main\nsys.argv = ['patchsieve', '--help']\nmain()",
+        "from patchsieve.jobs.cli import main\nsys.argv = ['patchsieve', '--version']\nmain()",
     ],
 )
 def test_light_imports(code: str, tmp_path: Path) -> None:

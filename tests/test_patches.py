@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from patchrank.pipeline.config import Masks
-from patchrank.pipeline.patches import (
+from patchsieve.pipeline.config import Masks
+from patchsieve.pipeline.patches import (
     denormalise,
     draw_visible,
     hidden_positions,

@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.job_config import PretrainConfig
-from patchrank.pipeline.pretraining import Pretraining, decoded_patches, in_target_space, rate_factor
-from patchrank.pipeline.pretraining_job import load_photos, pretrain
-from patchrank.pipeline.pretraining_report import reconstruction_errors
-from patchrank.pipeline.teacher.build import build_teacher
-from patchrank.pipeline.teacher.checkpoint import read_teacher
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.job_config import PretrainConfig
+from patchsieve.pipeline.pretraining import Pretraining, decoded_patches, in_target_space, rate_factor
+from patchsieve.pipeline.pretraining_job import load_photos, pretrain
+from patchsieve.pipeline.pretraining_report import reconstruction_errors
+from patchsieve.pipeline.teacher.build import build_teacher
+from patchsieve.pipeline.teacher.checkpoint import read_teacher
 from tests.helpers.photos import photo_samples, write_shard
 
 
@@ -158,7 +158,7 @@ def test_trivial_predictors_match_a_naive_loop(shards: tuple[str, str]) -> None:
 
 def _truth(photos: list[Tensor], hidden_at: Tensor) -> np.ndarray:
     """The hidden patches' normalised pixels, cut out by hand from the centre crops."""
-    from patchrank.pipeline.images import apply_view, draw_view
+    from patchsieve.pipeline.images import apply_view, draw_view
 
     mean, deviation = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     truth = np.empty((*hidden_at.shape, 768))

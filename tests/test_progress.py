@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from patchrank.pipeline import progress
-from patchrank.pipeline.progress import (
+from patchsieve.pipeline import progress
+from patchsieve.pipeline.progress import (
     PLAIN_EVERY_S,
     RATE_WINDOW_S,
     PlainDisplay,

@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from patchrank.pipeline.api import Teacher, load_teacher
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.picture_sheet import HIDDEN_GRAY
-from patchrank.pipeline.pruned_tar import PrunedTar
-from patchrank.ranker import prune_estimate, prune_sheet
-from patchrank.ranker.budget import find_budget
-from patchrank.ranker.image_choice import plan_images
-from patchrank.ranker.prune_config import PruneConfig
-from patchrank.ranker.prune_estimate import PruneEstimate, estimate
-from patchrank.ranker.prune_plan import freeze_plan, make_request
-from patchrank.ranker.reconstruction_check import mask_errors
-from patchrank.ranker.selection import keep_count
+from patchsieve.pipeline.api import Teacher, load_teacher
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.picture_sheet import HIDDEN_GRAY
+from patchsieve.pipeline.pruned_tar import PrunedTar
+from patchsieve.ranker import prune_estimate, prune_sheet
+from patchsieve.ranker.budget import find_budget
+from patchsieve.ranker.image_choice import plan_images
+from patchsieve.ranker.prune_config import PruneConfig
+from patchsieve.ranker.prune_estimate import PruneEstimate, estimate
+from patchsieve.ranker.prune_plan import freeze_plan, make_request
+from patchsieve.ranker.reconstruction_check import mask_errors
+from patchsieve.ranker.selection import keep_count
 from tests.helpers.image_tables import write_image_table
 from tests.helpers.photos import photo_samples, write_shard
 from tests.helpers.prune_runs import index_of, members_of, prune_config, prune_here, save_small_ranker
@@ -181,8 +181,8 @@ def masks_patches(shard: Path) -> Any:
     """Patches `[1, L, P]` of the first photo's crop, as the baseline sees it."""
     import torch
 
-    from patchrank.pipeline.images import apply_view, decode_image, draw_view
-    from patchrank.pipeline.patches import patchify
+    from patchsieve.pipeline.images import apply_view, decode_image, draw_view
+    from patchsieve.pipeline.patches import patchify
 
     image = decode_image(members_of(shard)[0][1])
     box = draw_view(0, "", 0, height=image.shape[1], width=image.shape[2], crop="center", size=224)

@@ -14,8 +14,8 @@ import pytest
 import webdataset
 from PIL import Image
 
-from patchrank.pipeline.pruned import PrunedDataset
-from patchrank.ranker.api import load_ranker, rank_images
+from patchsieve.pipeline.pruned import PrunedDataset
+from patchsieve.ranker.api import load_ranker, rank_images
 from tests.helpers.crops import crop_samples
 from tests.helpers.photos import write_shard
 from tests.helpers.prune_runs import index_of, members_of, prune_config, prune_here

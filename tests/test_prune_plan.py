@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.output import OutputFolder
-from patchrank.pipeline.record_file import digest_of
-from patchrank.ranker.patch_scoring import PatchScorer
-from patchrank.ranker.prune_config import PruneConfig
-from patchrank.ranker.prune_plan import freeze_plan, make_request, read_plan, stored_precision
-from patchrank.ranker.prune_survey import SURVEY_FOLDER, ShardSurvey, budget_of
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.output import OutputFolder
+from patchsieve.pipeline.record_file import digest_of
+from patchsieve.ranker.patch_scoring import PatchScorer
+from patchsieve.ranker.prune_config import PruneConfig
+from patchsieve.ranker.prune_plan import freeze_plan, make_request, read_plan, stored_precision
+from patchsieve.ranker.prune_survey import SURVEY_FOLDER, ShardSurvey, budget_of
 from tests.helpers.photos import photo_samples, write_shard
 from tests.helpers.prune_runs import index_of, prune_config, pruning_of, save_small_ranker
 
@@ -55,7 +55,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"sweep": "0.5"}, "--sweep and --sheet are for --dry-run"),
         ({"sweep": "half", "dry_run": True}, "--sweep is 'half', must be ratios"),
         ({"sweep": "0.5", "keep": 0.5, "dry_run": True}, "--sweep tries ratios in place of --keep"),
-        ({"keep_images": 0.5}, "--keep-images needs the images' scores: name tables of patchrank score with"),
+        (
+            {"keep_images": 0.5},
+            "--keep-images needs the images' scores: name tables of patchsieve score with",
+        ),
         ({"min_score": 0.5}, "--min-score needs the images' scores"),
         ({"table": ("t",)}, "--table is for --keep-images and --min-score: add one of them"),
         ({"keep_images": 0.5, "min_score": 1.0, "table": ("t",)}, "both say which images stay"),

@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from patchrank.pipeline.config_file import config_to_yaml
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.images import decode_image
-from patchrank.pipeline.output_status import read_status
-from patchrank.ranker import prune_feed, ray_prune
-from patchrank.ranker.api import load_ranker, rank_images
-from patchrank.ranker.prune_config import PruneConfig
-from patchrank.ranker.prune_plan import make_request
-from patchrank.ranker.prune_run import prune
-from patchrank.ranker.prune_summary import PruneSummary
-from patchrank.ranker.prune_worker import PruneWorker
+from patchsieve.pipeline.config_file import config_to_yaml
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.images import decode_image
+from patchsieve.pipeline.output_status import read_status
+from patchsieve.ranker import prune_feed, ray_prune
+from patchsieve.ranker.api import load_ranker, rank_images
+from patchsieve.ranker.prune_config import PruneConfig
+from patchsieve.ranker.prune_plan import make_request
+from patchsieve.ranker.prune_run import prune
+from patchsieve.ranker.prune_summary import PruneSummary
+from patchsieve.ranker.prune_worker import PruneWorker
 from tests.helpers.photos import photo_samples, write_shard
 from tests.helpers.prune_runs import contents, index_of, prune_config, prune_here, save_small_ranker
 from tests.helpers.score_processes import leftovers

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from patchrank.pipeline.config_file import config_to_yaml
-from patchrank.pipeline.errors import InfrastructureError, PatchrankError
-from patchrank.ranker import prune_feed, ray_prune
-from patchrank.ranker.prune_config import PruneConfig
-from patchrank.ranker.prune_plan import make_request
-from patchrank.ranker.prune_run import prune
-from patchrank.ranker.prune_summary import PruneSummary
-from patchrank.ranker.prune_worker import MOST_DEATHS, PruneWorker
+from patchsieve.pipeline.config_file import config_to_yaml
+from patchsieve.pipeline.errors import InfrastructureError, PatchsieveError
+from patchsieve.ranker import prune_feed, ray_prune
+from patchsieve.ranker.prune_config import PruneConfig
+from patchsieve.ranker.prune_plan import make_request
+from patchsieve.ranker.prune_run import prune
+from patchsieve.ranker.prune_summary import PruneSummary
+from patchsieve.ranker.prune_worker import MOST_DEATHS, PruneWorker
 from tests.helpers.photos import photo_samples, write_shard
 from tests.helpers.prune_runs import prune_config
 from tests.helpers.score_runs import Watched
@@ -50,7 +50,7 @@ def test_workers_whose_process_dies_as_they_start(
                 file.write("x")
             os.kill(os.getpid(), signal.SIGKILL)
 
-    with pytest.raises(PatchrankError, match=r"actor on node .* cannot start: its process died 3 times"):
+    with pytest.raises(PatchsieveError, match=r"actor on node .* cannot start: its process died 3 times"):
         run_with(Worker, config_of(shards, tmp_path), monkeypatch)
     assert (tmp_path / "starts").read_text() == "x" * MOST_DEATHS
 
@@ -73,7 +73,7 @@ def test_a_worker_that_cannot_come_back_from_its_death(
 
             prune_feed.prepare = faulty_prepare
 
-    with pytest.raises(PatchrankError, match="cannot start: OSError: the device is gone"):
+    with pytest.raises(PatchsieveError, match="cannot start: OSError: the device is gone"):
         run_with(Worker, config_of(shards, tmp_path), monkeypatch)
 
 

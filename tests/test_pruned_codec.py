@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from patchrank.pipeline.errors import ContentError, UserError
-from patchrank.pipeline.pruned_codec import ImageCodec, decode_mosaic, flatten_dropped, pack, unpack
-from patchrank.pipeline.pruned_format import PackedRecord
+from patchsieve.pipeline.errors import ContentError, UserError
+from patchsieve.pipeline.pruned_codec import ImageCodec, decode_mosaic, flatten_dropped, pack, unpack
+from patchsieve.pipeline.pruned_format import PackedRecord
 from tests.helpers.photos import photo_pixels
 
 

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from torchvision.transforms.v2.functional import normalize
 
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.patches import IMAGENET_MEAN, IMAGENET_STD
-from patchrank.pipeline.pruned_collate import collate_fixed, collate_naflex, place_by_coordinate
-from patchrank.pipeline.pruned_sample import PrunedSample, gather_patches
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.patches import IMAGENET_MEAN, IMAGENET_STD
+from patchsieve.pipeline.pruned_collate import collate_fixed, collate_naflex, place_by_coordinate
+from patchsieve.pipeline.pruned_sample import PrunedSample, gather_patches
 from tests.helpers.photos import photo_pixels
 
 GRID = 14

@@ -13,9 +13,9 @@ import torch
 import webdataset
 from torch.utils.data import DataLoader
 
-import patchrank
-from patchrank.pipeline.errors import ContentError, UserError
-from patchrank.pipeline.pruned import PrunedDataset, PrunedSample, collate_fixed, collate_naflex
+import patchsieve
+from patchsieve.pipeline.errors import ContentError, UserError
+from patchsieve.pipeline.pruned import PrunedDataset, PrunedSample, collate_fixed, collate_naflex
 from tests.helpers.pruned_shards import Photo, make_photos, packed_members, write_packed
 
 # On a machine with one core, two workers are still what is tested.
@@ -210,4 +210,4 @@ def test_shards_that_cannot_be(urls: Any, reason: str) -> None:
 
 
 def test_it_is_a_public_name() -> None:
-    assert patchrank.PrunedDataset is PrunedDataset
+    assert patchsieve.PrunedDataset is PrunedDataset

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from patchrank.pipeline.errors import ContentError
-from patchrank.pipeline.pruned_format import MAX_JSON, MAX_MOSAIC_SIDE, PackedRecord, mosaic_columns
+from patchsieve.pipeline.errors import ContentError
+from patchsieve.pipeline.pruned_format import MAX_JSON, MAX_MOSAIC_SIDE, PackedRecord, mosaic_columns
 
 
 def record(**changes: Any) -> PackedRecord:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from patchrank.pipeline.pruned import PrunedDataset, PrunedSample, collate_naflex
+from patchsieve.pipeline.pruned import PrunedDataset, PrunedSample, collate_naflex
 from tests.helpers.pruned_shards import make_photos, write_packed
 
 pytestmark = [

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.images import ViewBox, apply_view
-from patchrank.pipeline.pruned_sample import PrunedSample, gather_patches
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.images import ViewBox, apply_view
+from patchsieve.pipeline.pruned_sample import PrunedSample, gather_patches
 from tests.helpers.photos import photo_pixels
 
 

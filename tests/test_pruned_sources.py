@@ -12,11 +12,11 @@ from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from patchrank.pipeline.errors import ContentError, UserError
-from patchrank.pipeline.patches import patchify
-from patchrank.pipeline.pruned import PrunedDataset, PrunedSample
-from patchrank.ranker.checkpoint import LoadedRanker, load_ranker, save_ranker
-from patchrank.ranker.online import keep_topk
+from patchsieve.pipeline.errors import ContentError, UserError
+from patchsieve.pipeline.patches import patchify
+from patchsieve.pipeline.pruned import PrunedDataset, PrunedSample
+from patchsieve.ranker.checkpoint import LoadedRanker, load_ranker, save_ranker
+from patchsieve.ranker.online import keep_topk
 from tests.helpers.pruned_shards import make_photos, write_index, write_original, write_packed
 from tests.helpers.rankers import TEACHER, small_ranker
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import webdataset
 
-from patchrank.pipeline.pruned_tar import PrunedTar
+from patchsieve.pipeline.pruned_tar import PrunedTar
 from tests.helpers.archives import read_all, shard_of
 
 MEMBERS = [

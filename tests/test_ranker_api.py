@@ -13,11 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-import patchrank
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.patches import patchify
-from patchrank.ranker.api import center_patches, load_ranker, rank_images
-from patchrank.ranker.checkpoint import LoadedRanker, save_ranker
+import patchsieve
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.patches import patchify
+from patchsieve.ranker.api import center_patches, load_ranker, rank_images
+from patchsieve.ranker.checkpoint import LoadedRanker, save_ranker
 from tests.helpers.photos import photo_pixels
 from tests.helpers.rankers import TEACHER, small_config, small_ranker
 
@@ -98,13 +98,13 @@ def test_what_cannot_be_ranked(
 
 
 def test_the_public_names_are_these_and_need_no_ray(folder: str) -> None:
-    assert patchrank.load_ranker is load_ranker
-    assert patchrank.rank_images is rank_images
+    assert patchsieve.load_ranker is load_ranker
+    assert patchsieve.rank_images is rank_images
     code = (
-        "import sys, numpy, patchrank\n"
+        "import sys, numpy, patchsieve\n"
         "print('torch' in sys.modules)\n"
-        "ranker = patchrank.load_ranker(sys.argv[1], device='cpu')\n"
-        "print(patchrank.rank_images([numpy.zeros((50, 60, 3), numpy.uint8)], ranker).shape)\n"
+        "ranker = patchsieve.load_ranker(sys.argv[1], device='cpu')\n"
+        "print(patchsieve.rank_images([numpy.zeros((50, 60, 3), numpy.uint8)], ranker).shape)\n"
         "print('ray' in sys.modules)"
     )
     root = Path(__file__).parent.parent

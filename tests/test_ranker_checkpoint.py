@@ -14,11 +14,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from patchrank.pipeline import storage
-from patchrank.pipeline.errors import UserError
-from patchrank.ranker import checkpoint
-from patchrank.ranker.checkpoint import load_ranker, ranker_digest, save_ranker
-from patchrank.ranker.model import Ranker, RankerConfig
+from patchsieve.pipeline import storage
+from patchsieve.pipeline.errors import UserError
+from patchsieve.ranker import checkpoint
+from patchsieve.ranker.checkpoint import load_ranker, ranker_digest, save_ranker
+from patchsieve.ranker.model import Ranker, RankerConfig
 from tests.helpers.rankers import TEACHER, TINY_VIT, random_patches, small_config, small_ranker
 
 TABLES = ["a" * 64, "b" * 64]
@@ -167,7 +167,7 @@ def change_weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Calla
     [
         (
             change_config(lambda a: a.update(schema_version=2)),
-            "of schema version 2, this patchrank reads version 1",
+            "of schema version 2, this patchsieve reads version 1",
         ),
         (change_config(lambda a: a.pop("schema_version")), "of schema version None"),
         (change_config(lambda a: a.pop("format")), "is of another program or job"),

@@ -10,12 +10,12 @@ import torch
 from skimage import data
 from torch import Tensor
 
-import patchrank
-from patchrank.pipeline.errors import UserError
-from patchrank.ranker.api import center_patches
-from patchrank.ranker.inference import choose_ranker_precision, prepare_ranker
-from patchrank.ranker.model import Ranker, RankerConfig
-from patchrank.ranker.patch_scoring import PatchScorer, open_patch_source
+import patchsieve
+from patchsieve.pipeline.errors import UserError
+from patchsieve.ranker.api import center_patches
+from patchsieve.ranker.inference import choose_ranker_precision, prepare_ranker
+from patchsieve.ranker.model import Ranker, RankerConfig
+from patchsieve.ranker.patch_scoring import PatchScorer, open_patch_source
 from tests.helpers.rankers import small_ranker
 from tests.reference import kendall_tau
 
@@ -57,7 +57,7 @@ def test_other_transformers_rank_alike() -> None:
 
 
 def test_half_precision_keeps_the_order() -> None:
-    ranker = patchrank.load_ranker("tiny").model
+    ranker = patchsieve.load_ranker("tiny").model
     images = photo_patches(ranker.config)
     with torch.inference_mode():
         expected = ranker.forward_image(images)
@@ -76,7 +76,7 @@ def test_precision_and_batch_are_measured() -> None:
     source = open_patch_source("tiny", fits=None, teacher=None, seed=0)
     assert source.needs_precision
     source = dataclasses.replace(source, precision="fp32")
-    images = list(photo_patches(patchrank.load_ranker("tiny").config))
+    images = list(photo_patches(patchsieve.load_ranker("tiny").config))
     measured = PatchScorer(source, device=CPU, batch_size="auto")
     assert measured.batch_size in {1, 2, 4, 8, 16, 32}
     one, four = PatchScorer(source, device=CPU, batch_size=1), PatchScorer(source, device=CPU, batch_size=4)

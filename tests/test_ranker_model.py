@@ -10,10 +10,10 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.patches import patchify, take_patches
-from patchrank.pipeline.teacher.architecture import sincos_positions
-from patchrank.ranker.model import Ranker, RankerConfig
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.patches import patchify, take_patches
+from patchsieve.pipeline.teacher.architecture import sincos_positions
+from patchsieve.ranker.model import Ranker, RankerConfig
 from tests.helpers.rankers import TINY_VIT, random_patches, small_config, small_ranker
 
 HEADS = ["cls", "token"]

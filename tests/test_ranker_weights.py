@@ -12,10 +12,10 @@ import timm
 import torch
 from torch import Tensor
 
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.teacher.architecture import TeacherConfig
-from patchrank.pipeline.teacher.model import MaskedAutoencoder
-from patchrank.ranker.model import Ranker
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.teacher.architecture import TeacherConfig
+from patchsieve.pipeline.teacher.model import MaskedAutoencoder
+from patchsieve.ranker.model import Ranker
 from tests.helpers.rankers import TINY_VIT, small_config
 
 

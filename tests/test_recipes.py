@@ -1,4 +1,4 @@
-"""Recipes that come with patchrank: `--config NAME` finds them, and `published` says what the paper did."""
+"""Recipes that come with patchsieve: `--config NAME` finds them, and `published` says what the paper did."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from patchrank.jobs.command_line import read_config
-from patchrank.pipeline.errors import UserError
-from patchrank.ranker.train_config import TrainConfig
+from patchsieve.jobs.command_line import read_config
+from patchsieve.pipeline.errors import UserError
+from patchsieve.ranker.train_config import TrainConfig
 
 RECIPES = Path(__file__).resolve().parent.parent / "ranker" / "recipes"
 

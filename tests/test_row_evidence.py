@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from patchrank.pipeline.images import ViewBox, apply_view, decode_image, decode_view, encode_view
-from patchrank.pipeline.teacher.architecture import OutputSpace
-from patchrank.pipeline.teacher.checkpoint import read_teacher
+from patchsieve.pipeline.images import ViewBox, apply_view, decode_image, decode_view, encode_view
+from patchsieve.pipeline.teacher.architecture import OutputSpace
+from patchsieve.pipeline.teacher.checkpoint import read_teacher
 from tests.helpers.photos import photo_samples, write_shard
 from tests.helpers.score_runs import Row, Rows, rows_of, save_small_teacher, score_config, score_here
 from tests.reference import Reference

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.score_table import row_identity
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.score_table import row_identity
 from tests.helpers.tables import CONFIG, TEACHER
 
 # SHA-256 of this text, written by hand: the settings in the order of their names, without spaces.

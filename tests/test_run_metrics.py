@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import ray
 
-from patchrank.pipeline.config_file import config_to_yaml
-from patchrank.pipeline.progress import make_display
-from patchrank.pipeline.run_metrics import METRICS
-from patchrank.ranker.prune_plan import make_request
-from patchrank.ranker.prune_run import prune
+from patchsieve.pipeline.config_file import config_to_yaml
+from patchsieve.pipeline.progress import make_display
+from patchsieve.pipeline.run_metrics import METRICS
+from patchsieve.ranker.prune_plan import make_request
+from patchsieve.ranker.prune_run import prune
 from tests.helpers.photos import photo_samples, write_shard
 from tests.helpers.prune_runs import prune_config, save_small_ranker
 from tests.helpers.score_processes import wait_until
@@ -25,8 +25,8 @@ from tests.helpers.score_runs import run_score, save_small_teacher, score_config
 
 ROOT = Path(__file__).resolve().parent.parent
 DASHBOARD = ROOT / "deploy/grafana.json"
-NAME = re.compile(r"\bray_patchrank_\w+")
-SAMPLE = re.compile(r"^(ray_patchrank_\w+){(.*)} (\S+)$", re.MULTILINE)
+NAME = re.compile(r"\bray_patchsieve_\w+")
+SAMPLE = re.compile(r"^(ray_patchsieve_\w+){(.*)} (\S+)$", re.MULTILINE)
 LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 
@@ -53,7 +53,7 @@ def scrape() -> list[Sample]:
 
 def total(samples: list[Sample], name: str, **labels: str) -> float:
     """Sum over what is not told, as over the processes of one run."""
-    exported = f"ray_patchrank_{name}"
+    exported = f"ray_patchsieve_{name}"
     return sum(s.value for s in samples if s.name == exported and labels.items() <= s.labels.items())
 
 
@@ -97,7 +97,7 @@ def test_prometheus_scrapes_what_the_summary_says(tmp_path: Path) -> None:
     # What a run on processors has, by the names that are announced.
     expected = {name for metric in METRICS.values() if "train" not in metric.name for name in metric.exported}
     ours = {sample.name for sample in samples if run.items() <= sample.labels.items()}
-    assert ours == expected - set(METRICS["patchrank_gpu_memory_bytes"].exported)
+    assert ours == expected - set(METRICS["patchsieve_gpu_memory_bytes"].exported)
     for sample in samples:
         metric = next(metric for metric in METRICS.values() if sample.name in metric.exported)
         assert set(metric.labels) <= sample.labels.keys()
@@ -164,7 +164,7 @@ def test_what_the_dashboard_groups_by_are_labels_of_the_metric() -> None:
 
 def test_grafana_can_place_the_panels_and_finds_its_data_source() -> None:
     board = json.loads(DASHBOARD.read_text(encoding="utf-8"))
-    assert (board["uid"], board["schemaVersion"]) == ("patchrank", 39)
+    assert (board["uid"], board["schemaVersion"]) == ("patchsieve", 39)
     ids = [panel["id"] for panel in board["panels"]]
     assert len(ids) == len(set(ids))
     variables = {variable["name"]: variable for variable in board["templating"]["list"]}

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from patchrank.pipeline.output_status import FolderStatus
-from patchrank.pipeline.record_file import Record
-from patchrank.pipeline.run_summary import LISTED, RunSummary, status_lines, summarise
-from patchrank.pipeline.shard_result import Progress, ShardResult
+from patchsieve.pipeline.output_status import FolderStatus
+from patchsieve.pipeline.record_file import Record
+from patchsieve.pipeline.run_summary import LISTED, RunSummary, status_lines, summarise
+from patchsieve.pipeline.shard_result import Progress, ShardResult
 
 VIEWS = 4
 

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from patchrank.jobs.schedule import main
-from patchrank.pipeline.errors import InfrastructureError, UserError
-from patchrank.pipeline.job_submission import Submission
-from patchrank.pipeline.output import OutputFolder
-from patchrank.pipeline.schedule_config import ListConfig, OnceConfig, RunConfig
-from patchrank.pipeline.schedule_corpora import OWNER_LOOK_S, find_corpora, shard_list
-from patchrank.pipeline.schedule_run import list_corpora, list_lines, run_schedule, tick_once
-from patchrank.pipeline.score_table import row_fields
-from patchrank.pipeline.shard_specs import Shard, expand_shards
+from patchsieve.jobs.schedule import main
+from patchsieve.pipeline.errors import InfrastructureError, UserError
+from patchsieve.pipeline.job_submission import Submission
+from patchsieve.pipeline.output import OutputFolder
+from patchsieve.pipeline.schedule_config import ListConfig, OnceConfig, RunConfig
+from patchsieve.pipeline.schedule_corpora import OWNER_LOOK_S, find_corpora, shard_list
+from patchsieve.pipeline.schedule_run import list_corpora, list_lines, run_schedule, tick_once
+from patchsieve.pipeline.score_table import row_fields
+from patchsieve.pipeline.shard_specs import Shard, expand_shards
 from tests.helpers.tables import CONFIG, TEACHER, shard_record, write_table
 
 NOW = 1_700_000_000.0
@@ -119,7 +119,7 @@ def test_a_second_tick_submits_nothing_twice(bench: Bench) -> None:
     bench.tick()
     assert bench.tick(tick="later") == 0
     assert len(bench.jobs.commands) == 2
-    assert all("submitted as patchrank-" in line for line in bench.said)
+    assert all("submitted as patchsieve-" in line for line in bench.said)
     # Two ticks of one name at one moment: neither sees the other's jobs, and the ids are the same.
     bench.jobs.outputs.clear()
     assert bench.tick() == 0

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from patchrank.pipeline.job_submission import Submission
-from patchrank.pipeline.shard_specs import expand_shards
+from patchsieve.pipeline.job_submission import Submission
+from patchsieve.pipeline.shard_specs import expand_shards
 from tests.helpers.schedule_process import Life, Lives
 from tests.test_schedule import Bench, FakeJobs
 

@@ -9,10 +9,10 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.schedule_tick import Corpus, Decision, decide, score_command, submission_id
-from patchrank.pipeline.schedule_times import next_time
-from patchrank.pipeline.shard_specs import Shard, shard_id
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.schedule_tick import Corpus, Decision, decide, score_command, submission_id
+from patchsieve.pipeline.schedule_times import next_time
+from patchsieve.pipeline.shard_specs import Shard, shard_id
 
 
 def shards(*names: str) -> tuple[Shard, ...]:
@@ -76,7 +76,7 @@ def test_what_is_beyond_the_limit_of_jobs_waits_and_what_is_left_alone_takes_no_
 
 def test_ids_name_corpus_output_and_tick() -> None:
     first = submission_id(corpus("2024/May photos"), "20240501T0300Z")
-    assert first.startswith("patchrank-2024-May-photos-")
+    assert first.startswith("patchsieve-2024-May-photos-")
     assert first.endswith("-20240501T0300Z")
     assert first == submission_id(corpus("2024/May photos"), "20240501T0300Z")
     assert first != submission_id(corpus("2024/May photos", out="/elsewhere"), "20240501T0300Z")
@@ -86,7 +86,7 @@ def test_ids_name_corpus_output_and_tick() -> None:
 def test_the_command_of_a_job() -> None:
     options = ["--teacher", "tiny"]
     assert score_command(corpus(), "/l.txt", options, root=None, uploaded=False) == [
-        *("patchrank", "score", "@/l.txt", "--out", "/out/a", "--teacher", "tiny")
+        *("patchsieve", "score", "@/l.txt", "--out", "/out/a", "--teacher", "tiny")
     ]
     uploaded = score_command(corpus(), "/l.txt", [], root="/in", uploaded=True)
     assert uploaded == ["python", "-m", "jobs.score", "@/l.txt", "--out", "/out/a", "--root", "/in"]

@@ -36,7 +36,7 @@ def failed_records(out: Path) -> dict[str, dict]:
 
 def complaints(capsys: pytest.CaptureFixture[str]) -> list[str]:
     """What the job itself wrote to standard error, where this Ray also shows what its workers print."""
-    marker = "patchrank score: "
+    marker = "patchsieve score: "
     return [line.removeprefix(marker) for line in capsys.readouterr().err.splitlines() if marker in line]
 
 

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from patchrank.jobs import score
-from patchrank.jobs.command_line import read_config
-from patchrank.pipeline.config_file import config_to_yaml
-from patchrank.pipeline.job_config import ScoreConfig
-from patchrank.pipeline.owner import Owner
+from patchsieve.jobs import score
+from patchsieve.jobs.command_line import read_config
+from patchsieve.pipeline.config_file import config_to_yaml
+from patchsieve.pipeline.job_config import ScoreConfig
+from patchsieve.pipeline.owner import Owner
 from tests.helpers.photos import photo_samples, write_shard
 from tests.helpers.score_runs import rows_of, save_small_teacher, score_config, score_here
 from tests.helpers.servers import Trouble, serve_files
@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_command(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error of `patchrank score` in this process."""
+    """Exit code, standard output and standard error of `patchsieve score` in this process."""
     with pytest.raises(SystemExit) as ended:
         score.main(arguments)
     assert isinstance(ended.value.code, int)
@@ -54,7 +54,7 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str], out: Path)
     assert (code, printed) == (2, "")
     # Ray prints what actors of earlier tests have said whenever it arrives.
     line = "".join(part for part in line.splitlines(keepends=True) if " pid=" not in part)
-    assert line.startswith("patchrank score: ")
+    assert line.startswith("patchsieve score: ")
     assert line.count("\n") == 1
     assert not out.exists()
     return line
@@ -154,7 +154,7 @@ def test_a_live_owner_stops_a_second_run(
     (folder / "owned.yaml").write_bytes(config_to_yaml(config))
     code, printed, line = run_command(capsys, "--config", str(folder / "owned.yaml"))
     assert (code, printed) == (2, "")
-    assert re.fullmatch(r"patchrank score: .*/out is in use by .*another-run.*\n", line)
+    assert re.fullmatch(r"patchsieve score: .*/out is in use by .*another-run.*\n", line)
     # The owner's heartbeat replaces its file all the time.
     left = {path.name for path in owned.iterdir() if "owner.json" not in path.name}
     assert left <= {"config.json"}
@@ -235,7 +235,7 @@ def python(code: str, *arguments: str, **environment: str) -> subprocess.Complet
 
 
 JOB = """
-from patchrank.jobs import {job}
+from patchsieve.jobs import {job}
 try:
     {job}.main(sys.argv[1:])
 except SystemExit as end:
@@ -281,4 +281,4 @@ def test_status_without_ray_or_torch(folder: Path, tmp_path: Path) -> None:
     assert json.loads(told)["rows"] == len(rows_of(tmp_path)) == 8
     nothing = python(JOB.format(job="status"), str(tmp_path / "scores"))
     assert nothing.stdout == "2\n"
-    assert re.fullmatch(r"patchrank status: .* is no output folder of patchrank.*\n", nothing.stderr)
+    assert re.fullmatch(r"patchsieve status: .* is no output folder of patchsieve.*\n", nothing.stderr)

@@ -60,7 +60,7 @@ def test_killed_again_and_again_and_resumed_at_once_a_run_equals_an_uninterrupte
             assert "watching" not in run.output
             assert (out / "owner.json").exists()
     assert list((out / "errors").glob("half-bad-*.parquet")), "errors file first, table last"
-    assert list(scratch.glob("patchrank-scratch-*")), "the killed actors had scratch folders"
+    assert list(scratch.glob("patchsieve-scratch-*")), "the killed actors had scratch folders"
 
     # Ray ends the actors of a killed driver a moment later; what a living process uses, nobody removes.
     wait_until(lambda: not any(map(in_use, scratch.iterdir())), "the killed drivers' actors to end")

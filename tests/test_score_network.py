@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from patchrank.pipeline import storage
-from patchrank.pipeline.storage_retry import ATTEMPTS
+from patchsieve.pipeline import storage
+from patchsieve.pipeline.storage_retry import ATTEMPTS
 from tests.helpers.faults import Faults
 from tests.helpers.photos import photo_samples, write_shard
 from tests.helpers.score_processes import run_here, score_process

@@ -124,7 +124,7 @@ def test_nodes_that_come_and_go_and_one_that_sees_another_output(
         Path(held.folder).mkdir()
         with score_process(config, tmp_path, held, RAY_ADDRESS=cluster.address) as process:
             assert process.end() == 2, process.output
-        (complaint,) = [line for line in process.output.splitlines() if line.startswith("patchrank score: ")]
+        (complaint,) = [line for line in process.output.splitlines() if line.startswith("patchsieve score: ")]
         assert f"({blind[:8]}) cannot write to {store.url('out')}" in complaint
         assert "use storage that all nodes see" in complaint
     score_here(score_config(shards, tmp_path / "expected", teacher))

@@ -14,14 +14,14 @@ from typing import NamedTuple
 import pytest
 import ray
 
-from patchrank.jobs.command_line import read_config
-from patchrank.pipeline import queue_policy, shard_queue
-from patchrank.pipeline.config import Precision
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.job_config import ScoreConfig
-from patchrank.pipeline.queue_policy import MOST_SLOTS, QueuePolicy
-from patchrank.pipeline.run_summary import RunSummary
-from patchrank.pipeline.shards import shard_id
+from patchsieve.jobs.command_line import read_config
+from patchsieve.pipeline import queue_policy, shard_queue
+from patchsieve.pipeline.config import Precision
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.job_config import ScoreConfig
+from patchsieve.pipeline.queue_policy import MOST_SLOTS, QueuePolicy
+from patchsieve.pipeline.run_summary import RunSummary
+from patchsieve.pipeline.shards import shard_id
 from tests.helpers.photos import photo, photo_samples, write_shard
 from tests.helpers.score_runs import (
     Watched,
@@ -271,7 +271,7 @@ def test_the_command_by_its_defaults(ray_cluster: None, corpus: Path, teacher: s
     out = tmp_path / "out"
     arguments = ["score", str(corpus / "three.tar"), "--out", str(out), "--teacher", teacher]
     done = subprocess.run(
-        [sys.executable, "-m", "patchrank.jobs.cli", *arguments],
+        [sys.executable, "-m", "patchsieve.jobs.cli", *arguments],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": ray.get_runtime_context().gcs_address},
         capture_output=True,

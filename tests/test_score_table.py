@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from patchrank.pipeline.config import RowConfig
-from patchrank.pipeline.errors import InfrastructureError
-from patchrank.pipeline.record_file import read_footer, verify_file
-from patchrank.pipeline.score_table import (
+from patchsieve.pipeline.config import RowConfig
+from patchsieve.pipeline.errors import InfrastructureError
+from patchsieve.pipeline.record_file import read_footer, verify_file
+from patchsieve.pipeline.score_table import (
     ERRORS_SCHEMA,
     GROUP_BYTES,
     TableWriter,
@@ -26,8 +26,8 @@ from patchrank.pipeline.score_table import (
     table_schema,
     write_errors,
 )
-from patchrank.pipeline.shards import Fault
-from patchrank.pipeline.table_reader import read_scores
+from patchsieve.pipeline.shards import Fault
+from patchsieve.pipeline.table_reader import read_scores
 from tests.helpers.photos import photo_pixels
 from tests.helpers.tables import (
     CONFIG,
@@ -86,7 +86,7 @@ def test_a_table_has_exactly_the_designed_columns(tmp_path: Path, store: str) ->
 def test_metadata_says_where_the_rows_come_from(tmp_path: Path) -> None:
     shard = record_of(b"shard", samples=5, quarantined=2, damaged=True)
     path = write_table(tmp_path / "a.parquet", shard, faults=FAULTS)
-    assert json.loads(pq.read_metadata(path).metadata[b"patchrank"]) == {
+    assert json.loads(pq.read_metadata(path).metadata[b"patchsieve"]) == {
         "schema_version": 1,
         "rows_version": 1,
         "identity": row_identity(CONFIG, TEACHER.digest),
@@ -222,7 +222,7 @@ def test_errors_files_hold_null_keys_and_their_digest(tmp_path: Path) -> None:
     table = pq.read_table(path)
     assert table.schema.equals(ERRORS_SCHEMA)
     assert table.to_pylist() == [{"shard": "/data/a.tar", **dataclasses.asdict(fault)} for fault in FAULTS]
-    footer = json.loads(pq.read_metadata(path).metadata[b"patchrank"])
+    footer = json.loads(pq.read_metadata(path).metadata[b"patchsieve"])
     assert footer["digest"] == errors_digest(FAULTS)
     assert errors_digest(FAULTS) != errors_digest(FAULTS[:2]) != errors_digest([]) == ""
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from patchrank.pipeline.config import Metric, Removal
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.patches import normalise, visible_count
-from patchrank.pipeline.scoring import Scorer, gflop_per_view, reconstruct
-from patchrank.pipeline.teacher.architecture import TeacherConfig
-from patchrank.pipeline.teacher.build import build_teacher
-from patchrank.pipeline.teacher.checkpoint import read_teacher
-from patchrank.pipeline.teacher.model import MaskedAutoencoder
+from patchsieve.pipeline.config import Metric, Removal
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.patches import normalise, visible_count
+from patchsieve.pipeline.scoring import Scorer, gflop_per_view, reconstruct
+from patchsieve.pipeline.teacher.architecture import TeacherConfig
+from patchsieve.pipeline.teacher.build import build_teacher
+from patchsieve.pipeline.teacher.checkpoint import read_teacher
+from patchsieve.pipeline.teacher.model import MaskedAutoencoder
 from tests.helpers.scoring import (
     RATIO,
     REMOVALS,

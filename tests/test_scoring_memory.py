@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from patchrank.pipeline import scoring
-from patchrank.pipeline.config import Removal
-from patchrank.pipeline.errors import InfrastructureError
-from patchrank.pipeline.scoring import Scorer
-from patchrank.pipeline.teacher.model import MaskedAutoencoder
+from patchsieve.pipeline import scoring
+from patchsieve.pipeline.config import Removal
+from patchsieve.pipeline.errors import InfrastructureError
+from patchsieve.pipeline.scoring import Scorer
+from patchsieve.pipeline.teacher.model import MaskedAutoencoder
 from tests.helpers.scoring import RATIO, REMOVALS, SMALL, make_teacher, make_views, one_thread
 
 

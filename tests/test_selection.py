@@ -9,8 +9,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from patchrank.pipeline.errors import UserError
-from patchrank.ranker import selection
+from patchsieve.pipeline.errors import UserError
+from patchsieve.ranker import selection
 
 HUGE = np.finfo(np.float64).max
 

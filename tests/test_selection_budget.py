@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from patchrank.pipeline.errors import UserError
-from patchrank.ranker import selection
-from patchrank.ranker.budget import Budget, find_budget
+from patchsieve.pipeline.errors import UserError
+from patchsieve.ranker import selection
+from patchsieve.ranker.budget import Budget, find_budget
 
 
 def some_scores(seed: int, images: int, positions: int) -> np.ndarray:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from patchrank.pipeline.errors import UserError
-from patchrank.ranker import selection
+from patchsieve.pipeline.errors import UserError
+from patchsieve.ranker import selection
 
 
 def some_clusters(

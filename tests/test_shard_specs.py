@@ -14,9 +14,9 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from patchrank.pipeline import shard_specs, storage_retry
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.shards import Shard, expand_shards, shard_id
+from patchsieve.pipeline import shard_specs, storage_retry
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.shards import Shard, expand_shards, shard_id
 from tests.helpers.servers import FileServer, S3Store, Trouble, s3_for_this_process, serve_files
 
 

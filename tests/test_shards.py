@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from patchrank.pipeline import shards
-from patchrank.pipeline.errors import ContentError
-from patchrank.pipeline.shards import Fault, Sample, ShardReader, pick_image
+from patchsieve.pipeline import shards
+from patchsieve.pipeline.errors import ContentError
+from patchsieve.pipeline.shards import Fault, Sample, ShardReader, pick_image
 from tests.helpers.archives import END, WHOLE, archive, expected, member, read_all, shard_of
 
 

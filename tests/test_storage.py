@@ -11,8 +11,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from patchrank.pipeline import storage, storage_retry
-from patchrank.pipeline.errors import InfrastructureError, UserError
+from patchsieve.pipeline import storage, storage_retry
+from patchsieve.pipeline.errors import InfrastructureError, UserError
 from tests.helpers.servers import S3Store, Trouble, s3_for_this_process, serve_files
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from patchrank.pipeline import storage
+from patchsieve.pipeline import storage
 from tests.helpers.servers import S3Store, s3_for_this_process
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,7 +27,7 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Store]:
 # Ends itself, as an out-of-memory kill would, instead of the named step.
 KILLED = """
 import os, signal, sys
-from patchrank.pipeline import storage
+from patchsieve.pipeline import storage
 step, action, url = sys.argv[1:]
 setattr(os, step, lambda *given, **options: os.kill(os.getpid(), signal.SIGKILL))
 storage.commit_bytes(b"new", url, run_id="run1") if action == "commit" else storage.create_exclusive(url, b"new")
@@ -84,7 +84,7 @@ def test_readers_never_see_half_a_file(tmp_path: Path) -> None:
 
 RACER = """
 import os, sys
-from patchrank.pipeline import storage
+from patchsieve.pipeline import storage
 print("ready", flush=True)
 sys.stdin.readline()
 print(storage.create_exclusive(sys.argv[1], str(os.getpid()).encode() * 10_000))

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from patchrank.pipeline import storage, storage_lookup, storage_retry, storage_sources
-from patchrank.pipeline.errors import InfrastructureError, UserError
+from patchsieve.pipeline import storage, storage_lookup, storage_retry, storage_sources
+from patchsieve.pipeline.errors import InfrastructureError, UserError
 from tests.helpers.servers import FileServer, S3Store, Trouble, s3_for_this_process, serve_files
 
 DATA = random.Random(0).randbytes(3_000_000)

@@ -13,10 +13,10 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from patchrank.pipeline import storage, storage_retry
-from patchrank.pipeline.errors import InfrastructureError
-from patchrank.pipeline.output import OutputFolder
-from patchrank.pipeline.shards import expand_shards
+from patchsieve.pipeline import storage, storage_retry
+from patchsieve.pipeline.errors import InfrastructureError
+from patchsieve.pipeline.output import OutputFolder
+from patchsieve.pipeline.shards import expand_shards
 from tests.helpers.impatient import impatient_s3
 from tests.helpers.servers import S3Store, Trouble, s3_for_this_process
 from tests.helpers.tables import shard_record, write_table
@@ -174,7 +174,7 @@ def test_what_is_sent_to_workers_holds_no_credentials_and_finds_theirs(s3: S3Sto
     code = (
         "import pickle, sys\n"
         "files, shards = pickle.load(sys.stdin.buffer)\n"
-        "from patchrank.pipeline import storage\n"
+        "from patchsieve.pipeline import storage\n"
         "print(files.get_file_info('test-bucket/folder/a.bin').size, len(storage.read_bytes(shards[0].url)))"
     )
     s3.access_keys.clear()

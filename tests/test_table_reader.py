@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.record_file import read_footer
-from patchrank.pipeline.score_table import (
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.record_file import read_footer
+from patchsieve.pipeline.score_table import (
     SCHEMA_VERSION,
     row_identity,
 )
-from patchrank.pipeline.table_reader import ScoreTables, read_scores
+from patchsieve.pipeline.table_reader import ScoreTables, read_scores
 from tests.helpers.tables import (
     CONFIG,
     TEACHER,
@@ -135,7 +135,7 @@ def _foreign(path: Path) -> None:
 def _other_job(path: Path) -> None:
     schema = pa.schema([("a", pa.int64())])
     with pq.ParquetWriter(path, schema) as writer:
-        writer.add_key_value_metadata({"patchrank": json.dumps({"schema_version": 1, "identity": "x"})})
+        writer.add_key_value_metadata({"patchsieve": json.dumps({"schema_version": 1, "identity": "x"})})
 
 
 def _newer(path: Path) -> None:
@@ -149,9 +149,9 @@ def _newer(path: Path) -> None:
         (_empty, "not a complete Parquet file"),
         (_half_written, "not a complete Parquet file"),
         (_garbled_footer, "not a complete Parquet file"),
-        (_foreign, "not written by patchrank"),
+        (_foreign, "not written by patchsieve"),
         (_other_job, "no score table"),
-        (_newer, "schema version 2, this patchrank reads versions up to 1"),
+        (_newer, "schema version 2, this patchsieve reads versions up to 1"),
     ],
 )
 def test_what_is_no_table_is_refused_in_one_line(tmp_path: Path, make, told: str) -> None:

@@ -8,8 +8,8 @@ import tracemalloc
 
 import pytest
 
-from patchrank.pipeline.errors import DamagedArchiveError
-from patchrank.pipeline.tar_stream import Member, TarStream
+from patchsieve.pipeline.errors import DamagedArchiveError
+from patchsieve.pipeline.tar_stream import Member, TarStream
 from tests.helpers.archives import END, archive, member, pax, reseal
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from patchrank.pipeline.errors import UserError
-from patchrank.ranker.losses import list_mle
-from patchrank.ranker.targets import default_target, transform
+from patchsieve.pipeline.errors import UserError
+from patchsieve.ranker.losses import list_mle
+from patchsieve.ranker.targets import default_target, transform
 
 
 def pseudo_scores() -> torch.Tensor:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from patchrank.jobs.train import main
+from patchsieve.jobs.train import main
 from tests.helpers.pixel_tables import SMALL_TEACHER, VISIBLE, write_pixel_table
 
 OPTIONS = ["--model", "vit_tiny_patch16_224", "--depth", "1", "--batch-size", "4", "--held-out", "0.3"]
@@ -88,7 +88,7 @@ def sound(folder: Path) -> list[str]:
         (same_shard_twice, "", "hold the same views (0 to 1) of one shard content"),
         (half_written, "", "a.parquet"),
         (damaged_within, "", "a.parquet is damaged"),
-        (foreign, "", "was not written by patchrank"),
+        (foreign, "", "was not written by patchsieve"),
         (empty, "", "no rows to train on"),
         (not_a_number, "", "row 5 has a score that is not a finite number (nan)"),
         (no_pixels, "", "has no column `patches` or `pixels`"),
@@ -121,5 +121,5 @@ def test_one_line_and_exit_2(
     assert ended.value.code == 2, told
     assert message in told
     assert len(told.splitlines()) == 1
-    assert told.startswith("patchrank train: ")
+    assert told.startswith("patchsieve train: ")
     assert not out.exists()

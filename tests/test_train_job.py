@@ -1,4 +1,4 @@
-"""`patchrank train` as a user runs it: real tables, real Ray Train, processes that are killed; three runs in all."""
+"""`patchsieve train` as a user runs it: real tables, real Ray Train, processes that are killed; three runs in all."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from patchrank.ranker.checkpoint import LoadedRanker, load_ranker
-from patchrank.ranker.train_progress import read_curve
+from patchsieve.ranker.checkpoint import LoadedRanker, load_ranker
+from patchsieve.ranker.train_progress import read_curve
 from tests.helpers.pixel_tables import SIDE, write_pixel_table
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -36,7 +36,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def command(table: str, out: Path, *arguments: str) -> list[str]:
-    program = [sys.executable, "-m", "patchrank.jobs.train", table, "--out", str(out)]
+    program = [sys.executable, "-m", "patchsieve.jobs.train", table, "--out", str(out)]
     return [*program, *OPTIONS.split(), *arguments]
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from patchrank.jobs.train import main
-from patchrank.pipeline import storage
-from patchrank.pipeline.errors import InfrastructureError, UserError
-from patchrank.ranker.checkpoint import load_ranker
-from patchrank.ranker.train_plan import TrainPlan, make_plan
-from patchrank.ranker.train_progress import outcome, read_curve
-from patchrank.ranker.train_record import begun
+from patchsieve.jobs.train import main
+from patchsieve.pipeline import storage
+from patchsieve.pipeline.errors import InfrastructureError, UserError
+from patchsieve.ranker.checkpoint import load_ranker
+from patchsieve.ranker.train_plan import TrainPlan, make_plan
+from patchsieve.ranker.train_progress import outcome, read_curve
+from patchsieve.ranker.train_record import begun
 from tests.helpers.impatient import impatient_s3
 from tests.helpers.pixel_tables import write_pixel_table
 from tests.helpers.servers import S3Store, Trouble
@@ -82,7 +82,7 @@ def test_a_store_that_stays_away_is_told_in_one_line(
     assert ended.value.code == 1
     shown = capsys.readouterr()
     (line,) = shown.err.splitlines()
-    assert line.startswith("patchrank train: reading s3://test-bucket/labels/scores/a.parquet")
+    assert line.startswith("patchsieve train: reading s3://test-bucket/labels/scores/a.parquet")
     assert "test-secret-key" not in shown.out + shown.err + caplog.text
 
 

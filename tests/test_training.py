@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from patchrank.pipeline.errors import UserError
-from patchrank.ranker.dataset import TableBatches
-from patchrank.ranker.model import Ranker, RankerConfig
-from patchrank.ranker.optimiser import layer_of, parameter_groups, rate_factor
-from patchrank.ranker.train_config import TrainConfig
-from patchrank.ranker.train_plan import make_plan
-from patchrank.ranker.training import DivergedError, Recipe, Training, fit_temperature
-from patchrank.ranker.training_batch import Batch
-from patchrank.ranker.validation import Validation
+from patchsieve.pipeline.errors import UserError
+from patchsieve.ranker.dataset import TableBatches
+from patchsieve.ranker.model import Ranker, RankerConfig
+from patchsieve.ranker.optimiser import layer_of, parameter_groups, rate_factor
+from patchsieve.ranker.train_config import TrainConfig
+from patchsieve.ranker.train_plan import make_plan
+from patchsieve.ranker.training import DivergedError, Recipe, Training, fit_temperature
+from patchsieve.ranker.training_batch import Batch
+from patchsieve.ranker.validation import Validation
 from tests.helpers.pixel_tables import GRID, PATCH, SIDE, write_pixel_table
 
 RECIPE = Recipe(

@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 import torch
 
-from patchrank.pipeline.errors import UserError
-from patchrank.ranker.baselines import BaselineSources, make_baseline
-from patchrank.ranker.checkpoint import load_ranker
-from patchrank.ranker.initial_weights import initial_ranker
-from patchrank.ranker.train_plan import TrainPlan, make_plan
-from patchrank.ranker.train_progress import follow, numbers_of, outcome, point_line, print_point, read_curve
-from patchrank.ranker.train_record import begin, begun, check_resume, some_rows, write_settings
-from patchrank.ranker.training_loop import Fit, State
-from patchrank.ranker.workers import Worker
+from patchsieve.pipeline.errors import UserError
+from patchsieve.ranker.baselines import BaselineSources, make_baseline
+from patchsieve.ranker.checkpoint import load_ranker
+from patchsieve.ranker.initial_weights import initial_ranker
+from patchsieve.ranker.train_plan import TrainPlan, make_plan
+from patchsieve.ranker.train_progress import follow, numbers_of, outcome, point_line, print_point, read_curve
+from patchsieve.ranker.train_record import begin, begun, check_resume, some_rows, write_settings
+from patchsieve.ranker.training_loop import Fit, State
+from patchsieve.ranker.workers import Worker
 from tests.helpers.partition_tables import write_partition_table
 from tests.helpers.pixel_tables import GRID, PATCH, write_pixel_table
 from tests.test_training import config_for
@@ -162,7 +162,7 @@ def test_folders_of_others_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match=r"holds the config\.json of something else"):
         begun(str(tmp_path))
-    (tmp_path / "training.json").write_text(json.dumps({"format": "patchrank training"}))
+    (tmp_path / "training.json").write_text(json.dumps({"format": "patchsieve training"}))
     with pytest.raises(UserError, match=r"training\.json is damaged"):
         begun(str(tmp_path))
 

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from patchrank.pipeline.config import Store
-from patchrank.pipeline.patches import patchify
-from patchrank.pipeline.table_reader import ScoreTables
-from patchrank.ranker.metrics import spearman
-from patchrank.ranker.reading_order import held_out
-from patchrank.ranker.table_index import Context, TableIndex, index_tables
-from patchrank.ranker.training import Training
-from patchrank.ranker.validation import Measured, Validation
-from patchrank.ranker.validation_plan import plan_validation, row_settings
+from patchsieve.pipeline.config import Store
+from patchsieve.pipeline.patches import patchify
+from patchsieve.pipeline.table_reader import ScoreTables
+from patchsieve.ranker.metrics import spearman
+from patchsieve.ranker.reading_order import held_out
+from patchsieve.ranker.table_index import Context, TableIndex, index_tables
+from patchsieve.ranker.training import Training
+from patchsieve.ranker.validation import Measured, Validation
+from patchsieve.ranker.validation_plan import plan_validation, row_settings
 from tests.helpers.partition_tables import PARTITION, true_scores, write_partition_table
 from tests.helpers.pixel_tables import GRID, PATCH, SIDE, VISIBLE, view_pixels, write_pixel_table
 from tests.helpers.rankers import small_ranker

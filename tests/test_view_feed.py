@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import torch
 
-from patchrank.pipeline.errors import InfrastructureError
-from patchrank.pipeline.images import decode_image, decode_view
-from patchrank.pipeline.patches import patchify
-from patchrank.pipeline.shards import Fault, Sample, Shard, expand_shards
-from patchrank.pipeline.view_feed import View, ViewFeed, draw_views, in_share, prepare
+from patchsieve.pipeline.errors import InfrastructureError
+from patchsieve.pipeline.images import decode_image, decode_view
+from patchsieve.pipeline.patches import patchify
+from patchsieve.pipeline.shards import Fault, Sample, Shard, expand_shards
+from patchsieve.pipeline.view_feed import View, ViewFeed, draw_views, in_share, prepare
 from tests.helpers.photos import photo, photo_samples, write_shard
 from tests.helpers.tables import CONFIG
 

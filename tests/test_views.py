@@ -13,9 +13,9 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
-from patchrank.pipeline.errors import ContentError
-from patchrank.pipeline.images import ViewBox, apply_view, decode_view, draw_view, encode_view
-from patchrank.pipeline.randomness import KeyedRandom
+from patchsieve.pipeline.errors import ContentError
+from patchsieve.pipeline.images import ViewBox, apply_view, decode_view, draw_view, encode_view
+from patchsieve.pipeline.randomness import KeyedRandom
 from tests.helpers.photos import encode, photo_pixels
 
 

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from patchrank.pipeline.errors import UserError
+from patchsieve.pipeline.errors import UserError
 
 OutputSpace = Literal["pixels", "normalised", "unknown"]
 """What the decoder predicts: `pixels` = ImageNet-normalised pixels, `normalised` = pixels of each

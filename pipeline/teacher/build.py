@@ -10,11 +10,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from patchrank.pipeline.storage import commit_bytes, join
-from patchrank.pipeline.teacher.architecture import sincos_positions
-from patchrank.pipeline.teacher.checkpoint import TeacherFile, weights_digest
-from patchrank.pipeline.teacher.formats import complete_state
-from patchrank.pipeline.teacher.model import MaskedAutoencoder
+from patchsieve.pipeline.storage import commit_bytes, join
+from patchsieve.pipeline.teacher.architecture import sincos_positions
+from patchsieve.pipeline.teacher.checkpoint import TeacherFile, weights_digest
+from patchsieve.pipeline.teacher.formats import complete_state
+from patchsieve.pipeline.teacher.model import MaskedAutoencoder
 
 
 def build_teacher(file: TeacherFile, *, device: str = "cpu") -> MaskedAutoencoder:

@@ -15,10 +15,10 @@ from typing import Any
 
 from torch import Tensor
 
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.teacher.architecture import OutputSpace, TeacherConfig
-from patchrank.pipeline.teacher.formats import complete_state, infer_config, our_names
-from patchrank.pipeline.teacher.sources import Source, open_source
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.teacher.architecture import OutputSpace, TeacherConfig
+from patchsieve.pipeline.teacher.formats import complete_state, infer_config, our_names
+from patchsieve.pipeline.teacher.sources import Source, open_source
 
 _PUBLISHED_PIXELS = re.compile(r"mae_visualize_vit_|facebook(/|--)vit-mae-(base|large|huge)\b")
 _PUBLISHED_NORMALISED = re.compile(r"mae_pretrain_vit_\w+_full")

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.teacher.architecture import TeacherConfig, parameter_shapes, sincos_positions
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.teacher.architecture import TeacherConfig, parameter_shapes, sincos_positions
 
 # Heads cannot be read off shapes. These are the published sizes: ViT-Ti, -S, -B, -L and -H of the ViT, DeiT and
 # MAE papers, and MAE's decoder.

@@ -17,8 +17,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from patchrank.pipeline.errors import UserError
-from patchrank.pipeline.storage import (
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.storage import (
     absolute_url,
     canonical_url,
     exists,

@@ -7,7 +7,7 @@ import tarfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from patchrank.pipeline.shards import Fault, Sample, Shard, ShardReader, expand_shards
+from patchsieve.pipeline.shards import Fault, Sample, Shard, ShardReader, expand_shards
 
 END = bytes(1024)
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from patchrank.pipeline.config import IMAGE_FIELDS
-from patchrank.pipeline.demo_photos import PackedPhotos, find_photos, pack_photos
-from patchrank.pipeline.images import decode_image
-from patchrank.pipeline.shards import Sample, ShardReader, expand_shards, pick_image
+from patchsieve.pipeline.config import IMAGE_FIELDS
+from patchsieve.pipeline.demo_photos import PackedPhotos, find_photos, pack_photos
+from patchsieve.pipeline.images import decode_image
+from patchsieve.pipeline.shards import Sample, ShardReader, expand_shards, pick_image
 
 
 def write_photos(folder: Path, names: dict[str, bytes]) -> Path:

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from patchrank.pipeline.api import Teacher, load_teacher
-from patchrank.ranker.api import center_patches
-from patchrank.ranker.baseline_fits import FITS
-from patchrank.ranker.checkpoint import LoadedRanker, load_ranker, save_ranker
-from patchrank.ranker.dense_teacher import DenseMethod, DenseTeacher
-from patchrank.ranker.evaluation_images import EvaluationImages
-from patchrank.ranker.features import FEATURES
-from patchrank.ranker.model import Ranker
+from patchsieve.pipeline.api import Teacher, load_teacher
+from patchsieve.ranker.api import center_patches
+from patchsieve.ranker.baseline_fits import FITS
+from patchsieve.ranker.checkpoint import LoadedRanker, load_ranker, save_ranker
+from patchsieve.ranker.dense_teacher import DenseMethod, DenseTeacher
+from patchsieve.ranker.evaluation_images import EvaluationImages
+from patchsieve.ranker.features import FEATURES
+from patchsieve.ranker.model import Ranker
 from tests.helpers.photos import photo_pixels
 from tests.helpers.rankers import small_ranker
 from tests.helpers.score_runs import save_small_teacher

@@ -15,10 +15,10 @@ from typing import Any
 
 import ray
 
-from patchrank.pipeline import scoring_actor, view_feed
-from patchrank.pipeline.queue_policy import Gone, QueuePolicy
-from patchrank.pipeline.scoring_actor import ScoringActor
-from patchrank.pipeline.teacher.checkpoint import TeacherFile
+from patchsieve.pipeline import scoring_actor, view_feed
+from patchsieve.pipeline.queue_policy import Gone, QueuePolicy
+from patchsieve.pipeline.scoring_actor import ScoringActor
+from patchsieve.pipeline.teacher.checkpoint import TeacherFile
 
 HOLD_S = 600
 

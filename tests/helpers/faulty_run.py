@@ -7,8 +7,8 @@ import json
 import os
 import sys
 
-from patchrank.jobs.score import main
-from patchrank.pipeline import queue_policy
+from patchsieve.jobs.score import main
+from patchsieve.pipeline import queue_policy
 from tests.helpers.faults import Faults
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from patchrank.pipeline.record_file import ShardRecord
-from patchrank.pipeline.score_table import Row, TableWriter, row_identity, table_metadata, table_schema
+from patchsieve.pipeline.record_file import ShardRecord
+from patchsieve.pipeline.score_table import Row, TableWriter, row_identity, table_metadata, table_schema
 from tests.helpers.tables import CONFIG, TEACHER
 
 OFFSETS = np.array([-0.125, 0.0, 0.125], np.float32)

@@ -34,7 +34,7 @@ def jobs_cluster() -> Iterator[str]:
         env={
             **os.environ,
             "PYTHONPATH": str(ROOT),
-            # Jobs call `python` and `patchrank`, and should get those of this environment.
+            # Jobs call `python` and `patchsieve`, and should get those of this environment.
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "RAY_TMPDIR": f"{os.environ['RAY_TMPDIR']}/j",
             "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S),

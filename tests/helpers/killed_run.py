@@ -15,9 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from patchrank.pipeline.output import OutputFolder, new_run_id
-from patchrank.pipeline.score_table import row_fields, row_identity, write_errors
-from patchrank.pipeline.shards import Fault, Shard
+from patchsieve.pipeline.output import OutputFolder, new_run_id
+from patchsieve.pipeline.score_table import row_fields, row_identity, write_errors
+from patchsieve.pipeline.shards import Fault, Shard
 from tests.helpers.tables import CONFIG, TEACHER, make_shard, shard_record, write_table
 
 CONTENTS = {"healed": b"good now", "worse": b"bad now!", "lost": b"unreadable"}

@@ -117,6 +117,12 @@ def computed_imports(tree: ast.Module) -> list[str]:
     ]
 
 
+def told_installs(tree: ast.Module) -> list[str]:
+    """What the file's texts tell people to install: the word after each `pip install` and its options."""
+    texts = [str(node.value) for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    return [m[1] for text in texts for m in re.finditer(r"pip install(?:\s+--?[\w-]+)*\s*([^\s,;:)]*)", text)]
+
+
 def says_scratch(expression: ast.expr) -> bool:
     """Whether a name or attribute in the expression says that it is local scratch or memory."""
     names = [

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchrank.pipeline.config import Store
-from patchrank.pipeline.images import decode_view, encode_view
-from patchrank.pipeline.patches import patchify
-from patchrank.pipeline.score_table import Row, TableWriter, TeacherRecord, table_metadata, table_schema
+from patchsieve.pipeline.config import Store
+from patchsieve.pipeline.images import decode_view, encode_view
+from patchsieve.pipeline.patches import patchify
+from patchsieve.pipeline.score_table import Row, TableWriter, TeacherRecord, table_metadata, table_schema
 from tests.helpers.photos import photo_pixels
 from tests.helpers.tables import CONFIG, TEACHER, record_of
 

@@ -1,6 +1,6 @@
 """`python -m tests.helpers.prune_process MARKS ARGUMENTS...`: prune in a process that dies when a worker comes so far.
 
-A worker is what `patchrank prune` sends to Ray, with a fault; `PATCHRANK_TEST_MOMENT` names the fault's moment.
+A worker is what `patchsieve prune` sends to Ray, with a fault; `PATCHSIEVE_TEST_MOMENT` names the fault's moment.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from patchrank.jobs.prune import main
-from patchrank.ranker import prune_feed, ray_prune
-from patchrank.ranker.prune_worker import PruneWorker
+from patchsieve.jobs.prune import main
+from patchsieve.ranker import prune_feed, ray_prune
+from patchsieve.ranker.prune_worker import PruneWorker
 
-MOMENT = "PATCHRANK_TEST_MOMENT"
+MOMENT = "PATCHSIEVE_TEST_MOMENT"
 
 
 def faulty_worker(victim: int, marks: Path, *, key: str = "", before: str = "") -> type[PruneWorker]:

@@ -10,14 +10,14 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
-from patchrank.pipeline.output import OutputFolder, new_run_id
-from patchrank.pipeline.pruned_index import INDEX_FOLDER
-from patchrank.pipeline.record_file import digest_of, read_footer
-from patchrank.ranker.checkpoint import save_ranker
-from patchrank.ranker.patch_scoring import BASELINE_PREFIX, PatchScorer
-from patchrank.ranker.prune import PruneResult, ShardPruning
-from patchrank.ranker.prune_config import PruneConfig
-from patchrank.ranker.prune_plan import PruneRequest, make_request
+from patchsieve.pipeline.output import OutputFolder, new_run_id
+from patchsieve.pipeline.pruned_index import INDEX_FOLDER
+from patchsieve.pipeline.record_file import digest_of, read_footer
+from patchsieve.ranker.checkpoint import save_ranker
+from patchsieve.ranker.patch_scoring import BASELINE_PREFIX, PatchScorer
+from patchsieve.ranker.prune import PruneResult, ShardPruning
+from patchsieve.ranker.prune_config import PruneConfig
+from patchsieve.ranker.prune_plan import PruneRequest, make_request
 from tests.helpers.rankers import TEACHER, small_ranker
 
 Row = dict[str, Any]

@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from patchrank.pipeline.images import apply_view, decode_image, draw_view
-from patchrank.pipeline.pruned_codec import ImageCodec, pack
-from patchrank.pipeline.pruned_format import PackedRecord, mosaic_columns
-from patchrank.pipeline.pruned_tar import PrunedTar
-from patchrank.pipeline.shards import Shard, expand_shards
+from patchsieve.pipeline.images import apply_view, decode_image, draw_view
+from patchsieve.pipeline.pruned_codec import ImageCodec, pack
+from patchsieve.pipeline.pruned_format import PackedRecord, mosaic_columns
+from patchsieve.pipeline.pruned_tar import PrunedTar
+from patchsieve.pipeline.shards import Shard, expand_shards
 from tests.helpers.photos import photo_samples, write_shard
 
 GRID, BLOCK = 4, 16
@@ -115,7 +115,7 @@ def write_index(out: Path, shard: Shard, photos: Sequence[Photo], **changes: dic
     kinds = {"shard": pa.string(), "sample_key": pa.string(), "reason": pa.string()}
     kinds |= {"grid": pa.int16(), "positions": pa.list_(pa.int16())}
     metadata = json.dumps({"schema_version": 1, "config": {"size": photos[0].record.size}})
-    schema = pa.schema([(name, kinds.get(name, pa.int32())) for name in rows[0]], {"patchrank": metadata})
+    schema = pa.schema([(name, kinds.get(name, pa.int32())) for name in rows[0]], {"patchsieve": metadata})
     path = out / "index" / f"{shard.id}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows, schema), path)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import sys
 
-from patchrank.pipeline.table_reader import ScoreTables
-from patchrank.ranker.dataset import TableBatches
-from patchrank.ranker.table_index import index_tables
+from patchsieve.pipeline.table_reader import ScoreTables
+from patchsieve.ranker.dataset import TableBatches
+from patchsieve.ranker.table_index import index_tables
 from tests.helpers.memory_run import peak_bytes
 
 

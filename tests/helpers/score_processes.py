@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from patchrank.jobs.score import main
-from patchrank.pipeline.config_file import config_to_yaml
-from patchrank.pipeline.job_config import ScoreConfig
+from patchsieve.jobs.score import main
+from patchsieve.pipeline.config_file import config_to_yaml
+from patchsieve.pipeline.job_config import ScoreConfig
 from tests.helpers.faults import Faults
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -39,7 +39,7 @@ def wait_until(condition: Callable[[], object], what: str, *, seconds: float = D
 
 
 def command_line(config: ScoreConfig, folder: Path) -> list[str]:
-    """The arguments of `patchrank score` for this configuration."""
+    """The arguments of `patchsieve score` for this configuration."""
     file = folder / f"config-{next(_numbers)}.yaml"
     file.write_bytes(config_to_yaml(config))
     return ["--config", str(file)]

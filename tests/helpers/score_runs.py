@@ -12,20 +12,20 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
-from patchrank.pipeline.config_file import config_to_yaml
-from patchrank.pipeline.job_config import ScoreConfig
-from patchrank.pipeline.output import OutputFolder, new_run_id
-from patchrank.pipeline.progress import Totals
-from patchrank.pipeline.record_file import digest_of, read_footer
-from patchrank.pipeline.run_summary import RunSummary
-from patchrank.pipeline.score_request import make_request
-from patchrank.pipeline.scoring import Scorer
-from patchrank.pipeline.shard_result import ShardResult
-from patchrank.pipeline.shard_scoring import ShardScoring, teacher_record
-from patchrank.pipeline.shards import Shard
-from patchrank.pipeline.table_reader import read_scores
-from patchrank.pipeline.teacher.architecture import OutputSpace
-from patchrank.pipeline.teacher.build import build_teacher, save_teacher
+from patchsieve.pipeline.config_file import config_to_yaml
+from patchsieve.pipeline.job_config import ScoreConfig
+from patchsieve.pipeline.output import OutputFolder, new_run_id
+from patchsieve.pipeline.progress import Totals
+from patchsieve.pipeline.record_file import digest_of, read_footer
+from patchsieve.pipeline.run_summary import RunSummary
+from patchsieve.pipeline.score_request import make_request
+from patchsieve.pipeline.scoring import Scorer
+from patchsieve.pipeline.shard_result import ShardResult
+from patchsieve.pipeline.shard_scoring import ShardScoring, teacher_record
+from patchsieve.pipeline.shards import Shard
+from patchsieve.pipeline.table_reader import read_scores
+from patchsieve.pipeline.teacher.architecture import OutputSpace
+from patchsieve.pipeline.teacher.build import build_teacher, save_teacher
 from tests.helpers.servers import Trouble
 from tests.helpers.teachers import SMALL, random_teacher
 
@@ -79,7 +79,7 @@ class Watched:
 
 def run_score(config: ScoreConfig, display: Watched | None = None) -> RunSummary:
     """The job on the Ray of this process."""
-    from patchrank.pipeline.score_run import score
+    from patchsieve.pipeline.score_run import score
 
     return score(make_request(config), display or Watched(), settings=config_to_yaml(config))
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchrank.pipeline.config import Removal
-from patchrank.pipeline.patches import draw_visible, patchify
-from patchrank.pipeline.teacher.architecture import TeacherConfig
-from patchrank.pipeline.teacher.model import MaskedAutoencoder
+from patchsieve.pipeline.config import Removal
+from patchsieve.pipeline.patches import draw_visible, patchify
+from patchsieve.pipeline.teacher.architecture import TeacherConfig
+from patchsieve.pipeline.teacher.model import MaskedAutoencoder
 from tests.helpers.photos import photo_pixels
 from tests.reference import Reference
 

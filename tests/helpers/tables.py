@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from patchrank.pipeline.config import RowConfig
-from patchrank.pipeline.record_file import ShardRecord
-from patchrank.pipeline.score_table import (
+from patchsieve.pipeline.config import RowConfig
+from patchsieve.pipeline.record_file import ShardRecord
+from patchsieve.pipeline.score_table import (
     GROUP_BYTES,
     Row,
     TableWriter,
@@ -20,7 +20,7 @@ from patchrank.pipeline.score_table import (
     table_metadata,
     table_schema,
 )
-from patchrank.pipeline.shards import Fault, Shard, shard_id
+from patchsieve.pipeline.shards import Fault, Shard, shard_id
 
 CONFIG = RowConfig(
     mask_ratio=0.9,

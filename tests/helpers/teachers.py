@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
-from patchrank.pipeline.teacher.architecture import TeacherConfig
-from patchrank.pipeline.teacher.model import MaskedAutoencoder
+from patchsieve.pipeline.teacher.architecture import TeacherConfig
+from patchsieve.pipeline.teacher.model import MaskedAutoencoder
 
 # ViT-Ti's width and MAE's decoder width: sizes whose numbers of heads are known.
 KNOWN_SIZES = TeacherConfig(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from patchrank.pipeline.machine import Machine
+from patchsieve.pipeline.machine import Machine
 
 
 class World:

@@ -1,12 +1,12 @@
 """Ranks the patches of images by how much content they carry: pseudo-labels from a masked autoencoder.
 
-    import patchrank
-    teacher = patchrank.load_teacher("tiny")
-    scores = patchrank.score_images([image], teacher)
-    table = patchrank.read_scores("out")
-    ranker = patchrank.load_ranker("ranker")
-    ranks = patchrank.rank_images([image], ranker)
-    dataset = patchrank.PrunedDataset("pruned/shards/*.tar")
+    import patchsieve
+    teacher = patchsieve.load_teacher("tiny")
+    scores = patchsieve.score_images([image], teacher)
+    table = patchsieve.read_scores("out")
+    ranker = patchsieve.load_ranker("ranker")
+    ranks = patchsieve.rank_images([image], ranker)
+    dataset = patchsieve.PrunedDataset("pruned/shards/*.tar")
 
 Importing this package loads neither torch nor ray: each name of the API is imported when it is first used.
 """
@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from patchrank.pipeline.api import load_teacher, score_images
-    from patchrank.pipeline.pruned import PrunedDataset
-    from patchrank.pipeline.table_reader import read_scores
-    from patchrank.ranker.api import load_ranker, rank_images
+    from patchsieve.pipeline.api import load_teacher, score_images
+    from patchsieve.pipeline.pruned import PrunedDataset
+    from patchsieve.pipeline.table_reader import read_scores
+    from patchsieve.ranker.api import load_ranker, rank_images
 
 __version__ = "0.1.0"
 __all__ = [
@@ -35,12 +35,12 @@ __all__ = [
 ]
 
 _API = {
-    "PrunedDataset": "patchrank.pipeline.pruned",
-    "load_ranker": "patchrank.ranker.api",
-    "load_teacher": "patchrank.pipeline.api",
-    "rank_images": "patchrank.ranker.api",
-    "read_scores": "patchrank.pipeline.table_reader",
-    "score_images": "patchrank.pipeline.api",
+    "PrunedDataset": "patchsieve.pipeline.pruned",
+    "load_ranker": "patchsieve.ranker.api",
+    "load_teacher": "patchsieve.pipeline.api",
+    "rank_images": "patchsieve.ranker.api",
+    "read_scores": "patchsieve.pipeline.table_reader",
+    "score_images": "patchsieve.pipeline.api",
 }
 
 
@@ -57,7 +57,7 @@ def _checkout_of(package: Path) -> Path | None:
         project = (root / "pyproject.toml").read_text(encoding="utf-8")
     except OSError:
         return None
-    return root if '\nname = "patchrank"\n' in project else None
+    return root if '\nname = "patchsieve"\n' in project else None
 
 
 if (_checkout := _checkout_of(Path(__file__).resolve().parent)) is not None:
@@ -67,7 +67,7 @@ if (_checkout := _checkout_of(Path(__file__).resolve().parent)) is not None:
 def __getattr__(name: str) -> Any:
     """Import a name of the public API on first use."""
     if name not in _API:
-        raise AttributeError(f"module 'patchrank' has no attribute {name!r}")
+        raise AttributeError(f"module 'patchsieve' has no attribute {name!r}")
     value = getattr(import_module(_API[name]), name)
     globals()[name] = value
     return value
