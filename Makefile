@@ -5,7 +5,7 @@
 #   make demo           scores real photographs, draws what it found, trains a small ranker, prunes with it, reads that back
 #   make test           lint, types, tests            (make test ARGS="-k shards" for some of the tests)
 #   make bench          benchmarks in under ten minutes, beside the last saved ones of such a machine
-#   make lint           ruff and mypy
+#   make lint           ruff, mypy, and whether an editor finds every import
 #   make clean          removes what the other targets made, but keeps .venv
 #
 # PYTHON=/path/to/python3 chooses the interpreter that .venv is made with.
@@ -23,7 +23,7 @@ ARGS :=
 # Of the tests: most of those with Ray wait more than they work.
 PROCESSES := 2
 
-install: $(INSTALLED)
+install: links $(INSTALLED)
 
 $(BIN)/python:
 	@echo "== install: making $(VENV)"
@@ -56,20 +56,21 @@ test: install lint
 bench: install
 	$(BIN)/python -m benchmarks.bench $(ARGS)
 
-lint: install links
+lint: install
 	@echo "== lint: ruff"
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	@echo "== lint: mypy"
-	MYPYPATH=build/typing $(BIN)/mypy --package patchsieve --package tests \
-	    $(if $(wildcard benchmarks/*.py),--package benchmarks)
+	$(BIN)/mypy --package patchsieve --package tests --package benchmarks
+	@echo "== lint: basedpyright (imports as editors resolve them)"
+	$(BIN)/python -m tests.helpers.editors
 
-# The type checker sees the folders under the names that the code imports.
+# The links that let everybody find pipeline/, ranker/ and jobs/ as parts of the package: an archive or a checkout on
+# Windows may have come without them.
 links:
-	@mkdir -p build/typing/patchsieve
-	@for name in __init__.py py.typed; do ln -sfn ../../../patchsieve/$$name build/typing/patchsieve/$$name; done
-	@for name in pipeline ranker jobs; do ln -sfn ../../../$$name build/typing/patchsieve/$$name; done
-	@for name in tests benchmarks; do ln -sfn ../../$$name build/typing/$$name; done
+	@for name in pipeline ranker jobs; do \
+	    test -d patchsieve/$$name || { rm -f patchsieve/$$name && ln -s ../$$name patchsieve/$$name; } || exit 1; \
+	done
 
 clean:
 	@echo "== clean: keeps $(VENV); remove that by hand for a fresh install"

@@ -40,12 +40,12 @@ def score_shards(shards: list[str], out: str, teacher: str, batch_size: int, thr
     """Score shards one after the other as an actor does; bytes at the peak, before and after the first shard."""
     import torch
 
-    from patchsieve.pipeline.heap import keep_freed_memory
-    from patchsieve.pipeline.job_config import ScoreConfig
-    from patchsieve.pipeline.output import OutputFolder
-    from patchsieve.pipeline.score_request import make_request
-    from patchsieve.pipeline.scoring import Scorer
-    from patchsieve.pipeline.shard_scoring import ShardScoring, teacher_record
+    from patchsieve.pipeline.compute.device import keep_freed_memory
+    from patchsieve.pipeline.output.folder import OutputFolder
+    from patchsieve.pipeline.score.config import ScoreConfig
+    from patchsieve.pipeline.score.request import make_request
+    from patchsieve.pipeline.score.shard import ShardScoring, teacher_record
+    from patchsieve.pipeline.scoring.scorer import Scorer
     from patchsieve.pipeline.teacher.build import build_teacher
 
     keep_freed_memory()
@@ -76,8 +76,8 @@ def score_views(size: str, precision: Any, batch_size: int) -> dict[str, Any]:
     import torch
 
     from benchmarks._teachers import random_teacher
-    from patchsieve.pipeline.heap import keep_freed_memory
-    from patchsieve.pipeline.scoring import Scorer
+    from patchsieve.pipeline.compute.device import keep_freed_memory
+    from patchsieve.pipeline.scoring.scorer import Scorer
 
     keep_freed_memory()
     before, model = peak_memory(), random_teacher(size)
@@ -90,7 +90,7 @@ def score_views(size: str, precision: Any, batch_size: int) -> dict[str, Any]:
 
 def expand(specs: list[str]) -> dict[str, Any]:
     """Find shards; seconds, and bytes at the peak and before."""
-    from patchsieve.pipeline.shards import expand_shards
+    from patchsieve.pipeline.shards.specs import expand_shards
 
     before, started = peak_memory(), time.perf_counter()
     shards = expand_shards(specs)
@@ -102,8 +102,8 @@ def decide(specs: list[str], out: str, identity: str) -> dict[str, Any]:
     """Find shards and decide which of them an output holds; seconds of both, and bytes at the peak and before."""
     from collections import Counter
 
-    from patchsieve.pipeline.output import OutputFolder
-    from patchsieve.pipeline.shards import expand_shards
+    from patchsieve.pipeline.output.folder import OutputFolder
+    from patchsieve.pipeline.shards.specs import expand_shards
 
     before, started = peak_memory(), time.perf_counter()
     shards = expand_shards(specs)

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from patchsieve.pipeline.config import IMAGE_FIELDS
-from patchsieve.pipeline.images import decode_image
-from patchsieve.pipeline.shards import Sample, ShardReader, expand_shards, pick_image
-from patchsieve.ranker.api import center_patches
-from patchsieve.ranker.evaluation_images import EvaluationImages
-from patchsieve.ranker.model import RankerConfig
+from patchsieve.pipeline.images.decode import decode_image
+from patchsieve.pipeline.row_config import IMAGE_FIELDS
+from patchsieve.pipeline.shards.reader import Sample, ShardReader, pick_image
+from patchsieve.pipeline.shards.specs import expand_shards
+from patchsieve.ranker.evaluate.images import EvaluationImages
+from patchsieve.ranker.model.api import center_patches
+from patchsieve.ranker.model.ranker import RankerConfig
 
 
 def keyed_photos(specs: Sequence[str], per_shard: int | None = None) -> list[tuple[str, str, Tensor]]:

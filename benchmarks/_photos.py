@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from patchsieve.pipeline.config import IMAGE_FIELDS
-from patchsieve.pipeline.shard_writer import ShardWriter
-from patchsieve.pipeline.shards import Sample, ShardReader, expand_shards, pick_image
+from patchsieve.pipeline.row_config import IMAGE_FIELDS
+from patchsieve.pipeline.shards.reader import Sample, ShardReader, pick_image
+from patchsieve.pipeline.shards.specs import expand_shards
+from patchsieve.pipeline.shards.writer import ShardWriter
 
 
 def synthetic_photo(seed: int, height: int = 375, width: int = 500) -> bytes:

@@ -23,16 +23,16 @@ import torch
 from benchmarks._common import show
 from benchmarks._photos import pack_shard
 from benchmarks.score_job import ShardClock
-from patchsieve.pipeline.config_file import config_to_yaml
-from patchsieve.pipeline.heap import keep_freed_memory
-from patchsieve.pipeline.shards import Sample
-from patchsieve.ranker.patch_scoring import PatchScorer, open_patch_source
-from patchsieve.ranker.prune_config import PruneConfig
-from patchsieve.ranker.prune_encode import encode
-from patchsieve.ranker.prune_feed import Left, prepare, rank
-from patchsieve.ranker.prune_plan import PruneRequest, make_request
-from patchsieve.ranker.prune_run import prune
-from patchsieve.ranker.prune_worker import probe_precision
+from patchsieve.pipeline.compute.device import keep_freed_memory
+from patchsieve.pipeline.runs.config_file import config_to_yaml
+from patchsieve.pipeline.shards.reader import Sample
+from patchsieve.ranker.prune.config import PruneConfig
+from patchsieve.ranker.prune.encode import encode
+from patchsieve.ranker.prune.feed import Left, prepare, rank
+from patchsieve.ranker.prune.request import PruneRequest, make_request
+from patchsieve.ranker.prune_on_ray.run import prune
+from patchsieve.ranker.prune_on_ray.worker import probe_precision
+from patchsieve.ranker.select.patch_scorer import PatchScorer, open_patch_source
 
 SHARDS_PER_ACTOR = 4
 GOAL = 0.8

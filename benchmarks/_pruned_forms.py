@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from patchsieve.pipeline.images import ViewBox, apply_view, decode_image
-from patchsieve.pipeline.patches import patchify
-from patchsieve.pipeline.pruned_codec import ImageCodec, pack, unpack
-from patchsieve.pipeline.pruned_format import PackedRecord
+from patchsieve.pipeline.images.decode import decode_image
+from patchsieve.pipeline.images.patches import patchify
+from patchsieve.pipeline.images.views import ViewBox, apply_view
+from patchsieve.pipeline.pruned.codec import ImageCodec, pack, unpack
+from patchsieve.pipeline.pruned.format import PackedRecord
 
 Columns = Callable[[int, int], int]
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchsieve.pipeline.patches import hidden_positions, normalise, take_patches
+from patchsieve.pipeline.images.patches import hidden_positions, normalise, take_patches
 from patchsieve.pipeline.teacher.model import MaskedAutoencoder
 
 Decode = Callable[[MaskedAutoencoder, Tensor, Tensor, Tensor | None], Tensor]

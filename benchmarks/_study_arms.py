@@ -6,8 +6,8 @@ import dataclasses
 import itertools
 from typing import Literal
 
-from patchsieve.ranker.losses import LossName
-from patchsieve.ranker.model import Head
+from patchsieve.ranker.learning.losses import LossName
+from patchsieve.ranker.model.ranker import Head
 
 PUBLISHED_RATIO = 0.9
 IMAGE_SHARE = 0.1

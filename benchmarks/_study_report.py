@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks._common import show
-from patchsieve.ranker.metrics import mean_interval, paired_difference
+from patchsieve.ranker.learning.agreement import mean_interval, paired_difference
 
 
 def print_study(results: dict[str, Any]) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from patchsieve.pipeline.job_config import PretrainConfig
-from patchsieve.pipeline.pretraining import Pretraining
-from patchsieve.pipeline.pretraining_job import KEPT_MARGIN, load_photos
+from patchsieve.pipeline.pretrain.config import PretrainConfig
+from patchsieve.pipeline.pretrain.job import KEPT_MARGIN, load_photos
+from patchsieve.pipeline.pretrain.training import Pretraining
 from patchsieve.pipeline.teacher.build import build_teacher, save_teacher
 from patchsieve.pipeline.teacher.checkpoint import read_teacher
 

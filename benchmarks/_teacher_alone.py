@@ -10,14 +10,15 @@ from typing import Any
 import torch
 
 from benchmarks._common import show
-from patchsieve.pipeline.config import RowConfig
-from patchsieve.pipeline.heap import keep_freed_memory
-from patchsieve.pipeline.inference import this_device
-from patchsieve.pipeline.scoring import Scorer, choose_precision
-from patchsieve.pipeline.shards import Sample
+from patchsieve.pipeline.compute.device import keep_freed_memory, this_device
+from patchsieve.pipeline.row_config import RowConfig
+from patchsieve.pipeline.score.view_feed import prepare
+from patchsieve.pipeline.scoring.scorer import Scorer
+from patchsieve.pipeline.scoring.views import View
+from patchsieve.pipeline.shards.reader import Sample
 from patchsieve.pipeline.teacher.build import build_teacher
 from patchsieve.pipeline.teacher.checkpoint import TeacherFile
-from patchsieve.pipeline.view_feed import View, prepare
+from patchsieve.pipeline.teacher.ready import choose_precision
 
 DEVICE = this_device().type
 

@@ -10,11 +10,11 @@ from unittest import mock
 
 from torch import Tensor, nn
 
-from patchsieve.pipeline import inference
-from patchsieve.pipeline.heap import keep_freed_memory
-from patchsieve.pipeline.patches import others_of
-from patchsieve.pipeline.removals import Without
-from patchsieve.pipeline.scoring import Scorer
+from patchsieve.pipeline.compute import precision as inference
+from patchsieve.pipeline.compute.device import keep_freed_memory
+from patchsieve.pipeline.images.patches import others_of
+from patchsieve.pipeline.scoring.removals import Without
+from patchsieve.pipeline.scoring.scorer import Scorer
 from patchsieve.pipeline.teacher.model import MaskedAutoencoder
 
 Make = Callable[[], Scorer]

@@ -22,9 +22,11 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks._common import measure, ratio, show, write_json
-from patchsieve.pipeline.config import IMAGE_FIELDS
-from patchsieve.pipeline.images import ViewBox, apply_view, decode_image, draw_view
-from patchsieve.pipeline.shards import Sample, ShardReader, expand_shards, pick_image
+from patchsieve.pipeline.images.decode import decode_image
+from patchsieve.pipeline.images.views import ViewBox, apply_view, draw_view
+from patchsieve.pipeline.row_config import IMAGE_FIELDS
+from patchsieve.pipeline.shards.reader import Sample, ShardReader, pick_image
+from patchsieve.pipeline.shards.specs import expand_shards
 from tests.helpers.photos import photo
 
 Boxes = list[list[ViewBox]]

@@ -21,10 +21,10 @@ from benchmarks._common import show, write_json
 from benchmarks._fresh_process import run_fresh
 from benchmarks._listing_server import TABLE_BYTES, serve_listing, tag_of
 from patchsieve.pipeline import storage
-from patchsieve.pipeline.done_check import RecordFolder, _Entry
-from patchsieve.pipeline.record_file import Record
-from patchsieve.pipeline.score_table import SCHEMA_VERSION
-from patchsieve.pipeline.shards import shard_id
+from patchsieve.pipeline.output.done import RecordFolder, _Entry
+from patchsieve.pipeline.output.records import Record
+from patchsieve.pipeline.shards.specs import shard_id
+from patchsieve.pipeline.tables.schema import SCHEMA_VERSION
 
 BUCKET = "s3://bucket"
 IDENTITY = "0" * 64

@@ -23,19 +23,20 @@ from numpy.typing import NDArray
 from benchmarks._common import measure, ratio, show, write_json
 from benchmarks._held_out import held_out_images
 from benchmarks._teachers import SIZES, random_teacher
-from patchsieve.pipeline.aggregate import dense_scores
-from patchsieve.pipeline.config import FrozenTokens, Masks, Precision
-from patchsieve.pipeline.cost import gflop_per_view
-from patchsieve.pipeline.patches import draw_visible, visible_count
+from patchsieve.pipeline.images.masks import draw_visible
+from patchsieve.pipeline.images.patches import visible_count
 from patchsieve.pipeline.randomness import KeyedRandom
-from patchsieve.pipeline.scoring import Scorer
+from patchsieve.pipeline.row_config import FrozenTokens, Masks, Precision
+from patchsieve.pipeline.scoring.aggregate import dense_scores
+from patchsieve.pipeline.scoring.cost import gflop_per_view
+from patchsieve.pipeline.scoring.scorer import Scorer
 from patchsieve.pipeline.teacher.build import build_teacher
 from patchsieve.pipeline.teacher.checkpoint import read_teacher
 from patchsieve.pipeline.teacher.model import MaskedAutoencoder
-from patchsieve.ranker.evaluation_images import EvaluationImages
-from patchsieve.ranker.metrics import kendall_tau, spearman
-from patchsieve.ranker.model import RankerConfig
-from patchsieve.ranker.partition_scores import mean_of
+from patchsieve.ranker.evaluate.images import EvaluationImages
+from patchsieve.ranker.evaluate.partitions import mean_of
+from patchsieve.ranker.learning.agreement import kendall_tau, spearman
+from patchsieve.ranker.model.ranker import RankerConfig
 
 TOKENS: tuple[FrozenTokens | None, ...] = (8, 16, 30, 59, "all", None)
 COUNTS = (1, 2, 4)

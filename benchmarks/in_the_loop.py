@@ -22,17 +22,19 @@ from torch import Tensor
 
 from benchmarks._common import show, write_json
 from benchmarks._held_out import held_out_images, keyed_photos
-from patchsieve.pipeline.api import Teacher, load_teacher
-from patchsieve.pipeline.images import apply_view, draw_view
-from patchsieve.pipeline.patches import draw_visible, patchify, take_patches
-from patchsieve.pipeline.scoring import Scorer, gflop_per_view
-from patchsieve.ranker.dense_table import read_dense
-from patchsieve.ranker.dense_teacher import DenseTeacher
-from patchsieve.ranker.initial_weights import initial_ranker
-from patchsieve.ranker.metrics import spearman
-from patchsieve.ranker.model import RankerConfig
-from patchsieve.ranker.training import Recipe, Training
-from patchsieve.ranker.training_batch import Batch
+from patchsieve.pipeline.images.masks import draw_visible
+from patchsieve.pipeline.images.patches import patchify, take_patches
+from patchsieve.pipeline.images.views import apply_view, draw_view
+from patchsieve.pipeline.scoring.api import Teacher, load_teacher
+from patchsieve.pipeline.scoring.cost import gflop_per_view
+from patchsieve.pipeline.scoring.scorer import Scorer
+from patchsieve.ranker.batches.batch import Batch
+from patchsieve.ranker.evaluate.dense import DenseTeacher
+from patchsieve.ranker.evaluate.dense_table import read_dense
+from patchsieve.ranker.learning.agreement import spearman
+from patchsieve.ranker.learning.training import Recipe, Training
+from patchsieve.ranker.model.initial_weights import initial_ranker
+from patchsieve.ranker.model.ranker import RankerConfig
 
 SEED = 0
 MEASURE_EVERY = 10

@@ -16,7 +16,8 @@ import tyro
 from torch import Tensor
 
 from benchmarks._common import show, write_json
-from patchsieve.pipeline.inference import OneDnnLinear, has_onednn, synchronise, this_device
+from patchsieve.pipeline.compute.device import synchronise, this_device
+from patchsieve.pipeline.compute.layers import OneDnnLinear, has_onednn
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SHAPES = {"cpu": ((4096, 1024, 1024), (3724, 512, 2048)), "cuda": ((8192, 8192, 8192), (16384, 4096, 4096))}

@@ -26,15 +26,16 @@ from benchmarks._common import measure, ratio, show, write_json
 from benchmarks._photos import photo_files
 from benchmarks._prune_job import measure_job
 from benchmarks._pruned_forms import Form, Photo, packed, progressive, psnr, quality_of_bytes, whole
+from patchsieve.pipeline.compute.device import this_device
 from patchsieve.pipeline.errors import UserError
-from patchsieve.pipeline.images import apply_view, decode_image, draw_view
-from patchsieve.pipeline.inference import this_device
-from patchsieve.pipeline.pruned_codec import ImageCodec, flatten_dropped
-from patchsieve.pipeline.pruned_collate import collate_naflex, place_by_coordinate
-from patchsieve.pipeline.pruned_format import mosaic_columns
-from patchsieve.pipeline.pruned_sample import PrunedSample, gather_patches
-from patchsieve.ranker.api import load_ranker
-from patchsieve.ranker.online import keep_topk
+from patchsieve.pipeline.images.decode import decode_image
+from patchsieve.pipeline.images.views import apply_view, draw_view
+from patchsieve.pipeline.pruned.codec import ImageCodec, flatten_dropped
+from patchsieve.pipeline.pruned.collate import collate_naflex, place_by_coordinate
+from patchsieve.pipeline.pruned.format import mosaic_columns
+from patchsieve.pipeline.pruned.sample import PrunedSample, gather_patches
+from patchsieve.ranker.model.checkpoint import load_ranker
+from patchsieve.ranker.select.online import keep_topk
 
 GOAL, MOST_LOST = 0.6, 0.5
 EVERY, SYNTHETIC = 10**9, 40

@@ -20,16 +20,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks._common import show, write_json
-from patchsieve.pipeline.aggregate import dense_scores
-from patchsieve.pipeline.api import Teacher, load_teacher, score_images
-from patchsieve.pipeline.config import Masks
-from patchsieve.pipeline.contact_sheet import reconstruction_sheet
-from patchsieve.pipeline.demo_photos import find_photos
-from patchsieve.pipeline.images import decode_image
-from patchsieve.pipeline.picture_sheet import draw_sheet, picture_file
-from patchsieve.pipeline.pretraining_job import load_photos
-from patchsieve.pipeline.pretraining_report import reconstruction_errors, teacher_prediction
-from patchsieve.pipeline.sheet_rows import reconstructed_photos
+from patchsieve.pipeline.images.decode import decode_image
+from patchsieve.pipeline.pictures.contact_sheet import reconstruction_sheet
+from patchsieve.pipeline.pictures.demo_photos import find_photos
+from patchsieve.pipeline.pictures.rows import reconstructed_photos
+from patchsieve.pipeline.pictures.sheet import draw_sheet, picture_file
+from patchsieve.pipeline.pretrain.job import load_photos
+from patchsieve.pipeline.pretrain.report import reconstruction_errors, teacher_prediction
+from patchsieve.pipeline.row_config import Masks
+from patchsieve.pipeline.scoring.aggregate import dense_scores
+from patchsieve.pipeline.scoring.api import Teacher, load_teacher, score_images
 
 PREDICTORS = {
     "teacher": "the teacher",

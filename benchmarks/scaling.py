@@ -21,7 +21,7 @@ import numpy as np
 import tyro
 
 from benchmarks._common import show, write_json
-from patchsieve.pipeline.queue_policy import Gone, QueuePolicy
+from patchsieve.pipeline.score_on_ray.policy import Gone, QueuePolicy
 
 MEBI = 2**20
 

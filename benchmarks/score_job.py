@@ -25,12 +25,12 @@ from benchmarks._common import write_json
 from benchmarks._photos import pack_shard, photo_files
 from benchmarks._teacher_alone import DEVICE, TeacherAlone, compare, show_comparison
 from benchmarks._teachers import save_random_teacher
-from patchsieve.pipeline.config import DECODER, Precision
-from patchsieve.pipeline.config_file import config_to_yaml
-from patchsieve.pipeline.job_config import ScoreConfig
-from patchsieve.pipeline.progress import Totals
-from patchsieve.pipeline.score_request import make_request
-from patchsieve.pipeline.score_run import score
+from patchsieve.pipeline.row_config import DECODER, Precision
+from patchsieve.pipeline.runs.config_file import config_to_yaml
+from patchsieve.pipeline.runs.progress import Totals
+from patchsieve.pipeline.score.config import ScoreConfig
+from patchsieve.pipeline.score.request import make_request
+from patchsieve.pipeline.score_on_ray.run import score
 
 LEAST_SHARDS = 4
 # Two actors on one machine: the job's, and the teacher alone, which rests meanwhile.

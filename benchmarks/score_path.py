@@ -23,11 +23,11 @@ from benchmarks._common import write_json
 from benchmarks._photos import pack_shard, photo_files
 from benchmarks._teacher_alone import TeacherAlone, compare, show_comparison
 from benchmarks._teachers import save_random_teacher
-from patchsieve.pipeline.config import DECODER, Precision
-from patchsieve.pipeline.job_config import ScoreConfig
-from patchsieve.pipeline.output import OutputFolder, new_run_id
-from patchsieve.pipeline.shard_scoring import ShardScoring, teacher_record
-from patchsieve.pipeline.shards import Shard, expand_shards
+from patchsieve.pipeline.output.folder import OutputFolder, new_run_id
+from patchsieve.pipeline.row_config import DECODER, Precision
+from patchsieve.pipeline.score.config import ScoreConfig
+from patchsieve.pipeline.score.shard import ShardScoring, teacher_record
+from patchsieve.pipeline.shards.specs import Shard, expand_shards
 
 SHARDS = 6
 IN_HAND = 2

@@ -29,16 +29,16 @@ from benchmarks._held_out import held_out_images
 from benchmarks._study_arms import IMAGE_SHARE, REFERENCES, TABLES, Arm, arms
 from benchmarks._study_report import draw, print_study
 from benchmarks._study_teacher import normalised_teacher
-from patchsieve.pipeline.table_reader import ScoreTables
+from patchsieve.pipeline.tables.reader import ScoreTables
 from patchsieve.pipeline.teacher.checkpoint import read_teacher
-from patchsieve.ranker.dataset import TableBatches
-from patchsieve.ranker.dense_table import read_dense
-from patchsieve.ranker.dense_teacher import DenseTeacher
-from patchsieve.ranker.initial_weights import initial_ranker
-from patchsieve.ranker.metrics import spearman
-from patchsieve.ranker.model import Ranker, RankerConfig
-from patchsieve.ranker.table_index import index_tables
-from patchsieve.ranker.training import Recipe, Training
+from patchsieve.ranker.batches.index import index_tables
+from patchsieve.ranker.batches.stream import TableBatches
+from patchsieve.ranker.evaluate.dense import DenseTeacher
+from patchsieve.ranker.evaluate.dense_table import read_dense
+from patchsieve.ranker.learning.agreement import spearman
+from patchsieve.ranker.learning.training import Recipe, Training
+from patchsieve.ranker.model.initial_weights import initial_ranker
+from patchsieve.ranker.model.ranker import Ranker, RankerConfig
 
 SEED = 0
 

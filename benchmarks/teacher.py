@@ -30,15 +30,15 @@ from benchmarks._published import decode, published_scores
 from benchmarks._teachers import SIZES, random_teacher
 from benchmarks._tricks import UNDO, compile_blocks, giving_back
 from benchmarks.limit import DTYPES, matrix_rate
-from patchsieve.pipeline.capacity import choose_batch_size
-from patchsieve.pipeline.config import Precision, Removal
-from patchsieve.pipeline.cost import gflop_per_view
-from patchsieve.pipeline.heap import keep_freed_memory
-from patchsieve.pipeline.inference import choose_precision, this_device
-from patchsieve.pipeline.patches import visible_count
-from patchsieve.pipeline.scoring import Scorer
+from patchsieve.pipeline.compute.batch_size import choose_batch_size
+from patchsieve.pipeline.compute.device import keep_freed_memory, this_device
+from patchsieve.pipeline.images.patches import visible_count
+from patchsieve.pipeline.row_config import Precision, Removal
+from patchsieve.pipeline.scoring.cost import gflop_per_view
+from patchsieve.pipeline.scoring.scorer import Scorer
 from patchsieve.pipeline.teacher.architecture import TeacherConfig
 from patchsieve.pipeline.teacher.model import MaskedAutoencoder
+from patchsieve.pipeline.teacher.ready import choose_precision
 
 PUBLISHED = "published way, fp32"
 

@@ -21,15 +21,16 @@ from torch import Tensor
 
 from benchmarks._common import show, write_json
 from benchmarks._held_out import held_out_images
-from patchsieve.pipeline.frozen import FrozenEstimator, draw_tokens
-from patchsieve.pipeline.inference import prepare
-from patchsieve.pipeline.patches import draw_visible, hidden_positions, normalise, visible_count
-from patchsieve.pipeline.removals import TokenRemovals
+from patchsieve.pipeline.images.masks import draw_visible
+from patchsieve.pipeline.images.patches import hidden_positions, normalise, visible_count
+from patchsieve.pipeline.scoring.frozen import FrozenEstimator, draw_tokens
+from patchsieve.pipeline.scoring.removals import TokenRemovals
 from patchsieve.pipeline.teacher.build import build_teacher
 from patchsieve.pipeline.teacher.checkpoint import read_teacher
-from patchsieve.ranker.metrics import kendall_tau
-from patchsieve.ranker.model import RankerConfig
-from patchsieve.ranker.partition_scores import mean_of
+from patchsieve.pipeline.teacher.ready import prepare
+from patchsieve.ranker.evaluate.partitions import mean_of
+from patchsieve.ranker.learning.agreement import kendall_tau
+from patchsieve.ranker.model.ranker import RankerConfig
 
 CHOICES = tuple(range(4, 121, 2))
 STEPS = 60

@@ -22,18 +22,18 @@ import tyro
 from benchmarks._common import show, write_json
 from benchmarks._photos import pack_shard, synthetic_photo
 from benchmarks._teachers import save_random_teacher
-from patchsieve.pipeline.job_config import ScoreConfig
-from patchsieve.pipeline.output import OutputFolder
-from patchsieve.pipeline.score_request import make_request
-from patchsieve.pipeline.scoring import Scorer
-from patchsieve.pipeline.shard_scoring import ShardScoring, teacher_record
-from patchsieve.pipeline.shards import expand_shards
-from patchsieve.pipeline.table_reader import ScoreTables
+from patchsieve.pipeline.output.folder import OutputFolder
+from patchsieve.pipeline.score.config import ScoreConfig
+from patchsieve.pipeline.score.request import make_request
+from patchsieve.pipeline.score.shard import ShardScoring, teacher_record
+from patchsieve.pipeline.scoring.scorer import Scorer
+from patchsieve.pipeline.shards.specs import expand_shards
+from patchsieve.pipeline.tables.reader import ScoreTables
 from patchsieve.pipeline.teacher.build import build_teacher
-from patchsieve.ranker.dataset import TableBatches
-from patchsieve.ranker.model import Ranker, RankerConfig
-from patchsieve.ranker.table_index import Context, TableIndex, index_tables
-from patchsieve.ranker.training import Recipe, Training
+from patchsieve.ranker.batches.index import Context, TableIndex, index_tables
+from patchsieve.ranker.batches.stream import TableBatches
+from patchsieve.ranker.learning.training import Recipe, Training
+from patchsieve.ranker.model.ranker import Ranker, RankerConfig
 
 GOAL = 0.05
 

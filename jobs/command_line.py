@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 import tyro
 
-from patchsieve.pipeline.config_file import settings_from_yaml
 from patchsieve.pipeline.errors import PatchsieveError, UserError
+from patchsieve.pipeline.runs.config_file import settings_from_yaml
 
 _Config = TypeVar("_Config")
 

@@ -6,17 +6,24 @@ from collections.abc import Sequence
 
 from patchsieve.jobs import evaluate, prune, score, train
 from patchsieve.jobs.command_line import run_job
-from patchsieve.pipeline.job_config import DemoConfig, ScoreConfig
+from patchsieve.pipeline.score.config import DemoConfig, ScoreConfig
 
 
 def run(config: DemoConfig) -> int:
     """Pack, score, draw, train, measure, prune, read; returns the exit code of the first step that is not complete."""
-    from patchsieve.pipeline import demo_sheet, storage
-    from patchsieve.pipeline.demo_photos import find_photos, pack_photos
-    from patchsieve.pipeline.output import new_run_id
+    from patchsieve.pipeline import storage
+    from patchsieve.pipeline.output.folder import new_run_id
+    from patchsieve.pipeline.pictures import demo_sheet
+    from patchsieve.pipeline.pictures.demo_photos import find_photos, pack_photos
     from patchsieve.pipeline.teacher.checkpoint import read_teacher
-    from patchsieve.ranker.demo_prune import demo_pruning, reading_line, saved_lines
-    from patchsieve.ranker.demo_ranker import FEWEST_SAMPLES, demo_evaluation, demo_training
+    from patchsieve.ranker.demo import (
+        FEWEST_SAMPLES,
+        demo_evaluation,
+        demo_pruning,
+        demo_training,
+        reading_line,
+        saved_lines,
+    )
 
     run_id = new_run_id()
     names = ("shards", "labels", "ranker", "pruned")

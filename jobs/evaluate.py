@@ -6,21 +6,21 @@ import sys
 from collections.abc import Sequence
 
 from patchsieve.jobs.command_line import run_job
-from patchsieve.pipeline.config_file import config_to_yaml
-from patchsieve.ranker.evaluate_config import EvaluateConfig
+from patchsieve.pipeline.runs.config_file import config_to_yaml
+from patchsieve.ranker.evaluate.config import EvaluateConfig
 
 
 def run(config: EvaluateConfig) -> int:
     """Measure, print, and write what OUT asks for; returns the exit code."""
-    from patchsieve.ranker.evaluation_plot import draw_evaluation, require_plots
+    from patchsieve.ranker.evaluate.plot import draw_evaluation, require_plots
 
     plotted = config.out is not None and config.plot
     if plotted:
         require_plots("the plot of --out (--no-plot leaves it out)")
-    from patchsieve.pipeline.heap import keep_freed_memory
-    from patchsieve.pipeline.output import new_run_id
-    from patchsieve.ranker.evaluation_report import report_lines, to_json, write_report
-    from patchsieve.ranker.evaluation_run import evaluate
+    from patchsieve.pipeline.compute.device import keep_freed_memory
+    from patchsieve.pipeline.output.folder import new_run_id
+    from patchsieve.ranker.evaluate.report import report_lines, to_json, write_report
+    from patchsieve.ranker.evaluate.run import evaluate
 
     keep_freed_memory()
     # With --json, standard output is the JSON alone.

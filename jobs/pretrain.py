@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from patchsieve.jobs.command_line import run_job
-from patchsieve.pipeline.job_config import PretrainConfig
+from patchsieve.pipeline.pretrain.config import PretrainConfig
 
 
 def run(config: PretrainConfig) -> int:
     """Train to the last step, write the teacher and measure it; returns the exit code."""
-    from patchsieve.pipeline.heap import keep_freed_memory
-    from patchsieve.pipeline.pretraining_job import pretrain
+    from patchsieve.pipeline.compute.device import keep_freed_memory
+    from patchsieve.pipeline.pretrain.job import pretrain
 
     keep_freed_memory()
     pretrain(config, lambda line: print(line, flush=True))

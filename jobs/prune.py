@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from patchsieve.jobs.command_line import run_job
-from patchsieve.pipeline.config_file import config_to_yaml
-from patchsieve.ranker.prune_config import PruneConfig
+from patchsieve.pipeline.runs.config_file import config_to_yaml
+from patchsieve.ranker.prune.config import PruneConfig
 
 
 def run(config: PruneConfig) -> int:
     """Prune, or say what pruning would give; returns the exit code."""
-    from patchsieve.ranker.prune_plan import make_request
+    from patchsieve.ranker.prune.request import make_request
 
     request = make_request(config)
     if config.dry_run:
-        from patchsieve.ranker.prune_estimate import estimate
+        from patchsieve.ranker.prune.estimate import estimate
 
         print("\n".join(estimate(request).lines(request)))
         return 0
-    from patchsieve.pipeline.progress import make_display
-    from patchsieve.ranker.prune_run import prune
+    from patchsieve.pipeline.runs.progress import make_display
+    from patchsieve.ranker.prune_on_ray.run import prune
 
     summary = prune(request, make_display(config.log_format), settings=config_to_yaml(config))
     if config.log_format == "text":

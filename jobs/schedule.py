@@ -10,8 +10,8 @@ from typing import TypeVar
 
 from patchsieve.jobs.command_line import read_config, run_job
 from patchsieve.pipeline.errors import UserError
-from patchsieve.pipeline.job_config import ScoreConfig
-from patchsieve.pipeline.schedule_config import ListConfig, OnceConfig, RunConfig, SubmitConfig
+from patchsieve.pipeline.schedule.config import ListConfig, OnceConfig, RunConfig, SubmitConfig
+from patchsieve.pipeline.score.config import ScoreConfig
 
 _Submit = TypeVar("_Submit", bound=SubmitConfig)
 _ACTIONS = (
@@ -44,18 +44,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     own, options = rest[:cut], rest[cut + 1 :]
 
     def once(config: OnceConfig) -> int:
-        from patchsieve.pipeline.schedule_run import tick_once
+        from patchsieve.pipeline.schedule.run import tick_once
 
         return tick_once(_with_score_options(config, options), _say, tick=config.tick)
 
     def run(config: RunConfig) -> int:
-        from patchsieve.pipeline.schedule_run import run_schedule
+        from patchsieve.pipeline.schedule.run import run_schedule
 
         run_schedule(_with_score_options(config, options), _say)
         return 0
 
     def show(config: ListConfig) -> int:
-        from patchsieve.pipeline.schedule_run import list_corpora, list_lines
+        from patchsieve.pipeline.schedule.run import list_corpora, list_lines
 
         shown = list_corpora(config)
         print(json.dumps(shown) if config.json else "\n".join(list_lines(shown)))

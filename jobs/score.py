@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from patchsieve.jobs.command_line import run_job
-from patchsieve.pipeline.config_file import config_to_yaml
-from patchsieve.pipeline.job_config import ScoreConfig
+from patchsieve.pipeline.runs.config_file import config_to_yaml
+from patchsieve.pipeline.score.config import ScoreConfig
 
 
 def run(config: ScoreConfig) -> int:
     """Score, or say what scoring would cost; returns the exit code."""
-    from patchsieve.pipeline.score_request import make_request
+    from patchsieve.pipeline.score.request import make_request
 
     request = make_request(config)
     if config.dry_run:
-        from patchsieve.pipeline.estimate import estimate
+        from patchsieve.pipeline.score.estimate import estimate
 
         print("\n".join(estimate(request).lines(request)))
         return 0
-    from patchsieve.pipeline.progress import make_display
-    from patchsieve.pipeline.score_run import score
+    from patchsieve.pipeline.runs.progress import make_display
+    from patchsieve.pipeline.score_on_ray.run import score
 
     people = config.log_format == "text"
     if people and request.notes:

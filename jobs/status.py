@@ -7,13 +7,12 @@ import json
 from collections.abc import Sequence
 
 from patchsieve.jobs.command_line import run_job
-from patchsieve.pipeline.job_config import StatusConfig
+from patchsieve.pipeline.score.config import StatusConfig
 
 
 def run(config: StatusConfig) -> int:
     """Print the status; returns 1 while shards are missing or failed."""
-    from patchsieve.pipeline.output_status import read_status
-    from patchsieve.pipeline.run_summary import status_lines
+    from patchsieve.pipeline.runs.status import read_status, status_lines
 
     status = read_status(config.out)
     print(json.dumps(dataclasses.asdict(status)) if config.json else "\n".join(status_lines(status)))

@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from patchsieve.jobs.command_line import run_job
-from patchsieve.ranker.train_config import TrainConfig
+from patchsieve.ranker.train.config import TrainConfig
 
 
 def run(config: TrainConfig) -> int:
     """Fit the ranker, or say what that would take; returns the exit code."""
-    from patchsieve.ranker.train_plan import make_plan
+    from patchsieve.ranker.train.plan import make_plan
 
     plan = make_plan(config)
     if config.dry_run or config.log_format == "text":
         print("\n".join(plan.lines()), flush=True)
     if config.dry_run:
-        from patchsieve.ranker.train_estimate import estimate
+        from patchsieve.ranker.train.estimate import estimate
 
         print("\n".join(estimate(plan).lines()))
         return 0
-    from patchsieve.ranker.ray_train import train
+    from patchsieve.ranker.train.run import train
 
     return train(plan)
 

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from patchsieve.pipeline.api import load_teacher, score_images
-    from patchsieve.pipeline.pruned import PrunedDataset
-    from patchsieve.pipeline.table_reader import read_scores
-    from patchsieve.ranker.api import load_ranker, rank_images
+    from patchsieve.pipeline.pruned.dataset import PrunedDataset
+    from patchsieve.pipeline.scoring.api import load_teacher, score_images
+    from patchsieve.pipeline.tables.reader import read_scores
+    from patchsieve.ranker.model.api import rank_images
+    from patchsieve.ranker.model.checkpoint import load_ranker
 
 __version__ = "0.1.0"
 __all__ = [
@@ -35,42 +36,31 @@ __all__ = [
 ]
 
 _API = {
-    "PrunedDataset": "patchsieve.pipeline.pruned",
-    "load_ranker": "patchsieve.ranker.api",
-    "load_teacher": "patchsieve.pipeline.api",
-    "rank_images": "patchsieve.ranker.api",
-    "read_scores": "patchsieve.pipeline.table_reader",
-    "score_images": "patchsieve.pipeline.api",
+    "PrunedDataset": "patchsieve.pipeline.pruned.dataset",
+    "load_ranker": "patchsieve.ranker.model.checkpoint",
+    "load_teacher": "patchsieve.pipeline.scoring.api",
+    "rank_images": "patchsieve.ranker.model.api",
+    "read_scores": "patchsieve.pipeline.tables.reader",
+    "score_images": "patchsieve.pipeline.scoring.api",
 }
 
 
-def _checkout_of(package: Path) -> Path | None:
-    """The root of the checkout that the package folder lies in, or None for an installed package.
+if not (Path(__file__).parent / "pipeline").is_dir():
+    # An archive or a Windows checkout without symbolic links.
+    raise ImportError(
+        f"{Path(__file__).parent} holds no folder pipeline, to which a symbolic link should lead: "
+        "`make install` makes the links, and so does `git config core.symlinks true && git checkout -- patchsieve`"
+    )
 
-    An installed package has its sub-packages inside and never looks beside itself, where a `pipeline` or
-    `jobs` would be another distribution's.
-    """
-    if (package / "pipeline").exists():
-        return None
-    root = package.parent
-    try:
-        project = (root / "pyproject.toml").read_text(encoding="utf-8")
-    except OSError:
-        return None
-    return root if '\nname = "patchsieve"\n' in project else None
+if not TYPE_CHECKING:  # a type checker would take every name for one of the API
 
-
-if (_checkout := _checkout_of(Path(__file__).resolve().parent)) is not None:
-    __path__.append(str(_checkout))
-
-
-def __getattr__(name: str) -> Any:
-    """Import a name of the public API on first use."""
-    if name not in _API:
-        raise AttributeError(f"module 'patchsieve' has no attribute {name!r}")
-    value = getattr(import_module(_API[name]), name)
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> Any:
+        """Import a name of the public API on first use."""
+        if name not in _API:
+            raise AttributeError(f"module 'patchsieve' has no attribute {name!r}")
+        value = getattr(import_module(_API[name]), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

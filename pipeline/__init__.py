@@ -1,1 +1,1 @@
-"""From shards to the score table; the part of the project that everything else stands on."""
+"""From shards to the score table, and what every job stands on."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from patchsieve.pipeline.actor_slots import (
+from patchsieve.pipeline.cluster.slots import (
     MOST_DECODE_CPUS,
     ActorSize,
     HeadUse,

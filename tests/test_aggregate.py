@@ -9,7 +9,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from patchsieve.pipeline.aggregate import Aggregate, dense_scores
+from patchsieve.pipeline.scoring.aggregate import Aggregate, dense_scores
 
 VISIBLE = np.array([[0, 2], [2, 3], [2, 0]], np.int16)
 SCORE = np.array([[1.0, 8.0], [2.0, 5.0], [4.0, 9.0]], np.float32)

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 import patchsieve
-from patchsieve.pipeline.api import ImageScores, Teacher, as_pixels, load_teacher, score_images
 from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.scoring.api import ImageScores, Teacher, as_pixels, load_teacher, score_images
 from tests.helpers.photos import encode, photo_pixels, write_shard
 from tests.helpers.score_runs import rows_of, save_small_teacher, score_config, score_here
 

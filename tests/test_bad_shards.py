@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from patchsieve.pipeline.shard_result import ShardResult
+from patchsieve.pipeline.score.messages import ShardResult
 from tests.helpers.archives import END, archive
 from tests.helpers.bad_samples import DAMAGED, FAULTS, GOOD, mixed_members, whole_members
 from tests.helpers.photos import photo_samples, write_shard

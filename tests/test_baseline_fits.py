@@ -11,18 +11,18 @@ import pytest
 import torch
 
 from patchsieve.pipeline.errors import UserError
-from patchsieve.pipeline.table_reader import ScoreTables
-from patchsieve.ranker.baseline_fits import (
+from patchsieve.pipeline.tables.reader import ScoreTables
+from patchsieve.ranker.baselines.features import FEATURES, pixel_features
+from patchsieve.ranker.baselines.fits import (
     CHUNK_ROWS,
     fit_baselines,
     fit_batches,
     fitted_values,
     training_rows,
 )
-from patchsieve.ranker.features import FEATURES, pixel_features
-from patchsieve.ranker.reading_order import held_out
-from patchsieve.ranker.table_index import TableIndex, index_tables
-from patchsieve.ranker.training_batch import Batch
+from patchsieve.ranker.batches.batch import Batch
+from patchsieve.ranker.batches.index import TableIndex, index_tables
+from patchsieve.ranker.batches.order import held_out
 from tests.helpers.pixel_tables import GRID, PATCH, VISIBLE, write_pixel_table
 
 

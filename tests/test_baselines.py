@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from patchsieve.pipeline.errors import UserError
-from patchsieve.pipeline.patches import normalise, patchify
-from patchsieve.pipeline.table_reader import ScoreTables
-from patchsieve.ranker.baseline_fits import FITS, fit_baselines
-from patchsieve.ranker.baselines import BASELINES, BaselineSources, class_attention, make_baseline
-from patchsieve.ranker.checkpoint import load_ranker, save_ranker
-from patchsieve.ranker.clustering import density_peaks
-from patchsieve.ranker.features import even_order, gradient_energy, pixel_variance
-from patchsieve.ranker.table_index import index_tables
+from patchsieve.pipeline.images.patches import normalise, patchify
+from patchsieve.pipeline.tables.reader import ScoreTables
+from patchsieve.ranker.baselines.baselines import BASELINES, BaselineSources, class_attention, make_baseline
+from patchsieve.ranker.baselines.density_peaks import density_peaks
+from patchsieve.ranker.baselines.features import even_order, gradient_energy, pixel_variance
+from patchsieve.ranker.baselines.fits import FITS, fit_baselines
+from patchsieve.ranker.batches.index import index_tables
+from patchsieve.ranker.model.checkpoint import load_ranker, save_ranker
 from tests.helpers.photos import photo_pixels
 from tests.helpers.pixel_tables import GRID, PATCH, write_pixel_table
 from tests.helpers.rankers import TEACHER, small_ranker

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 import patchsieve
-from patchsieve.pipeline.demo_photos import find_photos
-from patchsieve.pipeline.images import decode_image
-from patchsieve.ranker.api import center_patches
-from patchsieve.ranker.baseline_fits import FITS
-from patchsieve.ranker.baselines import BaselineSources, make_baseline
-from patchsieve.ranker.metrics import spearman
-from patchsieve.ranker.sources import resolve_ranker
+from patchsieve.pipeline.images.decode import decode_image
+from patchsieve.pipeline.pictures.demo_photos import find_photos
+from patchsieve.ranker.baselines.baselines import BaselineSources, make_baseline
+from patchsieve.ranker.baselines.fits import FITS
+from patchsieve.ranker.learning.agreement import spearman
+from patchsieve.ranker.model.api import center_patches
+from patchsieve.ranker.model.checkpoint import resolve_ranker
 
 NAMES = ("astronaut", "chelsea", "coffee", "rocket")
 

@@ -7,12 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from patchsieve.pipeline.capacity import (
-    available_memory,
-    choose_batch_size,
-    is_out_of_memory,
-    sequence_bytes,
-)
+from patchsieve.pipeline.compute.batch_size import available_memory, choose_batch_size, is_out_of_memory
+from patchsieve.pipeline.scoring.cost import sequence_bytes
 from patchsieve.pipeline.teacher.architecture import TeacherConfig
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from patchsieve.pipeline.patches import normalise, patchify
-from patchsieve.ranker.clustering import assign_clusters, density_peaks, squared_distances
+from patchsieve.pipeline.images.patches import normalise, patchify
+from patchsieve.ranker.baselines.density_peaks import assign_clusters, density_peaks, squared_distances
 from tests.helpers.photos import photo_pixels
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from patchsieve.pipeline.contact_sheet import (
+from patchsieve.pipeline.images.patches import patchify, take_patches
+from patchsieve.pipeline.pictures.contact_sheet import (
     ReconstructedPhoto,
     ScoredPhoto,
     best_half,
@@ -20,9 +21,8 @@ from patchsieve.pipeline.contact_sheet import (
     pool_scores,
     reconstruction_sheet,
 )
-from patchsieve.pipeline.metrics import hidden_patches_pixels
-from patchsieve.pipeline.patches import patchify, take_patches
-from patchsieve.pipeline.picture_sheet import (
+from patchsieve.pipeline.pictures.rows import as_picture, explained_share, painted, reconstructed_photos
+from patchsieve.pipeline.pictures.sheet import (
     HIDDEN_GRAY,
     Column,
     Row,
@@ -34,8 +34,8 @@ from patchsieve.pipeline.picture_sheet import (
     plain,
     stretch,
 )
-from patchsieve.pipeline.scoring import reconstruct
-from patchsieve.pipeline.sheet_rows import as_picture, explained_share, painted, reconstructed_photos
+from patchsieve.pipeline.scoring.changes import hidden_patches_pixels
+from patchsieve.pipeline.scoring.scorer import reconstruct
 from tests.helpers.photos import photo_pixels
 from tests.helpers.teachers import SMALL, random_teacher
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
-from patchsieve.ranker.curves import Record, draw_curves, plot_note, write_curves
+from patchsieve.ranker.train.curves import Record, draw_curves, plot_note, write_curves
 
 
 def record(step: int, agreement: float | None = 0.5, kind: str = "visible patches") -> Record:

@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
-from patchsieve.pipeline import images
 from patchsieve.pipeline.errors import ContentError, InfrastructureError, UserError
-from patchsieve.pipeline.images import decode_image
+from patchsieve.pipeline.images import decode as images
+from patchsieve.pipeline.images.decode import decode_image
 from tests.helpers.image_files import FILES, FORMATS, PHOTO, save
 from tests.helpers.photos import encode
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from patchsieve.pipeline import storage_retry
 from patchsieve.pipeline.errors import ContentError, InfrastructureError
-from patchsieve.pipeline.shards import Shard, ShardReader, pick_image
+from patchsieve.pipeline.shards.reader import ShardReader, pick_image
+from patchsieve.pipeline.shards.specs import Shard
+from patchsieve.pipeline.storage import retry as storage_retry
 from tests.helpers.archives import END, SAMPLE_BYTES, WHOLE, archive, expected, member, read_all, shard_of
 from tests.helpers.servers import Trouble, serve_files
 

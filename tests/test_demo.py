@@ -13,14 +13,14 @@ import pytest
 from PIL import Image
 
 from patchsieve.jobs import demo
-from patchsieve.pipeline import demo_sheet
 from patchsieve.pipeline.errors import UserError
-from patchsieve.pipeline.sheet_rows import read_samples, scored_photo
-from patchsieve.pipeline.table_reader import ScoreTables
+from patchsieve.pipeline.pictures import demo_sheet
+from patchsieve.pipeline.pictures.rows import read_samples, scored_photo
+from patchsieve.pipeline.tables.reader import ScoreTables
 from patchsieve.pipeline.teacher.build import build_teacher
 from patchsieve.pipeline.teacher.checkpoint import read_teacher
-from patchsieve.ranker import prune_run
-from patchsieve.ranker.checkpoint import load_ranker
+from patchsieve.ranker.model.checkpoint import load_ranker
+from patchsieve.ranker.prune_on_ray import run as prune_run
 from tests.helpers.demo_photos import pack, samples_of, write_photos
 from tests.helpers.photos import encode, photo_pixels
 from tests.helpers.score_runs import save_small_teacher, score_config, score_here

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from patchsieve.pipeline.demo_photos import (
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.images.decode import decode_image
+from patchsieve.pipeline.pictures.demo_photos import (
     SCIKIT_IMAGE_PHOTOS,
     SHARDS,
     cut_boxes,
@@ -19,9 +21,7 @@ from patchsieve.pipeline.demo_photos import (
     shrink,
     spread,
 )
-from patchsieve.pipeline.errors import UserError
-from patchsieve.pipeline.images import decode_image
-from patchsieve.pipeline.shard_writer import ShardWriter
+from patchsieve.pipeline.shards.writer import ShardWriter
 from tests.helpers.demo_photos import pack, samples_of, write_photos
 from tests.helpers.photos import encode, photo_pixels
 

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from patchsieve.pipeline.api import Teacher
-from patchsieve.pipeline.config import IMAGE_FIELDS
 from patchsieve.pipeline.errors import UserError
-from patchsieve.pipeline.shards import expand_shards
-from patchsieve.ranker.checkpoint import LoadedRanker
-from patchsieve.ranker.dense_table import read_dense
-from patchsieve.ranker.dense_teacher import measure_dense
-from patchsieve.ranker.evaluation_images import EvaluationImages, read_images
-from patchsieve.ranker.partition_scores import PartitionScorer
+from patchsieve.pipeline.row_config import IMAGE_FIELDS
+from patchsieve.pipeline.scoring.api import Teacher
+from patchsieve.pipeline.shards.specs import expand_shards
+from patchsieve.ranker.evaluate.dense import measure_dense
+from patchsieve.ranker.evaluate.dense_table import read_dense
+from patchsieve.ranker.evaluate.images import EvaluationImages, read_images
+from patchsieve.ranker.evaluate.partitions import PartitionScorer
+from patchsieve.ranker.model.checkpoint import LoadedRanker
 from tests.helpers.evaluations import RATIO, VIEWS, ranker_of, small_teacher
 from tests.helpers.photos import photo_samples, write_shard
 from tests.helpers.score_runs import save_small_teacher, score_config, score_here

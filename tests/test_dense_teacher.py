@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from patchsieve.pipeline.aggregate import Aggregate
-from patchsieve.pipeline.api import Teacher, score_images
-from patchsieve.pipeline.config import Masks
 from patchsieve.pipeline.errors import UserError
-from patchsieve.pipeline.patches import draw_visible
-from patchsieve.ranker.dense_teacher import measure_dense
-from patchsieve.ranker.evaluation_images import EvaluationImages
-from patchsieve.ranker.partition_scores import PartitionScorer, PartitionScores, choose, half_agreement
+from patchsieve.pipeline.images.masks import draw_visible
+from patchsieve.pipeline.row_config import Masks
+from patchsieve.pipeline.scoring.aggregate import Aggregate
+from patchsieve.pipeline.scoring.api import Teacher, score_images
+from patchsieve.ranker.evaluate.dense import measure_dense
+from patchsieve.ranker.evaluate.images import EvaluationImages
+from patchsieve.ranker.evaluate.partitions import PartitionScorer, PartitionScores, choose, half_agreement
 from tests.helpers.evaluations import RATIO, VIEWS, evaluation_images, ranker_of, small_teacher
 from tests.helpers.photos import photo_pixels
 from tests.helpers.teachers import SMALL

@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 import subprocess
-import tomllib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -16,8 +15,8 @@ import pytest
 import yaml
 
 from patchsieve.jobs.command_line import read_config
-from patchsieve.pipeline.job_config import ScoreConfig
-from patchsieve.pipeline.schedule_config import OnceConfig
+from patchsieve.pipeline.schedule.config import OnceConfig
+from patchsieve.pipeline.score.config import ScoreConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 AWS, KUBERAY, DOCKERFILE = ROOT / "ray_cluster.yaml", ROOT / "deploy/kuberay.yaml", ROOT / "deploy/Dockerfile"
@@ -148,11 +147,15 @@ def test_versions_agree(aws: dict[str, Any], kubernetes: dict[str, Any]) -> None
 
 def test_the_image_holds_every_package_and_runs_as_the_user_that_kubernetes_expects() -> None:
     docker = DOCKERFILE.read_text(encoding="utf-8")
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    folders = {folder.split("/")[0] for folder in project["tool"]["setuptools"]["package-dir"].values()}
+    # COPY keeps links as they are: what they lead to has to come along.
+    links = [path for path in (ROOT / "patchsieve").iterdir() if path.is_symlink()]
+    folders = {"patchsieve", *(path.resolve().name for path in links)}
+    assert folders == {"patchsieve", "pipeline", "ranker", "jobs"}
     copied = re.findall(r"^COPY (.+) \S+$", docker, re.MULTILINE)
     assert folders <= {name for line in copied for name in line.split()}
     assert all((ROOT / name).exists() for line in copied for name in line.split())
+    seen = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert {f"!{name}" for line in copied for name in line.split() if name != "./"} <= set(seen)
     assert "useradd --create-home --uid 1000" in docker
     assert re.findall(r"^USER (.+)$", docker, re.MULTILINE)[-1] == "ray"
 

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from patchsieve.pipeline import done_check, storage
-from patchsieve.pipeline.done_check import State, compare, same_content
+from patchsieve.pipeline import storage
 from patchsieve.pipeline.errors import InfrastructureError, UserError
-from patchsieve.pipeline.output import OutputFolder
-from patchsieve.pipeline.score_table import SCHEMA_VERSION, row_identity
-from patchsieve.pipeline.shards import Fault, Shard, shard_id
+from patchsieve.pipeline.output import done as done_check
+from patchsieve.pipeline.output.done import State, compare, same_content
+from patchsieve.pipeline.output.folder import OutputFolder
+from patchsieve.pipeline.shards.reader import Fault
+from patchsieve.pipeline.shards.specs import Shard, shard_id
+from patchsieve.pipeline.tables.schema import SCHEMA_VERSION, row_identity
 from tests.helpers.tables import CONFIG, TEACHER, record_of, shard_record, write_table
 
 IDENTITY = row_identity(CONFIG, TEACHER.digest)
@@ -67,7 +69,7 @@ def fresh(output: OutputFolder) -> OutputFolder:
     ],
 )
 def test_size_and_tag_tell_what_they_can(tmp_path: Path, size: int | None, tag: str, state: State) -> None:
-    from patchsieve.pipeline.record_file import read_footer
+    from patchsieve.pipeline.output.records import read_footer
 
     record = read_footer(str(write_table(tmp_path / "a.parquet", record_of(b"1234")))).record()
     shard = Shard(url="/data/a.tar", name="/data/a.tar", id="a", size=size, tag=tag)

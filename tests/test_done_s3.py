@@ -9,9 +9,9 @@ import pytest
 
 from benchmarks.done import cache_of, keys_of, measure
 from patchsieve.pipeline import storage
-from patchsieve.pipeline.done_check import State
-from patchsieve.pipeline.output import OutputFolder
-from patchsieve.pipeline.shards import expand_shards
+from patchsieve.pipeline.output.done import State
+from patchsieve.pipeline.output.folder import OutputFolder
+from patchsieve.pipeline.shards.specs import expand_shards
 from tests.helpers.impatient import impatient_s3
 from tests.helpers.servers import S3Store
 from tests.helpers.tables import shard_record, write_table

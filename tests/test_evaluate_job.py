@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from patchsieve.jobs import evaluate
-from patchsieve.pipeline.api import Teacher, load_teacher
-from patchsieve.pipeline.demo_photos import find_photos
-from patchsieve.ranker.baselines import BASELINES
-from patchsieve.ranker.checkpoint import save_ranker
-from patchsieve.ranker.evaluation_images import trained_contents
-from patchsieve.ranker.evaluation_report import DIAGNOSTIC
-from patchsieve.ranker.reading_order import held_out
+from patchsieve.pipeline.pictures.demo_photos import find_photos
+from patchsieve.pipeline.scoring.api import Teacher, load_teacher
+from patchsieve.ranker.baselines.baselines import BASELINES
+from patchsieve.ranker.batches.order import held_out
+from patchsieve.ranker.evaluate.images import trained_contents
+from patchsieve.ranker.evaluate.report import DIAGNOSTIC
+from patchsieve.ranker.model.checkpoint import save_ranker
 from tests.helpers.evaluations import RATIO, made_up_fits, ranker_of, small_teacher
 from tests.helpers.photos import photo, photo_samples, write_shard
 from tests.helpers.rankers import small_ranker

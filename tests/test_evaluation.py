@@ -13,15 +13,15 @@ import pytest
 import torch
 from torch import nn
 
-from patchsieve.pipeline.api import Teacher
 from patchsieve.pipeline.errors import UserError
-from patchsieve.ranker.baselines import BASELINES, BaselineSources, make_baseline
-from patchsieve.ranker.checkpoint import LoadedRanker
-from patchsieve.ranker.evaluation import RANKER, Evaluation, agreements, evaluate_ranker
-from patchsieve.ranker.evaluation_plot import draw_evaluation, require_plots
-from patchsieve.ranker.evaluation_report import report_lines, to_json
-from patchsieve.ranker.metrics import spearman
-from patchsieve.ranker.reconstruction_check import SHARES, SPACES
+from patchsieve.pipeline.scoring.api import Teacher
+from patchsieve.ranker.baselines.baselines import BASELINES, BaselineSources, make_baseline
+from patchsieve.ranker.evaluate.measure import RANKER, Evaluation, agreements, evaluate_ranker
+from patchsieve.ranker.evaluate.plot import draw_evaluation, require_plots
+from patchsieve.ranker.evaluate.reconstruction import SHARES, SPACES
+from patchsieve.ranker.evaluate.report import report_lines, to_json
+from patchsieve.ranker.learning.agreement import spearman
+from patchsieve.ranker.model.checkpoint import LoadedRanker
 from tests.helpers.evaluations import (
     evaluation_images,
     made_up_fits,

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from patchsieve.pipeline.patches import patchify
-from patchsieve.ranker.features import (
+from patchsieve.pipeline.images.patches import patchify
+from patchsieve.ranker.baselines.features import (
     FEATURES,
     centre_distance,
     even_order,

@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from patchsieve.pipeline.api import load_teacher, score_images
-from patchsieve.pipeline.config import FrozenTokens, Metric
-from patchsieve.pipeline.cost import gflop_per_view
 from patchsieve.pipeline.errors import UserError
-from patchsieve.pipeline.frozen import draw_starts, draw_tokens
-from patchsieve.pipeline.scoring import Scorer
+from patchsieve.pipeline.row_config import FrozenTokens, Metric
+from patchsieve.pipeline.scoring.api import load_teacher, score_images
+from patchsieve.pipeline.scoring.cost import gflop_per_view
+from patchsieve.pipeline.scoring.frozen import draw_starts, draw_tokens
+from patchsieve.pipeline.scoring.scorer import Scorer
 from patchsieve.pipeline.teacher.architecture import TeacherConfig
 from patchsieve.pipeline.teacher.build import build_teacher
 from patchsieve.pipeline.teacher.checkpoint import read_teacher

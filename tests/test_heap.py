@@ -7,14 +7,14 @@ import sys
 
 import pytest
 
-from patchsieve.pipeline.heap import keep_freed_memory
+from patchsieve.pipeline.compute.device import keep_freed_memory
 
 PAGES = 13312  # of a batch: blocks of 4 and of 48 MB
 BATCHES = 20
 SCRIPT = f"""
 import resource, sys, threading
 import torch
-from patchsieve.pipeline.heap import keep_freed_memory
+from patchsieve.pipeline.compute.device import keep_freed_memory
 
 def work():
     for _ in range({BATCHES}):

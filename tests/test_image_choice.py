@@ -15,15 +15,16 @@ import webdataset
 from webdataset.tariterators import tar_file_iterator
 
 from patchsieve.pipeline.errors import UserError
-from patchsieve.pipeline.pruned import PrunedDataset
-from patchsieve.pipeline.record_file import digest_of
-from patchsieve.pipeline.shards import expand_shards
-from patchsieve.ranker import image_choice
-from patchsieve.ranker.image_choice import ImageChoice, find_threshold, image_scores, plan_images
-from patchsieve.ranker.image_tables import find_image_tables
-from patchsieve.ranker.prune import PruneResult
-from patchsieve.ranker.prune_config import PruneConfig
-from patchsieve.ranker.prune_plan import freeze_plan, make_request, read_plan
+from patchsieve.pipeline.identity import digest_of
+from patchsieve.pipeline.pruned.dataset import PrunedDataset
+from patchsieve.pipeline.shards.specs import expand_shards
+from patchsieve.ranker.prune.config import PruneConfig
+from patchsieve.ranker.prune.plan import freeze_plan, read_plan
+from patchsieve.ranker.prune.request import make_request
+from patchsieve.ranker.prune.shard import PruneResult
+from patchsieve.ranker.select import image_choice
+from patchsieve.ranker.select.image_choice import ImageChoice, find_threshold, image_scores, plan_images
+from patchsieve.ranker.select.image_tables import find_image_tables
 from tests.helpers.image_tables import identity_of, write_image_table
 from tests.helpers.photos import photo_samples, write_shard
 from tests.helpers.prune_runs import index_of, members_of, prune_config, pruning_of, save_small_ranker

@@ -15,12 +15,12 @@ from PIL import Image
 
 from patchsieve.pipeline import storage
 from patchsieve.pipeline.errors import InfrastructureError, UserError
-from patchsieve.pipeline.shards import expand_shards
-from patchsieve.pipeline.table_reader import ScoreTables
-from patchsieve.ranker.dataset import TableBatches
-from patchsieve.ranker.image_shards import ShardImages
-from patchsieve.ranker.table_index import Context, TableIndex, index_tables
-from patchsieve.ranker.training_batch import Batch
+from patchsieve.pipeline.shards.specs import expand_shards
+from patchsieve.pipeline.tables.reader import ScoreTables
+from patchsieve.ranker.batches.batch import Batch
+from patchsieve.ranker.batches.image_shards import ShardImages
+from patchsieve.ranker.batches.index import Context, TableIndex, index_tables
+from patchsieve.ranker.batches.stream import TableBatches
 from tests.helpers.archives import archive, member, pax
 from tests.helpers.photos import encode, photo, photo_pixels
 from tests.helpers.score_runs import rows_of, save_small_teacher, score_config, score_here

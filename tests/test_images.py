@@ -16,8 +16,8 @@ import torch
 from PIL import Image, ImageOps
 
 from patchsieve.pipeline.errors import ContentError
-from patchsieve.pipeline.image_header import exif_orientation, read_header
-from patchsieve.pipeline.images import decode_image
+from patchsieve.pipeline.images.decode import decode_image
+from patchsieve.pipeline.images.header import exif_orientation, read_header
 from tests.helpers.image_files import FILES, FORMATS, PHOTO, as_array, by_pillow, save
 from tests.helpers.photos import encode
 
@@ -142,7 +142,7 @@ def test_nothing_is_printed_or_warned_of() -> None:
     # A process of its own: there warnings go where a user sees them.
     code = """
 import sys
-from patchsieve.pipeline.images import decode_image
+from patchsieve.pipeline.images.decode import decode_image
 for line in sys.stdin:
     decode_image(bytes.fromhex(line))
 """

@@ -7,17 +7,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from patchsieve.pipeline.config import Precision
-from patchsieve.pipeline.inference import (
-    NarrowingNorm,
-    OneDnnLinear,
-    choose_precision,
-    has_onednn,
-    pick_precision,
-    prepare,
-)
+from patchsieve.pipeline.compute.layers import NarrowingNorm, OneDnnLinear, has_onednn
+from patchsieve.pipeline.compute.precision import pick_precision
+from patchsieve.pipeline.row_config import Precision
 from patchsieve.pipeline.teacher.architecture import TeacherConfig
 from patchsieve.pipeline.teacher.model import MaskedAutoencoder
+from patchsieve.pipeline.teacher.ready import choose_precision, prepare
 from tests.helpers.scoring import one_thread
 
 CPU = torch.device("cpu")
@@ -113,7 +108,7 @@ def test_precision_is_chosen_by_a_probe() -> None:
 
 @pytest.mark.gpu
 def test_gpus_compute_the_same_scores() -> None:
-    from patchsieve.pipeline.scoring import Scorer
+    from patchsieve.pipeline.scoring.scorer import Scorer
 
     model = MaskedAutoencoder(CONFIG)
     pixels = torch.randint(0, 256, (5, 16, CONFIG.patch_values), dtype=torch.uint8)

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from patchsieve.pipeline.errors import UserError
-from patchsieve.pipeline.patches import normalise
+from patchsieve.pipeline.images.patches import normalise
 from patchsieve.pipeline.teacher.architecture import TeacherConfig
 from patchsieve.pipeline.teacher.build import save_teacher
 from patchsieve.pipeline.teacher.checkpoint import TeacherFile, read_teacher
 from patchsieve.pipeline.teacher.model import MaskedAutoencoder
-from patchsieve.ranker.initial_weights import initial_ranker, read_tables_teacher
-from patchsieve.ranker.model import RankerConfig
+from patchsieve.ranker.model.initial_weights import initial_ranker, read_tables_teacher
+from patchsieve.ranker.model.ranker import RankerConfig
 from tests.helpers.rankers import TINY_VIT
 from tests.helpers.teachers import random_teacher
 

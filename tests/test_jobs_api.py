@@ -70,17 +70,20 @@ def test_what_is_uploaded_is_the_code_of_the_jobs(tmp_path: Path) -> None:
     package = tmp_path / "package.zip"
     create_package(str(ROOT), package, include_gitignore=True, excludes=[])
     uploaded = set(zipfile.ZipFile(package).namelist())
-    folders = ("jobs", "patchsieve", "pipeline", "ranker")
-    code = {p.relative_to(ROOT).as_posix() for folder in folders for p in (ROOT / folder).rglob("*.py")}
+    folders = ("jobs", "pipeline", "ranker")
+    files = [p.relative_to(ROOT) for folder in folders for p in (ROOT / folder).rglob("*.py")]
+    code = {f"patchsieve/{file.as_posix()}" for file in files}
+    code |= {f"patchsieve/{p.name}" for p in (ROOT / "patchsieve").glob("*.py")}
     assert {name for name in uploaded if name.endswith(".py")} == code
     setup = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     data = {
         file.relative_to(ROOT).as_posix()
         for package, patterns in setup["package-data"].items()
         for pattern in patterns
-        for file in (ROOT / setup["package-dir"][package]).glob(pattern)
+        for file in (ROOT / package.replace(".", "/")).glob(pattern)
     }
     assert uploaded - code == data
+    assert len({(ROOT / name).resolve() for name in uploaded}) == len(uploaded), "Ray follows links"
 
 
 @pytest.mark.ray
@@ -89,7 +92,7 @@ def test_what_is_uploaded_is_the_code_of_the_jobs(tmp_path: Path) -> None:
 def test_lines_and_exit_codes_arrive(tmp_path: Path, address: str) -> None:
     teacher, out = save_small_teacher(tmp_path), tmp_path / "out"
     shards = [str(write_shard(tmp_path / f"{n}.tar", photo_samples(4, n, 64, 64))) for n in range(2)]
-    score = ["python", "-m", "jobs.score", *shards, "--out", str(out), *options(teacher)]
+    score = ["python", "-m", "patchsieve", "score", *shards, "--out", str(out), *options(teacher)]
     done = submit(address, *score, key="score-1")
     assert done.returncode == 0, done.stdout + done.stderr
     client = JobSubmissionClient(address)

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from patchsieve.pipeline import storage
-from patchsieve.pipeline.output_status import read_status
-from patchsieve.ranker.checkpoint import load_ranker
-from patchsieve.ranker.train_progress import read_curve
+from patchsieve.pipeline.runs.status import read_status
+from patchsieve.ranker.model.checkpoint import load_ranker
+from patchsieve.ranker.train.progress import read_curve
 from tests.helpers.photos import photo_samples, write_shard
 from tests.helpers.prune_runs import prune_config, prune_here, save_small_ranker
 from tests.helpers.score_runs import save_small_teacher, score_config, score_here

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from patchsieve.pipeline.errors import UserError
-from patchsieve.ranker import losses
-from patchsieve.ranker.losses import make_loss
+from patchsieve.ranker.learning import losses
+from patchsieve.ranker.learning.losses import make_loss
 from tests import reference_losses as reference
 
 VIEWS, PATCHES = 4, 19

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from patchsieve.pipeline.shards import expand_shards
+from patchsieve.pipeline.shards.specs import expand_shards
 from patchsieve.pipeline.teacher.build import save_teacher
 from tests.helpers.memory_run import STATUS
 from tests.helpers.photos import photo, write_shard

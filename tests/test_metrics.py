@@ -10,7 +10,8 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
-from patchsieve.pipeline.metrics import (
+from patchsieve.pipeline.images.patches import normalise, patchify
+from patchsieve.pipeline.scoring.changes import (
     absolute_change,
     hidden_patches_pixels,
     psnr_change,
@@ -18,7 +19,6 @@ from patchsieve.pipeline.metrics import (
     ssim_change,
     whole_images,
 )
-from patchsieve.pipeline.patches import normalise, patchify
 from patchsieve.pipeline.teacher.architecture import TeacherConfig
 from tests.helpers.photos import photo_pixels
 from tests.helpers.scoring import one_thread

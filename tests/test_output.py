@@ -14,13 +14,15 @@ import fsspec
 import pyarrow.parquet as pq
 import pytest
 
-from patchsieve.pipeline import owner, storage
+from patchsieve.pipeline import storage
 from patchsieve.pipeline.errors import InfrastructureError, UserError
-from patchsieve.pipeline.output import OutputFolder, new_run_id
-from patchsieve.pipeline.output_status import read_status
-from patchsieve.pipeline.score_table import row_fields, row_identity, write_errors
-from patchsieve.pipeline.shards import Fault
-from patchsieve.pipeline.table_reader import read_scores
+from patchsieve.pipeline.output import owner
+from patchsieve.pipeline.output.faults import write_errors
+from patchsieve.pipeline.output.folder import OutputFolder, new_run_id
+from patchsieve.pipeline.runs.status import read_status
+from patchsieve.pipeline.shards.reader import Fault
+from patchsieve.pipeline.tables.reader import read_scores
+from patchsieve.pipeline.tables.schema import row_fields, row_identity
 from tests.helpers import killed_run
 from tests.helpers.servers import S3Store, serve_s3
 from tests.helpers.tables import CONFIG, TEACHER, make_shard, record_of, write_table

@@ -16,18 +16,19 @@ from torch.utils.data import DataLoader
 from patchsieve.jobs.schedule import main as schedule
 from patchsieve.jobs.status import main as status
 from patchsieve.pipeline import storage
-from patchsieve.pipeline.done_check import State
 from patchsieve.pipeline.errors import InfrastructureError
-from patchsieve.pipeline.output import OutputFolder
-from patchsieve.pipeline.output_status import read_status
-from patchsieve.pipeline.pruned import PrunedDataset, PrunedSample
-from patchsieve.pipeline.pruned_index import INDEX_FOLDER
-from patchsieve.pipeline.record_file import digest_of
-from patchsieve.pipeline.schedule_config import ListConfig, OnceConfig
-from patchsieve.pipeline.schedule_run import list_corpora, tick_once
-from patchsieve.pipeline.score_table import row_fields
-from patchsieve.pipeline.shards import Shard, expand_shards
-from patchsieve.ranker.prune_plan import make_request
+from patchsieve.pipeline.identity import digest_of
+from patchsieve.pipeline.output.done import State
+from patchsieve.pipeline.output.folder import OutputFolder
+from patchsieve.pipeline.pruned.dataset import PrunedDataset
+from patchsieve.pipeline.pruned.index import INDEX_FOLDER
+from patchsieve.pipeline.pruned.sample import PrunedSample
+from patchsieve.pipeline.runs.status import read_status
+from patchsieve.pipeline.schedule.config import ListConfig, OnceConfig
+from patchsieve.pipeline.schedule.run import list_corpora, tick_once
+from patchsieve.pipeline.shards.specs import Shard, expand_shards
+from patchsieve.pipeline.tables.schema import row_fields
+from patchsieve.ranker.prune.request import make_request
 from tests.helpers.impatient import impatient_s3
 from tests.helpers.photos import photo_samples, write_shard
 from tests.helpers.prune_runs import prune_config, prune_here, save_small_ranker

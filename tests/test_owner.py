@@ -15,8 +15,8 @@ import pytest
 
 from patchsieve.pipeline import storage
 from patchsieve.pipeline.errors import InfrastructureError, UserError
-from patchsieve.pipeline.machine import process_start
-from patchsieve.pipeline.owner import HEARTBEAT_S, STALE_S, Owner
+from patchsieve.pipeline.output.machine import process_start
+from patchsieve.pipeline.output.owner import HEARTBEAT_S, STALE_S, Owner
 from tests.helpers.servers import serve_s3
 from tests.helpers.world import World
 
@@ -158,7 +158,7 @@ def test_an_answer_that_was_lost_is_recognised_as_ours(
 def test_the_heartbeat_thread_outlives_a_store_that_is_away(
     tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("patchsieve.pipeline.owner.HEARTBEAT_S", 0.001)
+    monkeypatch.setattr("patchsieve.pipeline.output.owner.HEARTBEAT_S", 0.001)
     commit, troubles, beaten = storage.commit_bytes, iter([True, True]), threading.Event()
 
     def commit_after_trouble(data: bytes, url: str, *, run_id: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from patchsieve.pipeline import storage
 from patchsieve.pipeline.errors import UserError
-from patchsieve.pipeline.owner import Owner
+from patchsieve.pipeline.output.owner import Owner
 from tests.helpers.world import World
 
 

@@ -7,12 +7,14 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
 import patchsieve
+from tests.helpers import editors
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("pipeline", "ranker", "jobs")
@@ -54,17 +56,29 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of what this checkout installs: nothing writes into the original, no stale build is found."""
     copy = tmp_path_factory.mktemp("checkout")
     for name in ("patchsieve", *FOLDERS):
-        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE", "Makefile"):
         shutil.copy(ROOT / name, copy)
     return copy
+
+
+@pytest.fixture(scope="module")
+def sdist(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source distribution, built by the setuptools that is installed."""
+    source = tmp_path_factory.mktemp("source") / "patchsieve"
+    shutil.copytree(checkout, source, symlinks=True)
+    target = tmp_path_factory.mktemp("sdist")
+    build = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
+    run(sys.executable, "-c", build, target, cwd=source, path=target)
+    (built,) = target.glob("*.tar.gz")
+    return built
 
 
 @pytest.fixture(scope="module")
 def wheel(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built by the setuptools that is installed: without network and build isolation."""
     source = tmp_path_factory.mktemp("source") / "patchsieve"
-    shutil.copytree(checkout, source)
+    shutil.copytree(checkout, source, symlinks=True)
     target = tmp_path_factory.mktemp("wheel")
     pip = (sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-index", "--no-build-isolation")
     run(*pip, "--wheel-dir", target, source, cwd=target, path=target)
@@ -109,7 +123,14 @@ def test_wheel_has_one_top_level_name_and_every_file(wheel: Path) -> None:
     assert {name for name in names if name.endswith((".py", ".typed"))} == ours
 
 
-@pytest.mark.skipif(not TINY.exists(), reason="no bundled teacher yet")
+def test_the_source_distribution_has_what_the_wheel_has(wheel: Path, sdist: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        members = {m.name.partition("/")[2] for m in archive if m.isfile()}
+    code = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("patchsieve/")}
+    assert {name for name in members if name.startswith("patchsieve/")} == code
+    assert not {name.split("/")[0] for name in members} & set(FOLDERS), "each file once"
+
+
 def test_wheel_has_the_bundled_teacher(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     needed = {f.relative_to(ROOT) for f in TINY.iterdir() if f.suffix in {".safetensors", ".json", ".md"}}
@@ -132,7 +153,7 @@ def test_wheel_in_a_directory_of_strangers(site: Path, elsewhere: Path) -> None:
 
 def test_checkout_in_a_directory_of_strangers(checkout: Path, elsewhere: Path) -> None:
     imported = Path(run(sys.executable, "-c", WHERE, cwd=elsewhere, path=checkout).strip())
-    assert imported == checkout / "pipeline" / "errors.py"
+    assert imported == checkout / "patchsieve" / "pipeline" / "errors.py"
     module = (sys.executable, "-m", "patchsieve", "--help")
     assert "patchsieve COMMAND" in run(*module, cwd=elsewhere, path=checkout)
 
@@ -149,25 +170,45 @@ def test_ray_workers_import_ours(installed: bool, request: pytest.FixtureRequest
     (elsewhere / "drive.py").write_text(RAY_DRIVER)
     output = run(sys.executable, "drive.py", cwd=elsewhere, path=path)
     ours, bare = json.loads(output.splitlines()[-1])
-    root = path / "patchsieve" if installed else path
-    assert ours == [
-        str(root / name) for name in ("pipeline/errors.py", "jobs/__init__.py", "ranker/__init__.py")
-    ]
+    files = ("pipeline/errors.py", "jobs/__init__.py", "ranker/__init__.py")
+    assert ours == [str(path / "patchsieve" / name) for name in files]
     assert bare == str(elsewhere / "pipeline" / "__init__.py"), (
         "the stranger was in reach, or this shows nothing"
     )
 
 
-def test_only_a_checkout_looks_beside_the_package(tmp_path: Path) -> None:
-    package = tmp_path / "patchsieve"
-    package.mkdir()
-    assert patchsieve._checkout_of(package) is None
-    (tmp_path / "pyproject.toml").write_text('[project]\nname = "another"\n')
-    assert patchsieve._checkout_of(package) is None
-    (tmp_path / "pyproject.toml").write_text('[project]\nname = "patchsieve"\n')
-    assert patchsieve._checkout_of(package) == tmp_path
-    (package / "pipeline").mkdir()
-    assert patchsieve._checkout_of(package) is None
+@pytest.mark.parametrize("how", ["text files", "nothing"])
+def test_a_checkout_without_links_says_so_and_make_mends_it(how: str, checkout: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(checkout, copy, symlinks=True)
+    for name in FOLDERS:
+        (copy / "patchsieve" / name).unlink()
+        if how == "text files":  # as unzip or git write a link where the system has none
+            (copy / "patchsieve" / name).write_text(f"../{name}")
+    module = (sys.executable, "-m", "patchsieve", "--help")
+    environment = {**os.environ, "PYTHONPATH": str(copy)}
+    told = subprocess.run(module, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert told.returncode == 1
+    assert "`make install` makes the links" in told.stderr.splitlines()[-1]
+    run("make", "links", cwd=copy, path=copy)
+    assert [os.readlink(copy / "patchsieve" / name) for name in FOLDERS] == [f"../{name}" for name in FOLDERS]
+    assert "patchsieve COMMAND" in run(*module, cwd=tmp_path, path=copy)
+
+
+def test_editors_find_imports_of_the_installed_package_and_know_its_names(site: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import patchsieve\n"
+        "from patchsieve.jobs.cli import main\n"
+        "from patchsieve.pipeline.storage import join\n"
+        "from patchsieve.ranker.select.online import keep_topk\n"
+        "patchsieve.load_teacher\n"
+        "patchsieve.load_teachr\n"
+        "import patchsieve.pipeline.storag\n"
+    )
+    found = editors.diagnostics(tmp_path, finds=site)
+    assert [line for line, _ in found] == [6, 7]
+    assert '"load_teachr" is not a known attribute of module "patchsieve"' in found[0][1]
+    assert '"patchsieve.pipeline.storag" could not be resolved' in found[1][1]
 
 
 def test_public_api() -> None:
@@ -176,7 +217,7 @@ def test_public_api() -> None:
     }
     assert all(getattr(patchsieve, name) is not None for name in patchsieve.__all__)
     with pytest.raises(AttributeError, match="no attribute 'load_teachers'"):
-        patchsieve.load_teachers  # noqa: B018
+        getattr(patchsieve, "load_teachers")  # noqa: B009 (a type checker knows that there is none)
 
 
 @pytest.mark.parametrize(

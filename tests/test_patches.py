@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from patchsieve.pipeline.config import Masks
-from patchsieve.pipeline.patches import (
+from patchsieve.pipeline.images.masks import draw_visible
+from patchsieve.pipeline.images.patches import (
     denormalise,
-    draw_visible,
     hidden_positions,
     normalise,
     patchify,
@@ -17,6 +16,7 @@ from patchsieve.pipeline.patches import (
     unpatchify,
     visible_count,
 )
+from patchsieve.pipeline.row_config import Masks
 
 Draw = tuple[str, int, Masks, bool]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from patchsieve.ranker.prefetch import Prefetch
+from patchsieve.ranker.batches.prefetch import Prefetch
 
 
 def test_items_come_in_order_and_end() -> None:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from patchsieve.pipeline.errors import UserError
-from patchsieve.pipeline.job_config import PretrainConfig
-from patchsieve.pipeline.pretraining import Pretraining, decoded_patches, in_target_space, rate_factor
-from patchsieve.pipeline.pretraining_job import load_photos, pretrain
-from patchsieve.pipeline.pretraining_report import reconstruction_errors
+from patchsieve.pipeline.pretrain.config import PretrainConfig
+from patchsieve.pipeline.pretrain.job import load_photos, pretrain
+from patchsieve.pipeline.pretrain.report import reconstruction_errors
+from patchsieve.pipeline.pretrain.training import Pretraining, decoded_patches, in_target_space, rate_factor
 from patchsieve.pipeline.teacher.build import build_teacher
 from patchsieve.pipeline.teacher.checkpoint import read_teacher
 from tests.helpers.photos import photo_samples, write_shard
@@ -158,7 +158,7 @@ def test_trivial_predictors_match_a_naive_loop(shards: tuple[str, str]) -> None:
 
 def _truth(photos: list[Tensor], hidden_at: Tensor) -> np.ndarray:
     """The hidden patches' normalised pixels, cut out by hand from the centre crops."""
-    from patchsieve.pipeline.images import apply_view, draw_view
+    from patchsieve.pipeline.images.views import apply_view, draw_view
 
     mean, deviation = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     truth = np.empty((*hidden_at.shape, 768))

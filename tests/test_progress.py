@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from patchsieve.pipeline import progress
-from patchsieve.pipeline.progress import (
+from patchsieve.pipeline.runs import progress
+from patchsieve.pipeline.runs.progress import (
     PLAIN_EVERY_S,
     RATE_WINDOW_S,
     PlainDisplay,
@@ -19,11 +19,10 @@ from patchsieve.pipeline.progress import (
     Rates,
     TerminalDisplay,
     Totals,
-    byte_size,
     cells,
-    duration,
     make_display,
 )
+from patchsieve.pipeline.units import byte_size, duration
 
 START = Totals(
     shards=4,

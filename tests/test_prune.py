@@ -11,13 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from patchsieve.pipeline.images import apply_view, decode_image, draw_view
-from patchsieve.pipeline.pruned_codec import decode_mosaic, flatten_dropped, unpack
-from patchsieve.pipeline.pruned_format import PackedRecord
-from patchsieve.pipeline.shards import expand_shards
-from patchsieve.ranker.api import rank_images
-from patchsieve.ranker.checkpoint import load_ranker
-from patchsieve.ranker.selection import keep_count, topk
+from patchsieve.pipeline.images.decode import decode_image
+from patchsieve.pipeline.images.views import apply_view, draw_view
+from patchsieve.pipeline.pruned.codec import decode_mosaic, flatten_dropped, unpack
+from patchsieve.pipeline.pruned.format import PackedRecord
+from patchsieve.pipeline.shards.specs import expand_shards
+from patchsieve.ranker.model.api import rank_images
+from patchsieve.ranker.model.checkpoint import load_ranker
+from patchsieve.ranker.select.selection import keep_count, topk
 from tests.helpers.photos import photo, photo_samples, write_shard
 from tests.helpers.prune_runs import (
     contents,

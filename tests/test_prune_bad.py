@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from patchsieve.jobs.prune import main
-from patchsieve.pipeline.output import OutputFolder
-from patchsieve.ranker.checkpoint import save_ranker
-from patchsieve.ranker.prune_plan import make_request
+from patchsieve.pipeline.output.folder import OutputFolder
+from patchsieve.ranker.model.checkpoint import save_ranker
+from patchsieve.ranker.prune.request import make_request
 from tests.helpers.archives import archive
 from tests.helpers.bad_samples import DAMAGED, FAULTS, GOOD, mixed_members, whole_members
 from tests.helpers.photos import photo_samples, write_shard

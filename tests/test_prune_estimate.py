@@ -11,18 +11,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from patchsieve.pipeline.api import Teacher, load_teacher
 from patchsieve.pipeline.errors import UserError
-from patchsieve.pipeline.picture_sheet import HIDDEN_GRAY
-from patchsieve.pipeline.pruned_tar import PrunedTar
-from patchsieve.ranker import prune_estimate, prune_sheet
-from patchsieve.ranker.budget import find_budget
-from patchsieve.ranker.image_choice import plan_images
-from patchsieve.ranker.prune_config import PruneConfig
-from patchsieve.ranker.prune_estimate import PruneEstimate, estimate
-from patchsieve.ranker.prune_plan import freeze_plan, make_request
-from patchsieve.ranker.reconstruction_check import mask_errors
-from patchsieve.ranker.selection import keep_count
+from patchsieve.pipeline.pictures.sheet import HIDDEN_GRAY
+from patchsieve.pipeline.scoring.api import Teacher, load_teacher
+from patchsieve.pipeline.shards.writer import PrunedTar
+from patchsieve.ranker.evaluate.reconstruction import mask_errors
+from patchsieve.ranker.prune import estimate as prune_estimate
+from patchsieve.ranker.prune import sheet as prune_sheet
+from patchsieve.ranker.prune.config import PruneConfig
+from patchsieve.ranker.prune.estimate import PruneEstimate, estimate
+from patchsieve.ranker.prune.plan import freeze_plan
+from patchsieve.ranker.prune.request import make_request
+from patchsieve.ranker.select.budget import find_budget
+from patchsieve.ranker.select.image_choice import plan_images
+from patchsieve.ranker.select.selection import keep_count
 from tests.helpers.image_tables import write_image_table
 from tests.helpers.photos import photo_samples, write_shard
 from tests.helpers.prune_runs import index_of, members_of, prune_config, prune_here, save_small_ranker
@@ -181,8 +183,9 @@ def masks_patches(shard: Path) -> Any:
     """Patches `[1, L, P]` of the first photo's crop, as the baseline sees it."""
     import torch
 
-    from patchsieve.pipeline.images import apply_view, decode_image, draw_view
-    from patchsieve.pipeline.patches import patchify
+    from patchsieve.pipeline.images.decode import decode_image
+    from patchsieve.pipeline.images.patches import patchify
+    from patchsieve.pipeline.images.views import apply_view, draw_view
 
     image = decode_image(members_of(shard)[0][1])
     box = draw_view(0, "", 0, height=image.shape[1], width=image.shape[2], crop="center", size=224)

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from patchsieve.pipeline.config_file import config_to_yaml
 from patchsieve.pipeline.errors import UserError
-from patchsieve.pipeline.progress import Rates, cells
-from patchsieve.ranker.prune_config import PruneConfig
-from patchsieve.ranker.prune_plan import make_request
-from patchsieve.ranker.prune_run import prune
-from patchsieve.ranker.prune_summary import PruneSummary
+from patchsieve.pipeline.runs.config_file import config_to_yaml
+from patchsieve.pipeline.runs.progress import Rates, cells
+from patchsieve.ranker.prune.config import PruneConfig
+from patchsieve.ranker.prune.request import make_request
+from patchsieve.ranker.prune_on_ray.run import prune
+from patchsieve.ranker.prune_on_ray.summary import PruneSummary
 from tests.helpers.image_tables import identity_of, write_image_table
 from tests.helpers.photos import photo_samples, write_shard
 from tests.helpers.prune_runs import index_of, prune_config

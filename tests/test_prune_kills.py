@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import ray
 
-from patchsieve.pipeline.config_file import config_to_yaml
-from patchsieve.ranker import ray_prune
-from patchsieve.ranker.prune_plan import make_request
-from patchsieve.ranker.prune_run import prune
+from patchsieve.pipeline.runs.config_file import config_to_yaml
+from patchsieve.ranker.prune.request import make_request
+from patchsieve.ranker.prune_on_ray import waves as ray_prune
+from patchsieve.ranker.prune_on_ray.run import prune
 from tests.helpers.photos import photo_samples, write_shard
 from tests.helpers.prune_process import MOMENT, faulty_worker
 from tests.helpers.prune_runs import contents, prune_config, prune_here, save_small_ranker

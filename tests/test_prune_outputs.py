@@ -14,8 +14,9 @@ import pytest
 import webdataset
 from PIL import Image
 
-from patchsieve.pipeline.pruned import PrunedDataset
-from patchsieve.ranker.api import load_ranker, rank_images
+from patchsieve.pipeline.pruned.dataset import PrunedDataset
+from patchsieve.ranker.model.api import rank_images
+from patchsieve.ranker.model.checkpoint import load_ranker
 from tests.helpers.crops import crop_samples
 from tests.helpers.photos import write_shard
 from tests.helpers.prune_runs import index_of, members_of, prune_config, prune_here

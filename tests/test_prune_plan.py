@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from patchsieve.pipeline.errors import UserError
-from patchsieve.pipeline.output import OutputFolder
-from patchsieve.pipeline.record_file import digest_of
-from patchsieve.ranker.patch_scoring import PatchScorer
-from patchsieve.ranker.prune_config import PruneConfig
-from patchsieve.ranker.prune_plan import freeze_plan, make_request, read_plan, stored_precision
-from patchsieve.ranker.prune_survey import SURVEY_FOLDER, ShardSurvey, budget_of
+from patchsieve.pipeline.identity import digest_of
+from patchsieve.pipeline.output.folder import OutputFolder
+from patchsieve.ranker.prune.config import PruneConfig
+from patchsieve.ranker.prune.plan import freeze_plan, read_plan, stored_precision
+from patchsieve.ranker.prune.request import make_request
+from patchsieve.ranker.prune.survey import SURVEY_FOLDER, ShardSurvey, budget_of
+from patchsieve.ranker.select.patch_scorer import PatchScorer
 from tests.helpers.photos import photo_samples, write_shard
 from tests.helpers.prune_runs import index_of, prune_config, pruning_of, save_small_ranker
 

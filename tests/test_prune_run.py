@@ -13,17 +13,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from patchsieve.pipeline.config_file import config_to_yaml
 from patchsieve.pipeline.errors import UserError
-from patchsieve.pipeline.images import decode_image
-from patchsieve.pipeline.output_status import read_status
-from patchsieve.ranker import prune_feed, ray_prune
-from patchsieve.ranker.api import load_ranker, rank_images
-from patchsieve.ranker.prune_config import PruneConfig
-from patchsieve.ranker.prune_plan import make_request
-from patchsieve.ranker.prune_run import prune
-from patchsieve.ranker.prune_summary import PruneSummary
-from patchsieve.ranker.prune_worker import PruneWorker
+from patchsieve.pipeline.images.decode import decode_image
+from patchsieve.pipeline.runs.config_file import config_to_yaml
+from patchsieve.pipeline.runs.status import read_status
+from patchsieve.ranker.model.api import rank_images
+from patchsieve.ranker.model.checkpoint import load_ranker
+from patchsieve.ranker.prune import feed as prune_feed
+from patchsieve.ranker.prune.config import PruneConfig
+from patchsieve.ranker.prune.request import make_request
+from patchsieve.ranker.prune_on_ray import waves as ray_prune
+from patchsieve.ranker.prune_on_ray.run import prune
+from patchsieve.ranker.prune_on_ray.summary import PruneSummary
+from patchsieve.ranker.prune_on_ray.worker import PruneWorker
 from tests.helpers.photos import photo_samples, write_shard
 from tests.helpers.prune_runs import contents, index_of, prune_config, prune_here, save_small_ranker
 from tests.helpers.score_processes import leftovers

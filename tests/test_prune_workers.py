@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 
-from patchsieve.pipeline.config_file import config_to_yaml
 from patchsieve.pipeline.errors import InfrastructureError, PatchsieveError
-from patchsieve.ranker import prune_feed, ray_prune
-from patchsieve.ranker.prune_config import PruneConfig
-from patchsieve.ranker.prune_plan import make_request
-from patchsieve.ranker.prune_run import prune
-from patchsieve.ranker.prune_summary import PruneSummary
-from patchsieve.ranker.prune_worker import MOST_DEATHS, PruneWorker
+from patchsieve.pipeline.runs.config_file import config_to_yaml
+from patchsieve.ranker.prune import feed as prune_feed
+from patchsieve.ranker.prune.config import PruneConfig
+from patchsieve.ranker.prune.request import make_request
+from patchsieve.ranker.prune_on_ray import waves as ray_prune
+from patchsieve.ranker.prune_on_ray.run import prune
+from patchsieve.ranker.prune_on_ray.summary import PruneSummary
+from patchsieve.ranker.prune_on_ray.worker import MOST_DEATHS, PruneWorker
 from tests.helpers.photos import photo_samples, write_shard
 from tests.helpers.prune_runs import prune_config
 from tests.helpers.score_runs import Watched

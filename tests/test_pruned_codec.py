@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from patchsieve.pipeline.errors import ContentError, UserError
-from patchsieve.pipeline.pruned_codec import ImageCodec, decode_mosaic, flatten_dropped, pack, unpack
-from patchsieve.pipeline.pruned_format import PackedRecord
+from patchsieve.pipeline.pruned.codec import ImageCodec, decode_mosaic, flatten_dropped, pack, unpack
+from patchsieve.pipeline.pruned.format import PackedRecord
 from tests.helpers.photos import photo_pixels
 
 

@@ -12,9 +12,9 @@ from torch import nn
 from torchvision.transforms.v2.functional import normalize
 
 from patchsieve.pipeline.errors import UserError
-from patchsieve.pipeline.patches import IMAGENET_MEAN, IMAGENET_STD
-from patchsieve.pipeline.pruned_collate import collate_fixed, collate_naflex, place_by_coordinate
-from patchsieve.pipeline.pruned_sample import PrunedSample, gather_patches
+from patchsieve.pipeline.images.patches import IMAGENET_MEAN, IMAGENET_STD
+from patchsieve.pipeline.pruned.collate import collate_fixed, collate_naflex, place_by_coordinate
+from patchsieve.pipeline.pruned.sample import PrunedSample, gather_patches
 from tests.helpers.photos import photo_pixels
 
 GRID = 14

@@ -15,7 +15,9 @@ from torch.utils.data import DataLoader
 
 import patchsieve
 from patchsieve.pipeline.errors import ContentError, UserError
-from patchsieve.pipeline.pruned import PrunedDataset, PrunedSample, collate_fixed, collate_naflex
+from patchsieve.pipeline.pruned.collate import collate_fixed, collate_naflex
+from patchsieve.pipeline.pruned.dataset import PrunedDataset
+from patchsieve.pipeline.pruned.sample import PrunedSample
 from tests.helpers.pruned_shards import Photo, make_photos, packed_members, write_packed
 
 # On a machine with one core, two workers are still what is tested.

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from patchsieve.pipeline.errors import ContentError
-from patchsieve.pipeline.pruned_format import MAX_JSON, MAX_MOSAIC_SIDE, PackedRecord, mosaic_columns
+from patchsieve.pipeline.pruned.format import MAX_JSON, MAX_MOSAIC_SIDE, PackedRecord, mosaic_columns
 
 
 def record(**changes: Any) -> PackedRecord:

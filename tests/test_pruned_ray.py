@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from patchsieve.pipeline.pruned import PrunedDataset, PrunedSample, collate_naflex
+from patchsieve.pipeline.pruned.collate import collate_naflex
+from patchsieve.pipeline.pruned.dataset import PrunedDataset
+from patchsieve.pipeline.pruned.sample import PrunedSample
 from tests.helpers.pruned_shards import make_photos, write_packed
 
 pytestmark = [

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from patchsieve.pipeline.errors import UserError
-from patchsieve.pipeline.images import ViewBox, apply_view
-from patchsieve.pipeline.pruned_sample import PrunedSample, gather_patches
+from patchsieve.pipeline.images.views import ViewBox, apply_view
+from patchsieve.pipeline.pruned.sample import PrunedSample, gather_patches
 from tests.helpers.photos import photo_pixels
 
 

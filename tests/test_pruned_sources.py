@@ -13,10 +13,11 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from patchsieve.pipeline.errors import ContentError, UserError
-from patchsieve.pipeline.patches import patchify
-from patchsieve.pipeline.pruned import PrunedDataset, PrunedSample
-from patchsieve.ranker.checkpoint import LoadedRanker, load_ranker, save_ranker
-from patchsieve.ranker.online import keep_topk
+from patchsieve.pipeline.images.patches import patchify
+from patchsieve.pipeline.pruned.dataset import PrunedDataset
+from patchsieve.pipeline.pruned.sample import PrunedSample
+from patchsieve.ranker.model.checkpoint import LoadedRanker, load_ranker, save_ranker
+from patchsieve.ranker.select.online import keep_topk
 from tests.helpers.pruned_shards import make_photos, write_index, write_original, write_packed
 from tests.helpers.rankers import TEACHER, small_ranker
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import webdataset
 
-from patchsieve.pipeline.pruned_tar import PrunedTar
+from patchsieve.pipeline.shards.writer import PrunedTar
 from tests.helpers.archives import read_all, shard_of
 
 MEMBERS = [

@@ -7,7 +7,14 @@ import random
 
 import pytest
 
-from patchsieve.pipeline.queue_policy import AHEAD_S, GIVE_BACK_S, MOST_SLOTS, Gone, QueuePolicy, may_finish
+from patchsieve.pipeline.score_on_ray.policy import (
+    AHEAD_S,
+    GIVE_BACK_S,
+    MOST_SLOTS,
+    Gone,
+    QueuePolicy,
+    may_finish,
+)
 
 
 def take(policy: QueuePolicy, actor: str, now: float = 0.0) -> int:

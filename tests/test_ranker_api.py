@@ -15,9 +15,9 @@ from PIL import Image
 
 import patchsieve
 from patchsieve.pipeline.errors import UserError
-from patchsieve.pipeline.patches import patchify
-from patchsieve.ranker.api import center_patches, load_ranker, rank_images
-from patchsieve.ranker.checkpoint import LoadedRanker, save_ranker
+from patchsieve.pipeline.images.patches import patchify
+from patchsieve.ranker.model.api import center_patches, rank_images
+from patchsieve.ranker.model.checkpoint import LoadedRanker, load_ranker, save_ranker
 from tests.helpers.photos import photo_pixels
 from tests.helpers.rankers import TEACHER, small_config, small_ranker
 

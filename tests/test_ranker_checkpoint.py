@@ -16,9 +16,9 @@ import torch
 
 from patchsieve.pipeline import storage
 from patchsieve.pipeline.errors import UserError
-from patchsieve.ranker import checkpoint
-from patchsieve.ranker.checkpoint import load_ranker, ranker_digest, save_ranker
-from patchsieve.ranker.model import Ranker, RankerConfig
+from patchsieve.ranker.model import checkpoint
+from patchsieve.ranker.model.checkpoint import load_ranker, ranker_digest, save_ranker
+from patchsieve.ranker.model.ranker import Ranker, RankerConfig
 from tests.helpers.rankers import TEACHER, TINY_VIT, random_patches, small_config, small_ranker
 
 TABLES = ["a" * 64, "b" * 64]

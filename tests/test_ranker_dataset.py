@@ -16,12 +16,12 @@ import pytest
 import torch
 
 from patchsieve.pipeline.errors import InfrastructureError, UserError
-from patchsieve.pipeline.patches import patchify
-from patchsieve.pipeline.table_reader import ScoreTables, TableFile
-from patchsieve.ranker.dataset import TableBatches
-from patchsieve.ranker.reading_order import held_out
-from patchsieve.ranker.table_index import Context, TableIndex, index_tables, open_table
-from patchsieve.ranker.training_batch import Batch, mirror, mirror_patches, mirror_positions
+from patchsieve.pipeline.images.patches import patchify
+from patchsieve.pipeline.tables.reader import ScoreTables, TableFile
+from patchsieve.ranker.batches.batch import Batch, mirror, mirror_patches, mirror_positions
+from patchsieve.ranker.batches.index import Context, TableIndex, index_tables, open_table
+from patchsieve.ranker.batches.order import held_out
+from patchsieve.ranker.batches.stream import TableBatches
 from tests.helpers.pixel_tables import (
     GRID,
     PATCH,
@@ -143,7 +143,7 @@ def test_going_on_reads_no_more_than_the_window_it_is_in(
         opened.append(file.url)
         return open_table(file, column)
 
-    monkeypatch.setattr("patchsieve.ranker.stored_rows.open_table", counted)
+    monkeypatch.setattr("patchsieve.ranker.batches.index.open_table", counted)
     last = read(batches, 0, batches.batches_per_epoch - 1)
     assert len(last) == 1
     assert len(opened) <= 2

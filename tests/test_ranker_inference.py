@@ -12,10 +12,10 @@ from torch import Tensor
 
 import patchsieve
 from patchsieve.pipeline.errors import UserError
-from patchsieve.ranker.api import center_patches
-from patchsieve.ranker.inference import choose_ranker_precision, prepare_ranker
-from patchsieve.ranker.model import Ranker, RankerConfig
-from patchsieve.ranker.patch_scoring import PatchScorer, open_patch_source
+from patchsieve.ranker.model.api import center_patches
+from patchsieve.ranker.model.fast import choose_ranker_precision, prepare_ranker
+from patchsieve.ranker.model.ranker import Ranker, RankerConfig
+from patchsieve.ranker.select.patch_scorer import PatchScorer, open_patch_source
 from tests.helpers.rankers import small_ranker
 from tests.reference import kendall_tau
 

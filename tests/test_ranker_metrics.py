@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from patchsieve.ranker.metrics import (
+from patchsieve.ranker.learning.agreement import (
     average_ranks,
     bootstrap,
     ceiling,
@@ -213,7 +213,7 @@ def test_the_seed_decides_the_interval() -> None:
 def test_blocks_of_draws_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(10).normal(size=50)
     whole = mean_interval(values)
-    monkeypatch.setattr("patchsieve.ranker.metrics._BLOCK", 170)
+    monkeypatch.setattr("patchsieve.ranker.learning.agreement._BLOCK", 170)
     assert mean_interval(values) == whole
 
 

@@ -11,9 +11,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from patchsieve.pipeline.errors import UserError
-from patchsieve.pipeline.patches import patchify, take_patches
+from patchsieve.pipeline.images.patches import patchify, take_patches
 from patchsieve.pipeline.teacher.architecture import sincos_positions
-from patchsieve.ranker.model import Ranker, RankerConfig
+from patchsieve.ranker.model.ranker import Ranker, RankerConfig
 from tests.helpers.rankers import TINY_VIT, random_patches, small_config, small_ranker
 
 HEADS = ["cls", "token"]

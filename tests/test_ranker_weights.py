@@ -15,7 +15,7 @@ from torch import Tensor
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.teacher.architecture import TeacherConfig
 from patchsieve.pipeline.teacher.model import MaskedAutoencoder
-from patchsieve.ranker.model import Ranker
+from patchsieve.ranker.model.ranker import Ranker
 from tests.helpers.rankers import TINY_VIT, small_config
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from patchsieve.ranker.reading_order import ReadingOrder, Window, held_out
+from patchsieve.ranker.batches.order import ReadingOrder, Window, held_out
 
 ROWS = [7, 0, 3, 12, 1, 5, 9, 4, 0, 8, 2, 6]
 

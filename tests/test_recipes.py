@@ -9,7 +9,7 @@ import yaml
 
 from patchsieve.jobs.command_line import read_config
 from patchsieve.pipeline.errors import UserError
-from patchsieve.ranker.train_config import TrainConfig
+from patchsieve.ranker.train.config import TrainConfig
 
 RECIPES = Path(__file__).resolve().parent.parent / "ranker" / "recipes"
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from patchsieve.pipeline.patches import IMAGENET_MEAN, IMAGENET_STD
+from patchsieve.pipeline.images.patches import IMAGENET_MEAN, IMAGENET_STD
 from patchsieve.pipeline.teacher.model import MaskedAutoencoder
-from patchsieve.ranker.reconstruction_check import (
+from patchsieve.ranker.evaluate.reconstruction import (
     FLAT_VARIANCE,
     SHARES,
     reconstruction_curves,

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from patchsieve.pipeline.inference import prepare
-from patchsieve.pipeline.patches import hidden_positions, normalise, take_patches
-from patchsieve.pipeline.removals import TokenRemovals
-from patchsieve.pipeline.scoring import Scorer
+from patchsieve.pipeline.images.patches import hidden_positions, normalise, take_patches
+from patchsieve.pipeline.scoring.removals import TokenRemovals
+from patchsieve.pipeline.scoring.scorer import Scorer
+from patchsieve.pipeline.teacher.ready import prepare
 from tests.helpers.scoring import RATIO, SMALL, make_teacher, make_views, one_thread, reference_scores
 
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from patchsieve.pipeline.images import ViewBox, apply_view, decode_image, decode_view, encode_view
+from patchsieve.pipeline.images.decode import decode_image
+from patchsieve.pipeline.images.views import ViewBox, apply_view, decode_view, encode_view
 from patchsieve.pipeline.teacher.architecture import OutputSpace
 from patchsieve.pipeline.teacher.checkpoint import read_teacher
 from tests.helpers.photos import photo_samples, write_shard

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from patchsieve.pipeline.errors import UserError
-from patchsieve.pipeline.score_table import row_identity
+from patchsieve.pipeline.tables.schema import row_identity
 from tests.helpers.tables import CONFIG, TEACHER
 
 # SHA-256 of this text, written by hand: the settings in the order of their names, without spaces.

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import ray
 
-from patchsieve.pipeline.run_log import log_event, run_events
+from patchsieve.pipeline.runs.log import log_event, run_events
 from tests.helpers.photos import photo_samples, write_shard
 from tests.helpers.score_processes import run_here, wait_until
 from tests.helpers.score_runs import footers_of, save_small_teacher, score_config

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import ray
 
-from patchsieve.pipeline.config_file import config_to_yaml
-from patchsieve.pipeline.progress import make_display
-from patchsieve.pipeline.run_metrics import METRICS
-from patchsieve.ranker.prune_plan import make_request
-from patchsieve.ranker.prune_run import prune
+from patchsieve.pipeline.cluster.metrics import METRICS
+from patchsieve.pipeline.runs.config_file import config_to_yaml
+from patchsieve.pipeline.runs.progress import make_display
+from patchsieve.ranker.prune.request import make_request
+from patchsieve.ranker.prune_on_ray.run import prune
 from tests.helpers.photos import photo_samples, write_shard
 from tests.helpers.prune_runs import prune_config, save_small_ranker
 from tests.helpers.score_processes import wait_until

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from patchsieve.pipeline.output_status import FolderStatus
-from patchsieve.pipeline.record_file import Record
-from patchsieve.pipeline.run_summary import LISTED, RunSummary, status_lines, summarise
-from patchsieve.pipeline.shard_result import Progress, ShardResult
+from patchsieve.pipeline.output.records import Record
+from patchsieve.pipeline.runs.end import LISTED
+from patchsieve.pipeline.runs.status import FolderStatus, status_lines
+from patchsieve.pipeline.score.messages import Progress, ShardResult
+from patchsieve.pipeline.score_on_ray.summary import RunSummary, summarise
 
 VIEWS = 4
 

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from patchsieve.jobs.schedule import main
+from patchsieve.pipeline.cluster.jobs_api import Submission
 from patchsieve.pipeline.errors import InfrastructureError, UserError
-from patchsieve.pipeline.job_submission import Submission
-from patchsieve.pipeline.output import OutputFolder
-from patchsieve.pipeline.schedule_config import ListConfig, OnceConfig, RunConfig
-from patchsieve.pipeline.schedule_corpora import OWNER_LOOK_S, find_corpora, shard_list
-from patchsieve.pipeline.schedule_run import list_corpora, list_lines, run_schedule, tick_once
-from patchsieve.pipeline.score_table import row_fields
-from patchsieve.pipeline.shard_specs import Shard, expand_shards
+from patchsieve.pipeline.output.folder import OutputFolder
+from patchsieve.pipeline.schedule.config import ListConfig, OnceConfig, RunConfig
+from patchsieve.pipeline.schedule.corpora import OWNER_LOOK_S, find_corpora, shard_list
+from patchsieve.pipeline.schedule.run import list_corpora, list_lines, run_schedule, tick_once
+from patchsieve.pipeline.shards.specs import Shard, expand_shards
+from patchsieve.pipeline.tables.schema import row_fields
 from tests.helpers.tables import CONFIG, TEACHER, shard_record, write_table
 
 NOW = 1_700_000_000.0

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from patchsieve.pipeline.job_submission import Submission
-from patchsieve.pipeline.shard_specs import expand_shards
+from patchsieve.pipeline.cluster.jobs_api import Submission
+from patchsieve.pipeline.shards.specs import expand_shards
 from tests.helpers.schedule_process import Life, Lives
 from tests.test_schedule import Bench, FakeJobs
 

@@ -10,9 +10,9 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from patchsieve.pipeline.errors import UserError
-from patchsieve.pipeline.schedule_tick import Corpus, Decision, decide, score_command, submission_id
-from patchsieve.pipeline.schedule_times import next_time
-from patchsieve.pipeline.shard_specs import Shard, shard_id
+from patchsieve.pipeline.schedule.run import next_time
+from patchsieve.pipeline.schedule.tick import Corpus, Decision, decide, score_command, submission_id
+from patchsieve.pipeline.shards.specs import Shard, shard_id
 
 
 def shards(*names: str) -> tuple[Shard, ...]:
@@ -89,7 +89,7 @@ def test_the_command_of_a_job() -> None:
         *("patchsieve", "score", "@/l.txt", "--out", "/out/a", "--teacher", "tiny")
     ]
     uploaded = score_command(corpus(), "/l.txt", [], root="/in", uploaded=True)
-    assert uploaded == ["python", "-m", "jobs.score", "@/l.txt", "--out", "/out/a", "--root", "/in"]
+    assert uploaded == ["python", "-m", "patchsieve", "score", "@/l.txt", "--out", "/out/a", "--root", "/in"]
 
 
 def utc(text: str) -> datetime.datetime:

@@ -17,9 +17,9 @@ import yaml
 
 from patchsieve.jobs import score
 from patchsieve.jobs.command_line import read_config
-from patchsieve.pipeline.config_file import config_to_yaml
-from patchsieve.pipeline.job_config import ScoreConfig
-from patchsieve.pipeline.owner import Owner
+from patchsieve.pipeline.output.owner import Owner
+from patchsieve.pipeline.runs.config_file import config_to_yaml
+from patchsieve.pipeline.score.config import ScoreConfig
 from tests.helpers.photos import photo_samples, write_shard
 from tests.helpers.score_runs import rows_of, save_small_teacher, score_config, score_here
 from tests.helpers.servers import Trouble, serve_files

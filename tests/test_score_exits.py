@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from patchsieve.jobs import score, status
-from patchsieve.pipeline.shards import shard_id
+from patchsieve.pipeline.shards.specs import shard_id
 from tests.helpers.archives import archive
 from tests.helpers.photos import photo, photo_samples, write_shard
 from tests.helpers.score_runs import (

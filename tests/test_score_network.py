@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from patchsieve.pipeline import storage
-from patchsieve.pipeline.storage_retry import ATTEMPTS
+from patchsieve.pipeline.storage.retry import ATTEMPTS
 from tests.helpers.faults import Faults
 from tests.helpers.photos import photo_samples, write_shard
 from tests.helpers.score_processes import run_here, score_process

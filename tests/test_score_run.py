@@ -15,13 +15,14 @@ import pytest
 import ray
 
 from patchsieve.jobs.command_line import read_config
-from patchsieve.pipeline import queue_policy, shard_queue
-from patchsieve.pipeline.config import Precision
 from patchsieve.pipeline.errors import UserError
-from patchsieve.pipeline.job_config import ScoreConfig
-from patchsieve.pipeline.queue_policy import MOST_SLOTS, QueuePolicy
-from patchsieve.pipeline.run_summary import RunSummary
-from patchsieve.pipeline.shards import shard_id
+from patchsieve.pipeline.row_config import Precision
+from patchsieve.pipeline.score.config import ScoreConfig
+from patchsieve.pipeline.score_on_ray import policy as queue_policy
+from patchsieve.pipeline.score_on_ray import queue as shard_queue
+from patchsieve.pipeline.score_on_ray.policy import MOST_SLOTS, QueuePolicy
+from patchsieve.pipeline.score_on_ray.summary import RunSummary
+from patchsieve.pipeline.shards.specs import shard_id
 from tests.helpers.photos import photo, photo_samples, write_shard
 from tests.helpers.score_runs import (
     Watched,

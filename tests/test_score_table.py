@@ -12,22 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from patchsieve.pipeline.config import RowConfig
 from patchsieve.pipeline.errors import InfrastructureError
-from patchsieve.pipeline.record_file import read_footer, verify_file
-from patchsieve.pipeline.score_table import (
-    ERRORS_SCHEMA,
-    GROUP_BYTES,
-    TableWriter,
-    errors_digest,
-    predicted_bytes,
-    row_identity,
-    table_metadata,
-    table_schema,
-    write_errors,
-)
-from patchsieve.pipeline.shards import Fault
-from patchsieve.pipeline.table_reader import read_scores
+from patchsieve.pipeline.output.faults import ERRORS_SCHEMA, errors_digest, write_errors
+from patchsieve.pipeline.output.records import read_footer, verify_file
+from patchsieve.pipeline.row_config import RowConfig
+from patchsieve.pipeline.shards.reader import Fault
+from patchsieve.pipeline.tables.reader import read_scores
+from patchsieve.pipeline.tables.schema import predicted_bytes, row_identity, table_metadata, table_schema
+from patchsieve.pipeline.tables.writer import GROUP_BYTES, TableWriter
 from tests.helpers.photos import photo_pixels
 from tests.helpers.tables import (
     CONFIG,

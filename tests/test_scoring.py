@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from patchsieve.pipeline.config import Metric, Removal
 from patchsieve.pipeline.errors import UserError
-from patchsieve.pipeline.patches import normalise, visible_count
-from patchsieve.pipeline.scoring import Scorer, gflop_per_view, reconstruct
+from patchsieve.pipeline.images.patches import normalise, visible_count
+from patchsieve.pipeline.row_config import Metric, Removal
+from patchsieve.pipeline.scoring.cost import gflop_per_view
+from patchsieve.pipeline.scoring.scorer import Scorer, reconstruct
 from patchsieve.pipeline.teacher.architecture import TeacherConfig
 from patchsieve.pipeline.teacher.build import build_teacher
 from patchsieve.pipeline.teacher.checkpoint import read_teacher

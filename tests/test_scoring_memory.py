@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from patchsieve.pipeline import scoring
-from patchsieve.pipeline.config import Removal
 from patchsieve.pipeline.errors import InfrastructureError
-from patchsieve.pipeline.scoring import Scorer
+from patchsieve.pipeline.row_config import Removal
+from patchsieve.pipeline.scoring import scorer as scoring
+from patchsieve.pipeline.scoring.scorer import Scorer
 from patchsieve.pipeline.teacher.model import MaskedAutoencoder
 from tests.helpers.scoring import RATIO, REMOVALS, SMALL, make_teacher, make_views, one_thread
 

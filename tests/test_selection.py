@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from patchsieve.pipeline.errors import UserError
-from patchsieve.ranker import selection
+from patchsieve.ranker.select import selection
 
 HUGE = np.finfo(np.float64).max
 

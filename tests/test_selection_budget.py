@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from patchsieve.pipeline.errors import UserError
-from patchsieve.ranker import selection
-from patchsieve.ranker.budget import Budget, find_budget
+from patchsieve.ranker.select import selection
+from patchsieve.ranker.select.budget import Budget, find_budget
 
 
 def some_scores(seed: int, images: int, positions: int) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from patchsieve.pipeline.errors import UserError
-from patchsieve.ranker import selection
+from patchsieve.ranker.select import selection
 
 
 def some_clusters(

@@ -13,16 +13,16 @@ from typing import Any
 
 import pytest
 
-from patchsieve.pipeline import launch
+from patchsieve.pipeline.compute import launch
 from patchsieve.pipeline.errors import InfrastructureError
-from patchsieve.pipeline.score_table import TeacherRecord
-from patchsieve.pipeline.scoring import Scorer
-from patchsieve.pipeline.shard_feed import count_samples
-from patchsieve.pipeline.shard_result import MOST_REASONS, count_reasons, failure_reason
-from patchsieve.pipeline.shard_scoring import teacher_record
-from patchsieve.pipeline.shards import Fault
+from patchsieve.pipeline.output.faults import MOST_REASONS, count_reasons, failure_reason
+from patchsieve.pipeline.score.shard import teacher_record
+from patchsieve.pipeline.score.view_feed import in_share
+from patchsieve.pipeline.scoring.scorer import Scorer
+from patchsieve.pipeline.shards.feed import count_samples
+from patchsieve.pipeline.shards.reader import Fault
+from patchsieve.pipeline.tables.schema import TeacherRecord
 from patchsieve.pipeline.teacher.checkpoint import read_teacher
-from patchsieve.pipeline.view_feed import in_share
 from tests.helpers.photos import photo_samples, write_shard
 from tests.helpers.score_runs import (
     Rows,

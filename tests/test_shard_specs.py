@@ -14,9 +14,10 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from patchsieve.pipeline import shard_specs, storage_retry
 from patchsieve.pipeline.errors import UserError
-from patchsieve.pipeline.shards import Shard, expand_shards, shard_id
+from patchsieve.pipeline.shards import specs as shard_specs
+from patchsieve.pipeline.shards.specs import Shard, expand_shards, shard_id
+from patchsieve.pipeline.storage import retry as storage_retry
 from tests.helpers.servers import FileServer, S3Store, Trouble, s3_for_this_process, serve_files
 
 

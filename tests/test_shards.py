@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from patchsieve.pipeline import shards
 from patchsieve.pipeline.errors import ContentError
-from patchsieve.pipeline.shards import Fault, Sample, ShardReader, pick_image
+from patchsieve.pipeline.shards import reader as shards
+from patchsieve.pipeline.shards.reader import Fault, Sample, ShardReader, pick_image
 from tests.helpers.archives import END, WHOLE, archive, expected, member, read_all, shard_of
 
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # A process that says when it is ready, gets a signal, and does `then` once it has caught KeyboardInterrupt.
 PROGRAM = """
 import os, signal, sys, threading
-from patchsieve.pipeline.stop_signals import stop_on_signals
+from patchsieve.pipeline.runs.stop import stop_on_signals
 
 def tidy_up(number):
     print("tidied up by a thread", number.name, flush=True)

@@ -11,8 +11,9 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from patchsieve.pipeline import storage, storage_retry
+from patchsieve.pipeline import storage
 from patchsieve.pipeline.errors import InfrastructureError, UserError
+from patchsieve.pipeline.storage import retry as storage_retry
 from tests.helpers.servers import S3Store, Trouble, s3_for_this_process, serve_files
 
 

@@ -15,8 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from patchsieve.pipeline import storage, storage_lookup, storage_retry, storage_sources
+from patchsieve.pipeline import storage
 from patchsieve.pipeline.errors import InfrastructureError, UserError
+from patchsieve.pipeline.storage import lookup as storage_lookup
+from patchsieve.pipeline.storage import retry as storage_retry
+from patchsieve.pipeline.storage import sources as storage_sources
 from tests.helpers.servers import FileServer, S3Store, Trouble, s3_for_this_process, serve_files
 
 DATA = random.Random(0).randbytes(3_000_000)

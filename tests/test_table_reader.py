@@ -11,12 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from patchsieve.pipeline.errors import UserError
-from patchsieve.pipeline.record_file import read_footer
-from patchsieve.pipeline.score_table import (
-    SCHEMA_VERSION,
-    row_identity,
-)
-from patchsieve.pipeline.table_reader import ScoreTables, read_scores
+from patchsieve.pipeline.output.records import read_footer
+from patchsieve.pipeline.tables.reader import ScoreTables, read_scores
+from patchsieve.pipeline.tables.schema import SCHEMA_VERSION, row_identity
 from tests.helpers.tables import (
     CONFIG,
     TEACHER,

@@ -9,7 +9,7 @@ import tracemalloc
 import pytest
 
 from patchsieve.pipeline.errors import DamagedArchiveError
-from patchsieve.pipeline.tar_stream import Member, TarStream
+from patchsieve.pipeline.shards.tar_stream import Member, TarStream
 from tests.helpers.archives import END, archive, member, pax, reseal
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from patchsieve.pipeline.errors import UserError
-from patchsieve.ranker.losses import list_mle
-from patchsieve.ranker.targets import default_target, transform
+from patchsieve.ranker.learning.losses import list_mle
+from patchsieve.ranker.learning.targets import default_target, transform
 
 
 def pseudo_scores() -> torch.Tensor:

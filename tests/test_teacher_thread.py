@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from patchsieve.pipeline.launch import Launched, Stamp
-from patchsieve.pipeline.scoring import Scorer
-from patchsieve.pipeline.teacher_thread import Submitted, TeacherThread
+from patchsieve.pipeline.compute.launch import Launched, Stamp
+from patchsieve.pipeline.score.teacher_thread import Submitted, TeacherThread
+from patchsieve.pipeline.scoring.scorer import Scorer
 from tests.helpers.photos import photo_samples, write_shard
 from tests.helpers.score_runs import local_scoring, rows_of, save_small_teacher, score_config
 from tests.helpers.teachers import SMALL, random_teacher

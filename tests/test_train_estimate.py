@@ -8,13 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from patchsieve.pipeline.table_reader import ScoreTables
-from patchsieve.ranker import train_estimate
-from patchsieve.ranker.dataset import TableBatches
-from patchsieve.ranker.table_index import index_tables
-from patchsieve.ranker.train_config import TrainConfig
-from patchsieve.ranker.train_estimate import _rate, estimate, window_memory
-from patchsieve.ranker.train_plan import TrainPlan, make_plan
+from patchsieve.pipeline.tables.reader import ScoreTables
+from patchsieve.ranker.batches.index import index_tables
+from patchsieve.ranker.batches.stream import TableBatches
+from patchsieve.ranker.train import estimate as train_estimate
+from patchsieve.ranker.train.config import TrainConfig
+from patchsieve.ranker.train.estimate import _rate, estimate, window_memory
+from patchsieve.ranker.train.plan import TrainPlan, make_plan
 from tests.helpers.pixel_tables import write_pixel_table
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from patchsieve.ranker.checkpoint import LoadedRanker, load_ranker
-from patchsieve.ranker.train_progress import read_curve
+from patchsieve.ranker.model.checkpoint import LoadedRanker, load_ranker
+from patchsieve.ranker.train.progress import read_curve
 from tests.helpers.pixel_tables import SIDE, write_pixel_table
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

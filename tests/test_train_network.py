@@ -11,10 +11,10 @@ import pytest
 from patchsieve.jobs.train import main
 from patchsieve.pipeline import storage
 from patchsieve.pipeline.errors import InfrastructureError, UserError
-from patchsieve.ranker.checkpoint import load_ranker
-from patchsieve.ranker.train_plan import TrainPlan, make_plan
-from patchsieve.ranker.train_progress import outcome, read_curve
-from patchsieve.ranker.train_record import begun
+from patchsieve.ranker.model.checkpoint import load_ranker
+from patchsieve.ranker.train.plan import TrainPlan, make_plan
+from patchsieve.ranker.train.progress import outcome, read_curve
+from patchsieve.ranker.train.record import begun
 from tests.helpers.impatient import impatient_s3
 from tests.helpers.pixel_tables import write_pixel_table
 from tests.helpers.servers import S3Store, Trouble

@@ -9,14 +9,21 @@ import pytest
 import torch
 
 from patchsieve.pipeline.errors import UserError
-from patchsieve.ranker.dataset import TableBatches
-from patchsieve.ranker.model import Ranker, RankerConfig
-from patchsieve.ranker.optimiser import layer_of, parameter_groups, rate_factor
-from patchsieve.ranker.train_config import TrainConfig
-from patchsieve.ranker.train_plan import make_plan
-from patchsieve.ranker.training import DivergedError, Recipe, Training, fit_temperature
-from patchsieve.ranker.training_batch import Batch
-from patchsieve.ranker.validation import Validation
+from patchsieve.ranker.batches.batch import Batch
+from patchsieve.ranker.batches.stream import TableBatches
+from patchsieve.ranker.learning.temperature import fit_temperature
+from patchsieve.ranker.learning.training import (
+    DivergedError,
+    Recipe,
+    Training,
+    layer_of,
+    parameter_groups,
+    rate_factor,
+)
+from patchsieve.ranker.learning.validation import Validation
+from patchsieve.ranker.model.ranker import Ranker, RankerConfig
+from patchsieve.ranker.train.config import TrainConfig
+from patchsieve.ranker.train.plan import make_plan
 from tests.helpers.pixel_tables import GRID, PATCH, SIDE, write_pixel_table
 
 RECIPE = Recipe(

@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from patchsieve.pipeline.errors import UserError
-from patchsieve.ranker.baselines import BaselineSources, make_baseline
-from patchsieve.ranker.checkpoint import load_ranker
-from patchsieve.ranker.initial_weights import initial_ranker
-from patchsieve.ranker.train_plan import TrainPlan, make_plan
-from patchsieve.ranker.train_progress import follow, numbers_of, outcome, point_line, print_point, read_curve
-from patchsieve.ranker.train_record import begin, begun, check_resume, some_rows, write_settings
-from patchsieve.ranker.training_loop import Fit, State
-from patchsieve.ranker.workers import Worker
+from patchsieve.ranker.baselines.baselines import BaselineSources, make_baseline
+from patchsieve.ranker.model.checkpoint import load_ranker
+from patchsieve.ranker.model.initial_weights import initial_ranker
+from patchsieve.ranker.train.loop import Fit, State
+from patchsieve.ranker.train.plan import TrainPlan, make_plan
+from patchsieve.ranker.train.progress import follow, numbers_of, outcome, point_line, print_point, read_curve
+from patchsieve.ranker.train.record import begin, begun, check_resume, some_rows, write_settings
+from patchsieve.ranker.train.workers import Worker
 from tests.helpers.partition_tables import write_partition_table
 from tests.helpers.pixel_tables import GRID, PATCH, write_pixel_table
 from tests.test_training import config_for

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from patchsieve.pipeline.config import Store
-from patchsieve.pipeline.patches import patchify
-from patchsieve.pipeline.table_reader import ScoreTables
-from patchsieve.ranker.metrics import spearman
-from patchsieve.ranker.reading_order import held_out
-from patchsieve.ranker.table_index import Context, TableIndex, index_tables
-from patchsieve.ranker.training import Training
-from patchsieve.ranker.validation import Measured, Validation
-from patchsieve.ranker.validation_plan import plan_validation, row_settings
+from patchsieve.pipeline.images.patches import patchify
+from patchsieve.pipeline.row_config import Store
+from patchsieve.pipeline.tables.reader import ScoreTables
+from patchsieve.ranker.batches.index import Context, TableIndex, index_tables
+from patchsieve.ranker.batches.order import held_out
+from patchsieve.ranker.learning.agreement import spearman
+from patchsieve.ranker.learning.training import Training
+from patchsieve.ranker.learning.validation import Measured, Validation
+from patchsieve.ranker.learning.validation_plan import plan_validation, row_settings
 from tests.helpers.partition_tables import PARTITION, true_scores, write_partition_table
 from tests.helpers.pixel_tables import GRID, PATCH, SIDE, VISIBLE, view_pixels, write_pixel_table
 from tests.helpers.rankers import small_ranker

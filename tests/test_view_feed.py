@@ -16,10 +16,13 @@ import pytest
 import torch
 
 from patchsieve.pipeline.errors import InfrastructureError
-from patchsieve.pipeline.images import decode_image, decode_view
-from patchsieve.pipeline.patches import patchify
-from patchsieve.pipeline.shards import Fault, Sample, Shard, expand_shards
-from patchsieve.pipeline.view_feed import View, ViewFeed, draw_views, in_share, prepare
+from patchsieve.pipeline.images.decode import decode_image
+from patchsieve.pipeline.images.patches import patchify
+from patchsieve.pipeline.images.views import decode_view
+from patchsieve.pipeline.score.view_feed import ViewFeed, in_share, prepare
+from patchsieve.pipeline.scoring.views import View, draw_views
+from patchsieve.pipeline.shards.reader import Fault, Sample
+from patchsieve.pipeline.shards.specs import Shard, expand_shards
 from tests.helpers.photos import photo, photo_samples, write_shard
 from tests.helpers.tables import CONFIG
 

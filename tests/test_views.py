@@ -14,7 +14,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
 from patchsieve.pipeline.errors import ContentError
-from patchsieve.pipeline.images import ViewBox, apply_view, decode_view, draw_view, encode_view
+from patchsieve.pipeline.images.views import ViewBox, apply_view, decode_view, draw_view, encode_view
 from patchsieve.pipeline.randomness import KeyedRandom
 from tests.helpers.photos import encode, photo_pixels
 

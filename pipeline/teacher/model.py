@@ -19,8 +19,8 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from patchsieve.pipeline.compute.layers import InferenceBlock
 from patchsieve.pipeline.teacher.architecture import TeacherConfig, sincos_positions
-from patchsieve.pipeline.teacher.blocks import InferenceBlock
 
 
 class PatchEmbedding(nn.Module):

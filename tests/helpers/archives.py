@@ -7,7 +7,8 @@ import tarfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from patchsieve.pipeline.shards import Fault, Sample, Shard, ShardReader, expand_shards
+from patchsieve.pipeline.shards.reader import Fault, Sample, ShardReader
+from patchsieve.pipeline.shards.specs import Shard, expand_shards
 
 END = bytes(1024)
 

@@ -7,7 +7,7 @@ import json
 import numpy as np
 from PIL import Image
 
-from patchsieve.pipeline.demo_photos import find_photos
+from patchsieve.pipeline.pictures.demo_photos import find_photos
 from tests.helpers.photos import encode
 
 PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "ihc.png")

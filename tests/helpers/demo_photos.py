@@ -7,10 +7,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from patchsieve.pipeline.config import IMAGE_FIELDS
-from patchsieve.pipeline.demo_photos import PackedPhotos, find_photos, pack_photos
-from patchsieve.pipeline.images import decode_image
-from patchsieve.pipeline.shards import Sample, ShardReader, expand_shards, pick_image
+from patchsieve.pipeline.images.decode import decode_image
+from patchsieve.pipeline.pictures.demo_photos import PackedPhotos, find_photos, pack_photos
+from patchsieve.pipeline.row_config import IMAGE_FIELDS
+from patchsieve.pipeline.shards.reader import Sample, ShardReader, pick_image
+from patchsieve.pipeline.shards.specs import expand_shards
 
 
 def write_photos(folder: Path, names: dict[str, bytes]) -> Path:

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from patchsieve.pipeline.api import Teacher, load_teacher
-from patchsieve.ranker.api import center_patches
-from patchsieve.ranker.baseline_fits import FITS
-from patchsieve.ranker.checkpoint import LoadedRanker, load_ranker, save_ranker
-from patchsieve.ranker.dense_teacher import DenseMethod, DenseTeacher
-from patchsieve.ranker.evaluation_images import EvaluationImages
-from patchsieve.ranker.features import FEATURES
-from patchsieve.ranker.model import Ranker
+from patchsieve.pipeline.scoring.api import Teacher, load_teacher
+from patchsieve.ranker.baselines.features import FEATURES
+from patchsieve.ranker.baselines.fits import FITS
+from patchsieve.ranker.evaluate.dense import DenseMethod, DenseTeacher
+from patchsieve.ranker.evaluate.images import EvaluationImages
+from patchsieve.ranker.model.api import center_patches
+from patchsieve.ranker.model.checkpoint import LoadedRanker, load_ranker, save_ranker
+from patchsieve.ranker.model.ranker import Ranker
 from tests.helpers.photos import photo_pixels
 from tests.helpers.rankers import small_ranker
 from tests.helpers.score_runs import save_small_teacher

@@ -15,9 +15,10 @@ from typing import Any
 
 import ray
 
-from patchsieve.pipeline import scoring_actor, view_feed
-from patchsieve.pipeline.queue_policy import Gone, QueuePolicy
-from patchsieve.pipeline.scoring_actor import ScoringActor
+from patchsieve.pipeline.score import view_feed
+from patchsieve.pipeline.score_on_ray import actor as scoring_actor
+from patchsieve.pipeline.score_on_ray.actor import ScoringActor
+from patchsieve.pipeline.score_on_ray.policy import Gone, QueuePolicy
 from patchsieve.pipeline.teacher.checkpoint import TeacherFile
 
 HOLD_S = 600

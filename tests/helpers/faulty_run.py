@@ -8,7 +8,7 @@ import os
 import sys
 
 from patchsieve.jobs.score import main
-from patchsieve.pipeline import queue_policy
+from patchsieve.pipeline.score_on_ray import policy as queue_policy
 from tests.helpers.faults import Faults
 
 if __name__ == "__main__":

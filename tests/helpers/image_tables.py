@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from patchsieve.pipeline.record_file import ShardRecord
-from patchsieve.pipeline.score_table import Row, TableWriter, row_identity, table_metadata, table_schema
+from patchsieve.pipeline.shards.feed import ShardRecord
+from patchsieve.pipeline.tables.schema import Row, row_identity, table_metadata, table_schema
+from patchsieve.pipeline.tables.writer import TableWriter
 from tests.helpers.tables import CONFIG, TEACHER
 
 OFFSETS = np.array([-0.125, 0.0, 0.125], np.float32)

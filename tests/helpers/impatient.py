@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import fsspec
 import pytest
 
-from patchsieve.pipeline import storage_retry
+from patchsieve.pipeline.storage import retry as storage_retry
 from tests.helpers.servers import S3Store, s3_for_this_process
 
 READ_TIMEOUT_S = 0.5

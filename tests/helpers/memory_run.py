@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from patchsieve.pipeline.heap import keep_freed_memory
+from patchsieve.pipeline.compute.device import keep_freed_memory
 from tests.helpers.score_runs import local_scoring, score_config
 
 STATUS = Path("/proc/self/status")

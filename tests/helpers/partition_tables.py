@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from patchsieve.pipeline.config import Store
-from patchsieve.pipeline.patches import patchify
+from patchsieve.pipeline.images.patches import patchify
+from patchsieve.pipeline.row_config import Store
 from tests.helpers.pixel_tables import GRID, PATCH, VISIBLE, view_jpeg, view_pixels, write_pixel_table
 
 PARTITION = -(-(GRID**2) // VISIBLE)

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchsieve.pipeline.config import Store
-from patchsieve.pipeline.images import decode_view, encode_view
-from patchsieve.pipeline.patches import patchify
-from patchsieve.pipeline.score_table import Row, TableWriter, TeacherRecord, table_metadata, table_schema
+from patchsieve.pipeline.images.patches import patchify
+from patchsieve.pipeline.images.views import decode_view, encode_view
+from patchsieve.pipeline.row_config import Store
+from patchsieve.pipeline.tables.schema import Row, TeacherRecord, table_metadata, table_schema
+from patchsieve.pipeline.tables.writer import TableWriter
 from tests.helpers.photos import photo_pixels
 from tests.helpers.tables import CONFIG, TEACHER, record_of
 

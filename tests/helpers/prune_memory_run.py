@@ -13,11 +13,11 @@ from typing import Any
 
 import ray
 
-from patchsieve.pipeline.config_file import config_to_yaml
-from patchsieve.ranker import ray_prune
-from patchsieve.ranker.prune_plan import make_request
-from patchsieve.ranker.prune_run import prune
-from patchsieve.ranker.prune_worker import PruneWorker
+from patchsieve.pipeline.runs.config_file import config_to_yaml
+from patchsieve.ranker.prune.request import make_request
+from patchsieve.ranker.prune_on_ray import waves as ray_prune
+from patchsieve.ranker.prune_on_ray.run import prune
+from patchsieve.ranker.prune_on_ray.worker import PruneWorker
 from tests.helpers.memory_run import peak_bytes
 from tests.helpers.prune_runs import prune_config
 from tests.helpers.score_runs import Watched

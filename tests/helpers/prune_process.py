@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from patchsieve.jobs.prune import main
-from patchsieve.ranker import prune_feed, ray_prune
-from patchsieve.ranker.prune_worker import PruneWorker
+from patchsieve.ranker.prune import feed as prune_feed
+from patchsieve.ranker.prune_on_ray import waves as ray_prune
+from patchsieve.ranker.prune_on_ray.worker import PruneWorker
 
 MOMENT = "PATCHSIEVE_TEST_MOMENT"
 

@@ -10,14 +10,15 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
-from patchsieve.pipeline.output import OutputFolder, new_run_id
-from patchsieve.pipeline.pruned_index import INDEX_FOLDER
-from patchsieve.pipeline.record_file import digest_of, read_footer
-from patchsieve.ranker.checkpoint import save_ranker
-from patchsieve.ranker.patch_scoring import BASELINE_PREFIX, PatchScorer
-from patchsieve.ranker.prune import PruneResult, ShardPruning
-from patchsieve.ranker.prune_config import PruneConfig
-from patchsieve.ranker.prune_plan import PruneRequest, make_request
+from patchsieve.pipeline.identity import digest_of
+from patchsieve.pipeline.output.folder import OutputFolder, new_run_id
+from patchsieve.pipeline.output.records import read_footer
+from patchsieve.pipeline.pruned.index import INDEX_FOLDER
+from patchsieve.ranker.model.checkpoint import save_ranker
+from patchsieve.ranker.prune.config import PruneConfig
+from patchsieve.ranker.prune.request import PruneRequest, make_request
+from patchsieve.ranker.prune.shard import PruneResult, ShardPruning
+from patchsieve.ranker.select.patch_scorer import BASELINE_PREFIX, PatchScorer
 from tests.helpers.rankers import TEACHER, small_ranker
 
 Row = dict[str, Any]

@@ -13,11 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from patchsieve.pipeline.images import apply_view, decode_image, draw_view
-from patchsieve.pipeline.pruned_codec import ImageCodec, pack
-from patchsieve.pipeline.pruned_format import PackedRecord, mosaic_columns
-from patchsieve.pipeline.pruned_tar import PrunedTar
-from patchsieve.pipeline.shards import Shard, expand_shards
+from patchsieve.pipeline.images.decode import decode_image
+from patchsieve.pipeline.images.views import apply_view, draw_view
+from patchsieve.pipeline.pruned.codec import ImageCodec, pack
+from patchsieve.pipeline.pruned.format import PackedRecord, mosaic_columns
+from patchsieve.pipeline.shards.specs import Shard, expand_shards
+from patchsieve.pipeline.shards.writer import PrunedTar
 from tests.helpers.photos import photo_samples, write_shard
 
 GRID, BLOCK = 4, 16

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from patchsieve.ranker.model import Ranker, RankerConfig
+from patchsieve.ranker.model.ranker import Ranker, RankerConfig
 
 TINY_VIT = "vit_tiny_patch16_224"
 TEACHER: dict[str, Any] = {"name": "small", "digest": "d" * 64, "grid": 4, "patch_size": 16, "heads": 4}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import sys
 
-from patchsieve.pipeline.table_reader import ScoreTables
-from patchsieve.ranker.dataset import TableBatches
-from patchsieve.ranker.table_index import index_tables
+from patchsieve.pipeline.tables.reader import ScoreTables
+from patchsieve.ranker.batches.index import index_tables
+from patchsieve.ranker.batches.stream import TableBatches
 from tests.helpers.memory_run import peak_bytes
 
 

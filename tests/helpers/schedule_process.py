@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from patchsieve.pipeline.job_submission import Submission
+    from patchsieve.pipeline.cluster.jobs_api import Submission
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CRON = "0 3 * * *"
@@ -68,8 +68,8 @@ def die() -> None:
 
 def live(life: Life) -> None:
     """The schedule, until its time is over."""
-    from patchsieve.pipeline.schedule_config import RunConfig
-    from patchsieve.pipeline.schedule_run import run_schedule, tick_once
+    from patchsieve.pipeline.schedule.config import RunConfig
+    from patchsieve.pipeline.schedule.run import run_schedule, tick_once
 
     clock, ticks = [life.start], list[str]()
     config = RunConfig(source=(life.source,), out=life.out, cron=CRON, tick_at_start=life.tick_at_start)
@@ -122,7 +122,7 @@ class Lives:
 
 
 def main() -> None:
-    import patchsieve.pipeline.schedule_run  # noqa: F401
+    import patchsieve.pipeline.schedule.run  # noqa: F401
 
     for line in sys.stdin:
         child = os.fork()

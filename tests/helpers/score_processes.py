@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from patchsieve.jobs.score import main
-from patchsieve.pipeline.config_file import config_to_yaml
-from patchsieve.pipeline.job_config import ScoreConfig
+from patchsieve.pipeline.runs.config_file import config_to_yaml
+from patchsieve.pipeline.score.config import ScoreConfig
 from tests.helpers.faults import Faults
 
 ROOT = Path(__file__).resolve().parent.parent.parent

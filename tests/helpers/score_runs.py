@@ -12,18 +12,19 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
-from patchsieve.pipeline.config_file import config_to_yaml
-from patchsieve.pipeline.job_config import ScoreConfig
-from patchsieve.pipeline.output import OutputFolder, new_run_id
-from patchsieve.pipeline.progress import Totals
-from patchsieve.pipeline.record_file import digest_of, read_footer
-from patchsieve.pipeline.run_summary import RunSummary
-from patchsieve.pipeline.score_request import make_request
-from patchsieve.pipeline.scoring import Scorer
-from patchsieve.pipeline.shard_result import ShardResult
-from patchsieve.pipeline.shard_scoring import ShardScoring, teacher_record
-from patchsieve.pipeline.shards import Shard
-from patchsieve.pipeline.table_reader import read_scores
+from patchsieve.pipeline.identity import digest_of
+from patchsieve.pipeline.output.folder import OutputFolder, new_run_id
+from patchsieve.pipeline.output.records import read_footer
+from patchsieve.pipeline.runs.config_file import config_to_yaml
+from patchsieve.pipeline.runs.progress import Totals
+from patchsieve.pipeline.score.config import ScoreConfig
+from patchsieve.pipeline.score.messages import ShardResult
+from patchsieve.pipeline.score.request import make_request
+from patchsieve.pipeline.score.shard import ShardScoring, teacher_record
+from patchsieve.pipeline.score_on_ray.summary import RunSummary
+from patchsieve.pipeline.scoring.scorer import Scorer
+from patchsieve.pipeline.shards.specs import Shard
+from patchsieve.pipeline.tables.reader import read_scores
 from patchsieve.pipeline.teacher.architecture import OutputSpace
 from patchsieve.pipeline.teacher.build import build_teacher, save_teacher
 from tests.helpers.servers import Trouble
@@ -79,7 +80,7 @@ class Watched:
 
 def run_score(config: ScoreConfig, display: Watched | None = None) -> RunSummary:
     """The job on the Ray of this process."""
-    from patchsieve.pipeline.score_run import score
+    from patchsieve.pipeline.score_on_ray.run import score
 
     return score(make_request(config), display or Watched(), settings=config_to_yaml(config))
 

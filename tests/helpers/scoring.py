@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchsieve.pipeline.config import Removal
-from patchsieve.pipeline.patches import draw_visible, patchify
+from patchsieve.pipeline.images.masks import draw_visible
+from patchsieve.pipeline.images.patches import patchify
+from patchsieve.pipeline.row_config import Removal
 from patchsieve.pipeline.teacher.architecture import TeacherConfig
 from patchsieve.pipeline.teacher.model import MaskedAutoencoder
 from tests.helpers.photos import photo_pixels

@@ -10,17 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from patchsieve.pipeline.config import RowConfig
-from patchsieve.pipeline.record_file import ShardRecord
-from patchsieve.pipeline.score_table import (
-    GROUP_BYTES,
-    Row,
-    TableWriter,
-    TeacherRecord,
-    table_metadata,
-    table_schema,
-)
-from patchsieve.pipeline.shards import Fault, Shard, shard_id
+from patchsieve.pipeline.row_config import RowConfig
+from patchsieve.pipeline.shards.feed import ShardRecord
+from patchsieve.pipeline.shards.reader import Fault
+from patchsieve.pipeline.shards.specs import Shard, shard_id
+from patchsieve.pipeline.tables.schema import Row, TeacherRecord, table_metadata, table_schema
+from patchsieve.pipeline.tables.writer import GROUP_BYTES, TableWriter
 
 CONFIG = RowConfig(
     mask_ratio=0.9,

@@ -9,7 +9,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from transformers import ViTMAEConfig, ViTMAEForPreTraining
+from transformers.models.vit_mae import ViTMAEConfig, ViTMAEForPreTraining
 
 from patchsieve.pipeline.teacher.architecture import TeacherConfig
 from patchsieve.pipeline.teacher.model import MaskedAutoencoder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from patchsieve.pipeline.machine import Machine
+from patchsieve.pipeline.output.machine import Machine
 
 
 class World:

@@ -1,0 +1,61 @@
+"""The nodes of a cluster as Ray knows them: living, drained, and what an autoscaler may add."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+
+import ray
+from ray._common.constants import HEAD_NODE_RESOURCE_NAME
+
+from patchsieve.pipeline.cluster.slots import NodeResources
+
+
+def cluster_nodes(leaving: Collection[str] | None = None) -> list[NodeResources]:
+    """The living nodes but for those that are `leaving`, by default those that are being drained."""
+    leaving = draining_nodes() if leaving is None else leaving
+    return [
+        NodeResources(
+            cpus=node["Resources"].get("CPU", 0.0),
+            gpus=node["Resources"].get("GPU", 0.0),
+            node_id=node["NodeID"],
+            head=HEAD_NODE_RESOURCE_NAME in node["Resources"],
+        )
+        for node in ray.nodes()
+        if node["Alive"] and node["NodeID"] not in leaving
+    ]
+
+
+def draining_nodes() -> dict[str, float | None]:
+    """Seconds until their end by the ids of the nodes that are being drained; None where no end was told."""
+    deadlines = ray._private.state.state.get_draining_nodes()
+    now = time.time()
+    return {node: deadline / 1000 - now if deadline else None for node, deadline in deadlines.items()}
+
+
+class ClusterView:
+    """The nodes as they were a moment ago. `nodes`: those that may take actors; `draining`: see `draining_nodes`."""
+
+    def __init__(self, *, not_on: str = "") -> None:
+        """`not_on`: id of a node that takes no actor."""
+        self._not_on = not_on
+        self.nodes: dict[str, NodeResources] = {}
+        self.draining: dict[str, float | None] = {}
+
+    def look(self) -> None:
+        """Ask Ray."""
+        self.draining = draining_nodes()
+        self.nodes = {
+            node.node_id: node for node in cluster_nodes(self.draining) if node.node_id != self._not_on
+        }
+
+    def __str__(self) -> str:
+        """What the nodes have, for people."""
+        listed = [f"{node.cpus:g} CPUs + {node.gpus:g} GPUs" for node in self.nodes.values()]
+        return (", ".join(listed) or "nothing") + (", the head left out" if self._not_on else "")
+
+
+def autoscaler_gpus() -> float:
+    """GPUs that the cluster's autoscaler may add; 0 where there is none."""
+    most = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    return float(most.get("GPU", 0))

@@ -1,0 +1,52 @@
+"""Ray, joined or started for the time of a run."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+
+from patchsieve.pipeline.errors import PatchsieveError
+from patchsieve.pipeline.runs.stop import SIGNALS, StopRequest
+
+
+@contextlib.contextmanager
+def ray_session(stop: StopRequest) -> Iterator[None]:
+    """Join the cluster of this machine or of RAY_ADDRESS, or start a local Ray; left again at the end."""
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    began_here = not ray.is_initialized()
+    if began_here:
+        try:
+            with stop.insist():
+                ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        except Exception as error:  # a node that does not come up in time is a plain Exception
+            raise PatchsieveError(f"cannot reach or start Ray: {error}") from error
+        except SystemExit:
+            # What Ray's own handler makes of SIGTERM.
+            stop.note(signal.SIGTERM)
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        stop.check()
+    try:
+        yield
+    except KeyboardInterrupt:
+        if began_here:
+            _kill_helpers()
+        raise
+    finally:
+        if began_here:
+            ray.shutdown()
+
+
+def _kill_helpers() -> None:
+    """End the processes of a local Ray that only log and watch; shutting these down in order takes a second."""
+    node: Any = ray._private.worker._global_node
+    for kind, processes in node.all_processes.items() if node is not None else ():
+        if kind not in ("gcs_server", "raylet"):
+            for started in processes:
+                started.process.kill()

@@ -1,0 +1,74 @@
+"""How much work fits into memory at once: what there is, and which batch size pays."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+WORTH = 0.97
+"""A larger batch is taken only when a view then takes less than this share of its time."""
+
+PROBE_RUNS = 2
+"""Times a batch size is run in a probe; the best one counts, since the first also pays for starting up."""
+
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "cublas_status_alloc_failed",
+    "cudnn_status_alloc_failed",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on a GPU or in PyTorch's allocator for processors."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _OUT_OF_MEMORY)
+
+
+def available_memory() -> int:
+    """Bytes of main memory that this process may count on: its threads' share of half of what is free.
+
+    Linux grants memory that it does not have and kills the process later, so that backing off is no help
+    there.
+    """
+    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        free = int(fields["MemAvailable"].split()[0]) * 1024
+    group = Path("/sys/fs/cgroup")
+    limit, used = group / "memory.max", group / "memory.current"
+    if limit.exists() and used.exists() and limit.read_text().strip() != "max":
+        free = min(free, int(limit.read_text()) - int(used.read_text()))
+    share = min(1.0, torch.get_num_threads() / (os.cpu_count() or 1))
+    return max(0, int(free * share / 2))
+
+
+def choose_batch_size(seconds_per_view: Callable[[int], float], *, largest: int, budget: float) -> int:
+    """The smallest batch size, a power of two, that is about as fast as any; `largest` is not exceeded.
+
+    `seconds_per_view` runs a batch size `PROBE_RUNS` times and measures it; where it raises that memory ran
+    out, smaller sizes are all there is. Sizes are doubled until two in a row gain less than 3 % or the next
+    probe would take the time spent beyond `budget` seconds. If a single view does not fit, its exception goes
+    up.
+    """
+    best, best_seconds = 1, seconds_per_view(1)
+    spent = best_seconds * PROBE_RUNS
+    size = 2
+    while size <= min(largest, 4 * best) and spent + best_seconds * size * PROBE_RUNS <= budget:
+        try:
+            seconds = seconds_per_view(size)
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                break
+            raise
+        if seconds < WORTH * best_seconds:
+            best, best_seconds = size, seconds
+        spent += seconds * size * PROBE_RUNS
+        size *= 2
+    return best

@@ -1,0 +1,136 @@
+"""Record files: the Parquet files that say what has been done with one shard, and their footers.
+
+A record file (a score table, the index of a pruned shard) holds one JSON object under the key `patchsieve` of
+its footer. Of that object, this module knows what every kind of record has in common: `schema_version`,
+`identity` (a hash of everything that can change its rows), `shard`, `errors` and `provenance`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from patchsieve.pipeline import storage
+from patchsieve.pipeline.errors import InfrastructureError, UserError
+from patchsieve.pipeline.identity import canonical_json
+from patchsieve.pipeline.shards.feed import ShardRecord
+
+METADATA_KEY = b"patchsieve"
+
+# One request fetches a footer of this length; measured ones take 2 to 8 kB.
+_TAIL_BYTES = 2**16
+_FOOTER_END_BYTES = 8
+_MAGIC = b"PAR1"
+
+
+class RecordError(UserError):
+    """A file that is no record: half written, not Parquet, or Parquet of another program."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What an output folder needs to know of one record file: small, as there may be 100,000 of them.
+
+    `errors` is the digest of the errors file that belongs to it, "" where there is none. `output_size`: bytes of the
+    file that was written beside it (the tar of a pruned shard), -1 where there is none.
+    """
+
+    identity: str
+    name: str
+    size: int
+    tag: str
+    sha256: str
+    rows: int
+    samples: int
+    quarantined: int
+    damaged: bool
+    errors: str
+    run_id: str
+    output_size: int = -1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecordFooter:
+    """The footer of one record file: `metadata` is the JSON object under `patchsieve`."""
+
+    url: str
+    rows: int
+    row_groups: int
+    schema: pa.Schema
+    metadata: dict[str, Any]
+
+    def record(self) -> Record:
+        """The short form; raises RecordError where the metadata lacks what every record has."""
+        try:
+            shard = ShardRecord(**self.metadata["shard"])
+            return Record(
+                identity=str(self.metadata["identity"]),
+                rows=self.rows,
+                errors=str(self.metadata["errors"]["digest"]),
+                run_id=str(self.metadata["provenance"]["run_id"]),
+                output_size=int(self.metadata.get("output", {}).get("size", -1)),
+                **dataclasses.asdict(shard),
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise RecordError(f"{self.url}: its `patchsieve` metadata is not complete: {error!r}") from error
+
+
+def read_footer(url: str, *, size: int | None = None, newest_schema: int | None = None) -> RecordFooter:
+    """Read the footer of a record file, in one request where its `size` in bytes is known.
+
+    Raises RecordError for a file that is no record, UserError for one of a schema above `newest_schema`,
+    FileNotFoundError where there is none, InfrastructureError where the store fails.
+    """
+    if size is None:
+        size = storage.stat(url).size
+    if size is None:
+        raise RecordError(f"{url}: the store tells no length, which reading Parquet needs")
+    tail = storage.read_range(url, max(0, size - _TAIL_BYTES), size)
+    needed = int.from_bytes(tail[-_FOOTER_END_BYTES:-4], "little") + _FOOTER_END_BYTES
+    if tail[-4:] != _MAGIC or needed > size:
+        raise RecordError(f"{url} is not a complete Parquet file")
+    if needed > len(tail):
+        tail = storage.read_range(url, size - needed, size)
+    return parse_footer(url, pa.py_buffer(tail), newest_schema=newest_schema)
+
+
+def parse_footer(url: str, tail: pa.Buffer, *, newest_schema: int | None = None) -> RecordFooter:
+    """The footer out of the last bytes of a record file; errors as in `read_footer`."""
+    try:
+        parquet = pq.read_metadata(pa.BufferReader(tail))
+        schema = parquet.schema.to_arrow_schema()
+    except (pa.ArrowException, OSError) as error:
+        raise RecordError(f"{url} is not a complete Parquet file: {storage.describe_error(error)}") from error
+    raw = (parquet.metadata or {}).get(METADATA_KEY)
+    if raw is None:
+        raise RecordError(f"{url} was not written by patchsieve: its footer has no `patchsieve` metadata")
+    try:
+        metadata = json.loads(raw)
+        version = int(metadata["schema_version"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise RecordError(f"{url}: its `patchsieve` metadata cannot be read: {error!r}") from error
+    if newest_schema is not None and version > newest_schema:
+        raise UserError(
+            f"{url} has schema version {version}, this patchsieve reads versions up to {newest_schema}: "
+            "use the release that wrote it, or a newer one"
+        )
+    return RecordFooter(
+        url=url, rows=parquet.num_rows, row_groups=parquet.num_row_groups, schema=schema, metadata=metadata
+    )
+
+
+def verify_file(path: Path, *, schema: pa.Schema, rows: int, metadata: dict[str, Any]) -> None:
+    """Open a written file again; raises InfrastructureError where it does not hold what was written."""
+    try:
+        with pa.memory_map(str(path)) as file:
+            footer = parse_footer(str(path), file.read_buffer())
+    except RecordError as error:
+        raise InfrastructureError(f"{path} does not read back as written: {error}") from error
+    same = footer.schema.equals(schema) and canonical_json(footer.metadata) == canonical_json(metadata)
+    if footer.rows != rows or not same:
+        raise InfrastructureError(f"{path} does not read back as written: {footer.rows} rows of {rows}")

@@ -1,0 +1,87 @@
+"""The settings of an output folder: `config.json`, created by its first run and never changed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from patchsieve.pipeline import storage
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.identity import canonical_json, digest_of
+from patchsieve.pipeline.output.owner import create_once
+
+CONFIG_FILE = "config.json"
+TABLES_FOLDER = "scores"
+_SHOWN_CHARACTERS = 60
+
+
+def stored_config(folder: str) -> dict[str, Any] | None:
+    """What `config.json` holds: `identity`, `rows`, `other`, `run_id`, `records`; None for a new folder.
+
+    Raises UserError.
+    """
+    url = storage.join(folder, CONFIG_FILE)
+    try:
+        stored = json.loads(storage.read_bytes(url))
+        if not isinstance(stored["rows"], dict):
+            raise TypeError("rows is no object")
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{url} was not written by patchsieve, or is damaged: {error!r}") from error
+    return dict(stored)
+
+
+def records_of(stored: Mapping[str, Any] | None) -> str:
+    """Name of the folder of record files that `config.json` tells; score tables where it tells none."""
+    return str((stored or {}).get("records", TABLES_FOLDER))
+
+
+def adopt_config(
+    folder: str,
+    rows: Mapping[str, Any],
+    *,
+    other: Mapping[str, Any],
+    run_id: str,
+    records: str = TABLES_FOLDER,
+) -> dict[str, Any]:
+    """Fix the settings of a folder or check that they are the ones it has: `OutputFolder.adopt_config`."""
+    url = storage.join(folder, CONFIG_FILE)
+    content: dict[str, Any] = {
+        "identity": digest_of(rows),
+        "rows": dict(rows),
+        "other": dict(other),
+        "run_id": run_id,
+    }
+    if records != TABLES_FOLDER:
+        content["records"] = records
+    data = json.dumps(content, indent=1, sort_keys=True).encode()
+    if create_once(url, data, run_id=run_id):
+        return content
+    stored = stored_config(folder)
+    if stored is None:
+        raise UserError(f"{url} was removed while this run started")
+    differences = describe_differences(stored["rows"], json.loads(canonical_json(rows)))
+    if differences:
+        raise UserError(
+            f"{folder} holds rows made with other settings (there -> asked for): {'; '.join(differences)}. "
+            "Ask for the same, or write to another folder"
+        )
+    return stored
+
+
+def describe_differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """Every setting that differs, as `name: stored -> asked`."""
+    return [
+        f"{name}: {_shown(stored, name)} -> {_shown(asked, name)}"
+        for name in sorted(stored.keys() | asked.keys())
+        if name not in stored or name not in asked or stored[name] != asked[name]
+    ]
+
+
+def _shown(fields: Mapping[str, Any], name: str) -> str:
+    if name not in fields:
+        return "not set"
+    text = str(fields[name])
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."

@@ -1,0 +1,1 @@
+"""Sheets of pictures for people, and the photographs of the demo."""

@@ -1,0 +1,1 @@
+"""Pretraining a small masked autoencoder, for a teacher of one's own."""

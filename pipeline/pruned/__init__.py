@@ -1,0 +1,7 @@
+"""Pruned shards as training reads them; the public names are imported from here."""
+
+from patchsieve.pipeline.pruned.collate import collate_fixed, collate_naflex, place_by_coordinate
+from patchsieve.pipeline.pruned.dataset import PrunedDataset
+from patchsieve.pipeline.pruned.sample import PrunedSample
+
+__all__ = ["PrunedDataset", "PrunedSample", "collate_fixed", "collate_naflex", "place_by_coordinate"]

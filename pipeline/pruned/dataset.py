@@ -1,0 +1,177 @@
+"""Pruned datasets as training reads them: in a torch DataLoader, in a webdataset pipeline, in Ray Data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import IterableDataset
+
+from patchsieve.pipeline import storage
+from patchsieve.pipeline.errors import ContentError, UserError
+from patchsieve.pipeline.pruned.format import MAX_SIDE
+from patchsieve.pipeline.pruned.sample import PrunedSample
+from patchsieve.pipeline.pruned.sources import (
+    IndexedSource,
+    OnlineSource,
+    PackedSource,
+    Select,
+    Source,
+    Transform,
+    decode_fields,
+)
+from patchsieve.pipeline.randomness import KeyedRandom
+from patchsieve.pipeline.row_config import IMAGE_FIELDS
+from patchsieve.pipeline.shards.reader import Fault, Sample, ShardReader
+from patchsieve.pipeline.shards.specs import Shard, expand_shards
+
+Handler = Callable[[Exception], bool]
+"""What to do about a sample that cannot be read: True skips it, False ends the reading; it may raise."""
+
+
+def reraise(error: Exception) -> bool:
+    """The default handler: a sample that cannot be read ends the reading."""
+    raise error
+
+
+class PrunedDataset(IterableDataset[PrunedSample]):
+    """The samples of pruned shards, each a `PrunedSample`, in shard order.
+
+        PrunedDataset("pruned/shards/*.tar")                       # what `prune` packed
+        PrunedDataset("photos/*.tar", index="pruned")              # originals, and the output of `--format index`
+        PrunedDataset("photos/*.tar", select=f, transform=g)       # originals, patches chosen after augmentation
+
+    A torch IterableDataset: shards are divided among nodes and then among the workers of a DataLoader as webdataset
+    divides them, so that each sample comes once; give the loader a `collate_fn`. `compose`, `shuffle`, `map` and
+    `batched` go on as a webdataset pipeline. Every archive is read through this project's storage and checked to its
+    end: `pipe:` URLs are refused, and one that is cut short is told.
+
+    `decoders` turn fields (by extension) from bytes into values, as `{"cls": int, "json": json.loads}`. `handler` is
+    asked about data that cannot be read, as in webdataset (`webdataset.warn_and_continue` skips it); the default
+    raises. `shuffle_shards` draws a new order of shards for each epoch of `set_epoch`.
+    """
+
+    def __init__(
+        self,
+        urls: str | Sequence[str],
+        *,
+        index: str | None = None,
+        select: Select | None = None,
+        transform: Transform | None = None,
+        size: int | None = None,
+        root: str | None = None,
+        image_field: str = IMAGE_FIELDS,
+        decoders: Mapping[str, Callable[[bytes], Any]] | None = None,
+        handler: Handler = reraise,
+        shuffle_shards: bool = False,
+        seed: int = 0,
+    ) -> None:
+        """Find the shards: `urls` as every command takes them, `root` as given to `prune`.
+
+        `index`: an output of `prune --format index`. `select`: uint8 image `[3, S, S]` -> bool keep mask `[L]`, for
+        instance `ranker.online.keep_topk`; `transform`: uint8 image `[3, H, W]` -> uint8 `[3, S, S]`, by default the
+        centre crop. `size`: side of the crop in pixels, by default the index's, or 224 with `select`. `image_field`:
+        where original shards hold their images. Raises UserError for shards that are not there and settings that
+        exclude each other.
+        """
+        super().__init__()
+        if index is not None and select is not None:
+            raise UserError("index and select are two ways to choose patches: give one of them")
+        if transform is not None and select is None:
+            raise UserError("a transform needs select: the patches of other shards are chosen already")
+        if size is not None and (transform is not None or (index is None and select is None)):
+            raise UserError("size is that of a crop made here: packed shards and a transform have their own")
+        if size is not None and not 1 <= size <= MAX_SIDE:
+            raise UserError(f"size is {size} pixels, must be from 1 to {MAX_SIDE}")
+        self.shards = expand_shards([urls] if isinstance(urls, str) else urls, root=root)
+        self._source: Source = PackedSource()
+        if index is not None:
+            folder = storage.join(storage.absolute_url(index), "index")
+            self._source = IndexedSource(folder=folder, size=size, image_field=image_field)
+        elif select is not None:
+            self._source = OnlineSource(
+                select=select,
+                transform=transform,
+                size=224 if size is None else size,
+                image_field=image_field,
+            )
+        self._decoders = dict(decoders or {})
+        self._handler = handler
+        self._shuffle, self._seed = shuffle_shards, seed
+        # Shared, so that workers that live on see the next epoch.
+        self._epoch = torch.zeros(1, dtype=torch.int64)
+        self._epoch.share_memory_()  # type: ignore[no-untyped-call]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch is read next; with `shuffle_shards`, each has an order of its own."""
+        self._epoch.fill_(epoch)
+
+    def __iter__(self) -> Iterator[PrunedSample]:
+        for shard in self._own_shards():
+            go_on = yield from self._read(shard)
+            if not go_on:
+                return
+
+    def compose(self, *stages: Any) -> Any:
+        """A webdataset pipeline that begins with these samples and goes on with `stages`."""
+        from webdataset.compat import FluidWrapper
+
+        return FluidWrapper(self).compose(*stages)
+
+    def shuffle(self, size: int, **options: Any) -> Any:
+        """A webdataset pipeline of the samples, shuffled in a buffer of `size`."""
+        return self.compose().shuffle(size, **options)
+
+    def map(self, function: Callable[[PrunedSample], Any]) -> Any:
+        """A webdataset pipeline of `function` of every sample."""
+        return self.compose().map(function)
+
+    def batched(
+        self, size: int, collate: Callable[[list[PrunedSample]], Any], *, partial: bool = True
+    ) -> Any:
+        """A webdataset pipeline of batches; `partial`: also a last one that is not full."""
+        return self.compose().batched(size, collation_fn=collate, partial=partial)
+
+    def _own_shards(self) -> Iterator[Shard]:
+        """This worker's share of the shards."""
+        from webdataset.shardlists import split_by_node, split_by_worker
+        from webdataset.utils import pytorch_worker_info
+
+        shards = self.shards
+        if self._shuffle:
+            order = KeyedRandom(self._seed, "", "shards", int(self._epoch)).permutation(len(shards))
+            shards = [shards[number] for number in order]
+        nodes = pytorch_worker_info()[1]
+        if len(shards) < nodes:
+            raise UserError(
+                f"{len(shards)} shards for {nodes} ranks: some would get no sample; write smaller shards"
+            )
+        yield from split_by_worker(split_by_node(iter(shards)))
+
+    def _read(self, shard: Shard) -> Generator[PrunedSample, None, bool]:
+        """The samples of a shard; returns whether to go on with the next one."""
+        read = self._source.open(shard)
+        with ShardReader(shard) as reader:
+            for item in reader:
+                try:
+                    if isinstance(item, Fault):
+                        raise ContentError(item.reason)
+                    sample = read(item)
+                    if sample is not None:
+                        sample = decode_fields(sample, self._decoders)
+                except ContentError as error:
+                    if not self._handler(_told(shard, item, error)):
+                        return False
+                    continue
+                if sample is not None:
+                    yield sample
+        return True
+
+
+def _told(shard: Shard, item: Sample | Fault, error: ContentError) -> ContentError:
+    """The error with the place where it arose."""
+    what = item.key if isinstance(item, Sample) else item.sample_key or item.member
+    told = ContentError(": ".join(part for part in (shard.name, what, str(error)) if part))
+    told.__cause__ = error.__cause__
+    return told

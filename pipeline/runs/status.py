@@ -1,0 +1,147 @@
+"""What an output folder holds: done, missing and failed shards, rows, errors by reason. Changes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from patchsieve.pipeline import storage
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.output.folder import RUNS_FOLDER, OutputFolder
+from patchsieve.pipeline.output.owner import OWNER_FILE
+from patchsieve.pipeline.output.records import METADATA_KEY, Record
+from patchsieve.pipeline.output.settings import CONFIG_FILE, records_of, stored_config
+from patchsieve.pipeline.runs.end import LISTED, listed
+from patchsieve.pipeline.shards.specs import shard_id
+from patchsieve.pipeline.threads import map_threads
+
+_RUN_LIMIT = 2**30
+_OTHER_ATTEMPT = "errors file is of another attempt: reasons unknown"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FolderStatus:
+    """Counts are of shards, but for `rows`, `samples` and `quarantined` (samples that gave no row).
+
+    `done`, `rows` and what follows cover every record with the identity of `config.json`; `missing` and
+    `failed` the shards of the last run, as it found them: shards are not looked at. `errors`: samples by
+    stage and reason, most frequent first; `failures`: reason by shard name; `last_run`: what `runs/` says of
+    it, without its shards; `owner`: content of `owner.json`, None where no run is writing (or one that died
+    was not followed by another).
+    """
+
+    url: str
+    done: int
+    missing: int
+    failed: int
+    damaged: int
+    rows: int
+    samples: int
+    quarantined: int
+    errors: dict[str, int]
+    failures: dict[str, str]
+    last_run: dict[str, Any] | None
+    owner: dict[str, Any] | None
+
+
+def read_status(url: str) -> FolderStatus:
+    """Status of an output folder. Raises UserError where there is none, InfrastructureError."""
+    config, run = stored_config(url), last_run(url)
+    output = OutputFolder(url, run_id="status", records=records_of(config))
+    owner = _read_json(storage.join(url, OWNER_FILE))
+    if config is None and run is None and owner is None:
+        raise UserError(
+            f"{url} is no output folder of patchsieve: it has neither {CONFIG_FILE} nor {RUNS_FOLDER}/"
+        )
+    identity = config["identity"] if config is not None else None
+    done = {key: record for key, record in output.all_records().items() if record.identity == identity}
+    asked, outdated = _shards_of(run, done) if run is not None else ({}, set())
+    failures = {}
+    for key, failure in output.failed().items():
+        record = done.get(key)
+        # Removed before a record is committed, so this failure came later; of the same content it decides
+        # nothing.
+        if record is None or key in outdated or (failure.size, failure.tag) != (record.size, record.tag):
+            failures[key] = failure
+    done = {key: record for key, record in done.items() if key not in outdated and key not in failures}
+    return FolderStatus(
+        url=url,
+        done=len(done),
+        missing=len(asked.keys() - done.keys() - failures.keys()),
+        failed=len(failures),
+        damaged=sum(record.damaged for record in done.values()),
+        rows=sum(record.rows for record in done.values()),
+        samples=sum(record.samples for record in done.values()),
+        quarantined=sum(record.quarantined for record in done.values()),
+        errors=_count_errors(output, done),
+        failures={failure.shard: failure.reason for failure in failures.values()},
+        last_run=None if run is None else {key: run[key] for key in run.keys() - {"shards", "changed"}},
+        owner=owner,
+    )
+
+
+def last_run(url: str) -> dict[str, Any] | None:
+    """What `runs/` says of the newest run of an output folder; None where there was none."""
+    # Run ids sort by time (`new_run_id`).
+    listed = storage.list_folder(storage.join(url, RUNS_FOLDER), suffix=".json")
+    return _read_json(listed[-1].url) if listed else None
+
+
+def _read_json(url: str) -> dict[str, Any] | None:
+    try:
+        content = json.loads(storage.read_bytes(url, limit=_RUN_LIMIT))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(f"{url} cannot be read: {error}") from error
+    return dict(content)
+
+
+def _shards_of(run: Mapping[str, Any], done: Mapping[str, Record]) -> tuple[dict[str, str], set[str]]:
+    """Names of the run's shards by id, and the ids whose records were outdated and have not been written again."""
+    prefix = run["shards"]["prefix"]
+    names = [prefix + name for name in run["shards"]["names"]]
+    outdated = {key for key in run["changed"] if key in done and done[key].run_id != run["run_id"]}
+    return {shard_id(name): name for name in names}, outdated
+
+
+def _count_errors(output: OutputFolder, done: Mapping[str, Record]) -> dict[str, int]:
+    with_errors = [(key, record) for key, record in done.items() if record.errors]
+    counts = Counter[str]()
+    for counted in map_threads(lambda item: _errors_of(output.errors_url(item[0]), item[1]), with_errors):
+        counts.update(counted)
+    return dict(counts.most_common())
+
+
+def _errors_of(url: str, record: Record) -> Counter[str]:
+    try:
+        file = pq.ParquetFile(pa.BufferReader(storage.read_bytes(url, limit=_RUN_LIMIT)))
+        digest = json.loads(file.metadata.metadata[METADATA_KEY])["digest"]
+        table = file.read(["stage", "reason"])
+    except (pa.ArrowException, OSError, KeyError, ValueError):
+        digest = None
+    if digest != record.errors:
+        return Counter({_OTHER_ATTEMPT: max(1, record.quarantined)})
+    stages, reasons = table.column("stage").to_pylist(), table.column("reason").to_pylist()
+    return Counter(f"{stage}: {reason}" for stage, reason in zip(stages, reasons, strict=True))
+
+
+def status_lines(status: FolderStatus) -> list[str]:
+    """What `patchsieve status` prints."""
+    lines = [
+        f"shards   {status.done} done, {status.missing} missing, {status.failed} failed, {status.damaged} damaged",
+        f"rows     {status.rows:,} of {status.samples:,} samples, {status.quarantined:,} of them without a row",
+    ]
+    lines += [f"error    {count:>7,}  {reason}" for reason, count in list(status.errors.items())[:LISTED]]
+    lines += listed("failed  ", [f"{name}: {reason}" for name, reason in status.failures.items()])
+    if status.last_run is not None:
+        lines.append(f"last run {status.last_run['run_id']} {status.last_run.get('state', '')}")
+    if status.owner is not None:
+        lines.append(f"owner    run {status.owner.get('run_id')} on {status.owner.get('host')}")
+    return lines

@@ -1,0 +1,1 @@
+"""Ticks that have new corpora scored."""

@@ -1,0 +1,187 @@
+"""What there is to schedule: corpora found by patterns, each with the state of its shards and of its output."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable, Collection, Sequence
+
+from patchsieve.pipeline import storage
+from patchsieve.pipeline.errors import InfrastructureError, UserError
+from patchsieve.pipeline.output.done import State
+from patchsieve.pipeline.output.folder import OutputFolder
+from patchsieve.pipeline.output.owner import HEARTBEAT_S, OWNER_FILE
+from patchsieve.pipeline.output.settings import stored_config
+from patchsieve.pipeline.schedule.tick import Corpus
+from patchsieve.pipeline.shards.specs import SHARD_SUFFIX, Shard, listed_shards
+from patchsieve.pipeline.storage import ObjectInfo
+from patchsieve.pipeline.threads import map_threads
+from patchsieve.pipeline.units import duration
+
+COMPLETE_FILE = "_SUCCESS"
+# Longer than the time between two heartbeats, so that a file that stays the same tells something.
+OWNER_LOOK_S = 1.5 * HEARTBEAT_S
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a corpus lies and where its output goes."""
+
+    name: str
+    url: str
+    out: str
+
+
+def find_corpora(sources: Sequence[str], out: str) -> list[Place]:
+    """The folders that the patterns match, by name; without a pattern, the folder itself.
+
+    A corpus is named by its path below the folder in which the pattern begins. Raises UserError where two corpora
+    would share an output folder or one's would lie in another's, InfrastructureError where a store fails.
+    """
+    base = out if not storage.is_local(out) else storage.absolute_url(out)
+    places = [place for source in sources for place in _places(source, base)]
+    places.sort(key=lambda place: place.name)
+    for one, other in itertools.pairwise(places):
+        if one.name == other.name:
+            raise UserError(
+                f"two corpora are named {one.name}: {one.url} and {other.url}; give one another --out"
+            )
+    names = {place.name for place in places}
+    for place in places:
+        parts = place.name.split("/")
+        inside = next((above for n in range(1, len(parts)) if (above := "/".join(parts[:n])) in names), None)
+        if inside is not None:
+            raise UserError(
+                f"the output of {place.name} would lie in that of {inside}; give one another --out"
+            )
+    return places
+
+
+def _places(source: str, base: str) -> list[Place]:
+    pattern = storage.absolute_url(source.rstrip("/"))
+    if ("@" in pattern or "?" in pattern) and storage.redact(pattern) != pattern:
+        raise UserError(
+            f"--source {storage.redact(source)}: give credentials by environment or profile, not in the URL"
+        )
+    if not storage.has_pattern(pattern):
+        fixed = storage.split_name(pattern)[0]
+        found = [ObjectInfo(pattern, None, "", is_folder=True)]
+    else:
+        fixed = storage.split_name(pattern[: storage.pattern_start(pattern) + 1])[0]
+        found = [info for info in storage.glob(pattern) if info.is_folder]
+    names = [info.url.rstrip("/")[len(fixed) :].strip("/") for info in found]
+    return [
+        Place(name=name, url=info.url.rstrip("/"), out=storage.join(base, name))
+        for name, info in zip(names, found, strict=True)
+    ]
+
+
+def survey(
+    places: Sequence[Place],
+    *,
+    root: str | None,
+    min_age_s: float | None,
+    busy: Collection[str] = (),
+    now: Callable[[], float] = time.time,
+    sleep: Callable[[float], None] = time.sleep,
+) -> list[Corpus]:
+    """The state of every corpus, in the order given. A corpus that cannot be looked at has a `problem`.
+
+    Where outputs have owners, all of them are looked at again after 15 s of `sleep`: one that beats is alive. Not
+    those of `busy`, outputs that are known to have a job.
+    """
+    before = map_threads(lambda place: None if place.out in busy else _owner(place), places)
+    if any(before):
+        sleep(OWNER_LOOK_S)
+    # Read after the wait, so that what a run finished meanwhile is not submitted.
+    corpora = map_threads(lambda place: _look(place, root, min_age_s, now()), places)
+    return [
+        dataclasses.replace(corpus, owned=_beats(place, earlier))
+        for place, earlier, corpus in zip(places, before, corpora, strict=True)
+    ]
+
+
+def has_owner(place: Place) -> bool:
+    """Whether a run, alive or dead, owns the output now; errors count as none, since the job asks again."""
+    return _owner(place) is not None
+
+
+def _owner(place: Place) -> bytes | None:
+    try:
+        return storage.read_bytes(storage.join(place.out, OWNER_FILE))
+    except (FileNotFoundError, InfrastructureError):
+        return None
+
+
+def _beats(place: Place, earlier: bytes | None) -> bool:
+    """Whether the output has an owner that was not there before or has changed: a dead one stays as it is."""
+    found = _owner(place)
+    return found is not None and found != earlier
+
+
+def _look(place: Place, root: str | None, min_age_s: float | None, now: float) -> Corpus:
+    corpus = Corpus(name=place.name, url=place.url, out=place.out)
+    try:
+        listed = storage.list_folder(place.url)
+        files = [info for info in listed if info.url.endswith(SHARD_SUFFIX)]
+        shards = listed_shards(files, root=root)
+        done, failed = _outcomes(place.out, shards)
+    except (InfrastructureError, UserError) as error:
+        return dataclasses.replace(corpus, problem=str(error))
+    return dataclasses.replace(
+        corpus,
+        done=len(done),
+        failed=tuple(shard for shard in shards if shard.id in failed),
+        todo=tuple(shard for shard in shards if shard.id not in done and shard.id not in failed),
+        incomplete=_incomplete(listed, files, min_age_s, now),
+    )
+
+
+def _outcomes(out: str, shards: Sequence[Shard]) -> tuple[set[str], set[str]]:
+    """Ids of the shards that are done, and of those that failed as they are now."""
+    config = stored_config(out)
+    if config is None:
+        return set(), set()
+    output = OutputFolder(out, run_id="schedule")
+    checks = output.check(shards, config["identity"])
+    done = {key for key, check in checks.items() if check.state is State.DONE}
+    given_up = output.failed()
+    failed = {
+        shard.id
+        for shard in shards
+        if shard.id in given_up
+        and (given_up[shard.id].size, given_up[shard.id].tag) == (shard.size, shard.tag)
+    }
+    return done, failed - done
+
+
+def _incomplete(
+    listed: Sequence[ObjectInfo], files: Sequence[ObjectInfo], min_age_s: float | None, now: float
+) -> str:
+    if any(storage.split_name(info.url)[1] == COMPLETE_FILE for info in listed):
+        return ""
+    if min_age_s is None:
+        return f"no {COMPLETE_FILE}"
+    times = [info.modified for info in files if info.modified is not None]
+    if len(times) < len(files):
+        return f"no {COMPLETE_FILE}, and the store does not tell how old its shards are"
+    youngest = now - max(times, default=now)
+    if youngest < min_age_s:
+        return f"no {COMPLETE_FILE}, and the newest shard is {duration(max(0.0, youngest))} old"
+    return ""
+
+
+def shard_list(shards: Sequence[Shard]) -> bytes:
+    """The shards as a list that `patchsieve score @LIST` reads.
+
+    Raises UserError for a name that would stand for other shards in such a list.
+    """
+    for shard in shards:
+        spelt = shard.url == shard.url.strip() and "\n" not in shard.url
+        special = not storage.is_local(shard.url) and (storage.has_pattern(shard.url) or "{" in shard.url)
+        if special or not spelt:
+            raise UserError(
+                f"{shard.name!r} has characters of a pattern in its name; rename it to have it scheduled"
+            )
+    return "".join(f"{shard.url}\n" for shard in shards).encode()

@@ -1,0 +1,1 @@
+"""Scoring one shard, without Ray."""

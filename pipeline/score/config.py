@@ -1,0 +1,183 @@
+"""Configuration of the jobs score, status and demo: frozen dataclasses that check themselves and are the command line.
+
+Imports neither torch nor ray, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Literal
+
+import tyro
+
+from patchsieve.pipeline.cluster.slots import HeadUse
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.row_config import (
+    FROZEN_TOKENS,
+    IMAGE_FIELDS,
+    Crop,
+    Estimator,
+    FrozenTokens,
+    Masks,
+    Metric,
+    Precision,
+    Removal,
+    RowConfig,
+    Store,
+)
+from patchsieve.pipeline.runs.log import LogFormat
+
+
+def parse_views(text: str) -> tuple[int, int]:
+    """First view and number of views of `--views`: "4" is views 0 to 3, "4:8" views 4 to 7."""
+    first, colon, stop = text.partition(":")
+    try:
+        begin, end = (int(first), int(stop)) if colon else (0, int(first))
+    except ValueError:
+        raise UserError(f"--views is {text!r}, must be a count such as 4 or a range such as 4:8") from None
+    return begin, end - begin
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """Score the patches of the images in WebDataset shards into a Parquet table."""
+
+    shards: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SHARDS")]
+    """Shards: paths, globs, brace ranges {000000..000999}, directories or @list.txt, on any fsspec URL."""
+    out: str
+    """Output folder (any fsspec URL). Run again on it to resume."""
+    teacher: str = "mae-base"
+    """tiny (bundled), mae-base, mae-large, mae-huge, or path or URL of a .pth, a .safetensors or a folder."""
+    output_space: Literal["auto", "pixels", "normalised"] = "auto"
+    """What the teacher predicts, where its file does not tell."""
+    views: str = "4"
+    """Views per image: a count, or a range such as 4:8 to add to an earlier table."""
+    mask_ratio: float = 0.9
+    """Share of the patches that is hidden in a view."""
+    removal: Removal = "decoder"
+    """Leave a patch out before the decoder (cheap, as published) or before the encoder (exact)."""
+    metric: Metric = "l1"
+    """How the change of the reconstruction is measured."""
+    estimator: Estimator = "exact"
+    """Scores exactly, or from a few hidden tokens at a fraction of the cost (decoder removal, l1 and l2)."""
+    frozen_tokens: FrozenTokens | Literal["auto"] = "auto"
+    """With --estimator frozen: hidden tokens computed anew for each removal; auto is 30."""
+    crop: Crop = "random"
+    """Random resized crops, or one centre crop whose views cover all patches."""
+    masks: Masks = "spread"
+    """Visible patches spread apart, whose scores repeat better, or drawn uniformly, as published."""
+    store: Store = "patches"
+    """Pixels kept in the table: the visible patches, the whole view as JPEG, or none."""
+    seed: int = 0
+    """Seed of masks, crops, flips and the share of samples."""
+    root: str | None = None
+    """Name shards by their path below this URL, so that the corpus may move."""
+    sample: float = 1.0
+    """Share of the samples to score."""
+    limit_shards: int | None = None
+    """Score only the first N shards."""
+    image_field: str = IMAGE_FIELDS
+    """Fields that may hold a sample's image; the first one present is taken."""
+    gpus_per_actor: float = 1.0
+    """GPUs of an actor; 0 scores on CPUs although there are GPUs."""
+    cpus_per_actor: int | None = None
+    """CPUs of an actor: decoders beside a GPU, or the teacher itself. Default: its share of a node."""
+    max_actors: int | None = None
+    """At most this many actors, asked for at once; by default as many as the cluster has room for."""
+    head_node: HeadUse = "auto"
+    """Whether the cluster's head takes actors; auto: only where there is no other node when the run begins."""
+    batch_size: int | Literal["auto"] = "auto"
+    """Views scored at once; auto measures what fits and is fastest."""
+    precision: Literal["auto"] | Precision = "auto"
+    """Arithmetic of the teacher; auto is decided once per output by a short probe."""
+    max_bad: float = 0.05
+    """Exit 1 when a larger share of the samples gave no row."""
+    salvage: bool = False
+    """Do not count damaged archives as failures: what they gave is enough."""
+    redo_errors: bool = False
+    """Score shards again that have samples without a row."""
+    stall_timeout: float = 900.0
+    """Seconds without progress after which an actor is replaced."""
+    start_timeout: float = 600.0
+    """Seconds without any ready actor after which the run says so and ends."""
+    price_per_hour: float | None = None
+    """Price of one actor's hour; the dry run turns it into a sum."""
+    log_format: LogFormat = "text"
+    """Lines for people, or every event as a line of JSON."""
+    dry_run: bool = False
+    """Print what would be done and what it would cost; writes nothing."""
+
+    def __post_init__(self) -> None:
+        # What no row can have is refused before anything is looked up; size and decoder come later.
+        self.rows(size=1, precision="fp32", decoder="any")
+        if self.frozen_tokens != "auto" and self.estimator != "frozen":
+            raise UserError(f"--frozen-tokens {self.frozen_tokens} is for --estimator frozen")
+        for name in ("max_actors", "limit_shards", "batch_size", "cpus_per_actor"):
+            value = getattr(self, name)
+            if isinstance(value, int) and value < 1:
+                raise UserError(f"--{name.replace('_', '-')} is {value}, must be at least 1")
+        if not self.shards:
+            raise UserError("no shards given: name a path, a glob, a brace range, a directory or @list.txt")
+        if not 0 <= self.max_bad <= 1:
+            raise UserError(f"--max-bad is {self.max_bad}, must be a share from 0 to 1")
+        if self.gpus_per_actor < 0 or (self.gpus_per_actor > 1 and self.gpus_per_actor % 1):
+            raise UserError(f"--gpus-per-actor is {self.gpus_per_actor}: give a share up to 1 or a count")
+        if min(self.stall_timeout, self.start_timeout) <= 0:
+            raise UserError("--stall-timeout and --start-timeout must be above 0 seconds")
+
+    def rows(self, *, size: int, precision: Precision, decoder: str) -> RowConfig:
+        """The settings that can change a row, given what the teacher, the probe and the decoder decide."""
+        first_view, views = parse_views(self.views)
+        tokens = FROZEN_TOKENS if self.frozen_tokens == "auto" else self.frozen_tokens
+        return RowConfig(
+            mask_ratio=self.mask_ratio,
+            first_view=first_view,
+            views=views,
+            crop=self.crop,
+            masks=self.masks,
+            estimator=self.estimator,
+            frozen_tokens=tokens if self.estimator == "frozen" else None,
+            removal=self.removal,
+            metric=self.metric,
+            seed=self.seed,
+            size=size,
+            precision=precision,
+            store=self.store,
+            sample=self.sample,
+            image_field=self.image_field,
+            decoder=decoder,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StatusConfig:
+    """Say what of an output folder is done, missing or failed; exits 1 while something is."""
+
+    out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    """Output folder of a score run (any fsspec URL)."""
+    json: bool = False
+    """Print JSON instead of lines."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """Score photographs with the bundled teacher on two actors, draw what it found, and train a small ranker on it."""
+
+    out: str = "demo-out"
+    """Output folder (any fsspec URL). Run again on it to resume."""
+    images: str | None = None
+    """A folder with photos of your own; by default those that scikit-image ships."""
+    teacher: str = "tiny"
+    """Any teacher of `patchsieve score` that predicts pixels."""
+    views: str = "11"
+    """Views per sample; 11 show every patch once, 22 twice, and so on."""
+    samples: int = 80
+    """Samples made of the photos: each photo whole, and three to nine overlapping crops of it."""
+    max_actors: int = 2
+    """At most this many actors."""
+
+    def __post_init__(self) -> None:
+        if self.samples < 4:
+            raise UserError(
+                f"--samples is {self.samples}, must be at least 4: a photo whole, and three crops"
+            )

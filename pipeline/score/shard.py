@@ -1,0 +1,220 @@
+"""One shard, end to end: stream, decode on threads, score in batches, write the table, commit.
+
+Runs without Ray. Several shards may be in hand at once (`ShardScoring.score` on as many threads): the second is read
+and decoded while the first is scored, and scored while the first commits; the teacher serves one at a time, and no
+batch holds views of two.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from patchsieve.pipeline.images.patches import visible_count
+from patchsieve.pipeline.output.faults import count_reasons, failure_reason, write_errors
+from patchsieve.pipeline.output.folder import OutputFolder
+from patchsieve.pipeline.row_config import RowConfig, Store
+from patchsieve.pipeline.score.messages import Progress, ShardResult
+from patchsieve.pipeline.score.teacher_thread import Submitted, TeacherThread
+from patchsieve.pipeline.score.view_feed import ViewFeed
+from patchsieve.pipeline.scoring.frozen import draw_starts
+from patchsieve.pipeline.scoring.scorer import Scorer
+from patchsieve.pipeline.scoring.views import View
+from patchsieve.pipeline.shards.reader import Fault
+from patchsieve.pipeline.shards.specs import Shard
+from patchsieve.pipeline.storage import scratch_folder
+from patchsieve.pipeline.tables.schema import Row, TeacherRecord, table_metadata, table_schema
+from patchsieve.pipeline.tables.writer import TableWriter
+from patchsieve.pipeline.teacher.checkpoint import TeacherFile
+
+
+class ShardScoring:
+    """Scores shards with one teacher into one output folder; `score` may run on several threads at once."""
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        teacher: TeacherRecord,
+        rows: RowConfig,
+        output: OutputFolder,
+        *,
+        provenance: dict[str, Any],
+        threads: int,
+    ) -> None:
+        """`provenance`: what tables record of the run without deciding anything. `threads`: decoders."""
+        self.progress = Progress()
+        self._scorer = scorer
+        self._teacher = teacher
+        self._rows = rows
+        self._output = output
+        self._provenance = provenance
+        self._visible = visible_count(teacher.grid**2, rows.mask_ratio)
+        self._turn = threading.Lock()
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._thread = TeacherThread(scorer)
+        images_per_batch = -(-scorer.batch_size // rows.views)
+        # Two batches beyond what the teacher has, and enough to keep every decoder busy when images differ in size.
+        self._ahead = 2 * images_per_batch + 2 * threads
+
+    def score(self, shard: Shard) -> ShardResult:
+        """Score one shard and commit its table.
+
+        Raises InfrastructureError where another attempt may help; then nothing was committed.
+        """
+        started = time.monotonic()
+        feed = ViewFeed(shard, self._rows, self._teacher.patch_size, self._pool, self._ahead)
+        try:
+            with scratch_folder() as scratch:
+                result = self._score(shard, feed, scratch)
+        finally:
+            feed.close()
+        return dataclasses.replace(result, seconds=time.monotonic() - started)
+
+    def _score(self, shard: Shard, feed: ViewFeed, scratch: Path) -> ShardResult:
+        table, errors = scratch / "table.parquet", scratch / "errors.parquet"
+        patch_bytes = self._teacher.patch_size**2 * 3
+        schema = table_schema(visible=self._visible, patch_bytes=patch_bytes, store=self._rows.store)
+        faults: list[Fault] = []
+        with TableWriter(table, schema) as writer:
+            with self._turn:
+                images_before = self.progress.images
+                waited = self._fill(shard, feed, writer, faults)
+                images = self.progress.images - images_before
+            record = feed.record(faults)
+            writer.close(
+                table_metadata(
+                    config=self._rows,
+                    teacher=self._teacher,
+                    shard=record,
+                    visible=self._visible,
+                    faults=faults,
+                    provenance=self._provenance,
+                )
+            )
+        failed = failure_reason(record, writer.rows, faults)
+        if faults:
+            write_errors(errors, faults, shard.name, run_id=self._output.run_id)
+        if failed is None:
+            self._output.commit(shard, table, errors if faults else None)
+        elif faults:
+            self._output.commit_errors(shard, errors)
+        return ShardResult(
+            shard_id=shard.id,
+            samples=record.samples,
+            quarantined=record.quarantined,
+            images=images,
+            rows=writer.rows,
+            faults=count_reasons(faults),
+            damaged=record.damaged,
+            failed=failed,
+            seconds=0.0,
+            waited_s=waited,
+            table_bytes=table.stat().st_size,
+            progress=dataclasses.replace(self.progress),
+        )
+
+    def _fill(self, shard: Shard, feed: ViewFeed, writer: TableWriter, faults: list[Fault]) -> float:
+        """Score all views of the feed into the writer; returns the seconds that the teacher had no batch.
+
+        They count from its last batch of the shard before: with nothing else in hand it waits for the commit. One batch
+        is made ready while it is at another.
+        """
+        waited = 0.0
+        ahead: tuple[list[View], Submitted] | None = None
+        for batch in self._batches(feed, faults):
+            submitted = self._submit(batch)
+            if ahead is not None:
+                waited += self._collect(shard, *ahead, writer, faults)
+            ahead = batch, submitted
+        if ahead is not None:
+            waited += self._collect(shard, *ahead, writer, faults)
+        return waited
+
+    def _batches(self, feed: ViewFeed, faults: list[Fault]) -> Iterator[list[View]]:
+        """Views in shard order, in lists of the batch size; only the last one may be shorter."""
+        size = self._scorer.batch_size
+        pending: list[View] = []
+        position = 0
+        for item in feed:
+            self.progress.moved += 1
+            self.progress.bytes_read += feed.position - position
+            position = feed.position
+            if isinstance(item, Fault):
+                faults.append(item)
+                self.progress.faults += 1
+                continue
+            self.progress.images += 1
+            pending.extend(item)
+            while len(pending) >= size:
+                yield pending[:size]
+                pending = pending[size:]
+        if pending:
+            yield pending
+
+    def _submit(self, batch: list[View]) -> Submitted:
+        pixels_NLP = torch.stack([view.pixels for view in batch])
+        visible_NV = torch.from_numpy(np.stack([view.visible for view in batch])).long()
+        keys = [(view.sample_key, view.view) for view in batch]
+        return self._thread.submit(pixels_NLP, visible_NV, draw_starts(self._rows, keys, self._visible))
+
+    def _collect(
+        self, shard: Shard, batch: list[View], submitted: Submitted, writer: TableWriter, faults: list[Fault]
+    ) -> float:
+        """Write the rows of a batch; returns the seconds that the teacher waited for it."""
+        scored = submitted.result()
+        rows: list[Row] = []
+        for view, score_V in zip(batch, scored.scores, strict=True):
+            if np.isfinite(score_V).all():
+                rows.append(_row(shard, view, score_V, self._rows.store))
+            else:
+                reason = f"the scores of view {view.view} are not finite in {self._rows.precision}"
+                faults.append(Fault(view.sample_key, None, "score", reason))
+                self.progress.faults += 1
+        writer.add(rows)
+        self.progress.views += len(batch)
+        self.progress.waited_s += scored.waited_s
+        self.progress.teacher_s += scored.worked_s
+        return scored.waited_s
+
+
+def _row(shard: Shard, view: View, score_V: NDArray[np.float32], store: Store) -> Row:
+    seen = view.pixels[torch.from_numpy(view.visible).long()] if store == "patches" else None
+    return Row(
+        shard=shard.name,
+        sample_key=view.sample_key,
+        view=view.view,
+        image_height=view.image_size[0],
+        image_width=view.image_size[1],
+        crop_top=view.box.top,
+        crop_left=view.box.left,
+        crop_height=view.box.height,
+        crop_width=view.box.width,
+        hflip=view.box.hflip,
+        visible=view.visible,
+        score=score_V,
+        patches=seen.numpy().tobytes() if seen is not None else None,
+        pixels=view.jpeg if store == "view" else None,
+    )
+
+
+def teacher_record(file: TeacherFile) -> TeacherRecord:
+    """What tables record of their teacher."""
+    return TeacherRecord(
+        name=file.name,
+        digest=file.digest,
+        grid=file.config.grid,
+        patch_size=file.config.patch_size,
+        heads=file.config.heads,
+        decoder_heads=file.config.decoder_heads,
+        output_space=file.config.output_space,
+        licence=file.licence,
+    )

@@ -1,0 +1,53 @@
+"""From a shard to views that are ready for the teacher, decoded on threads ahead of it."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+from patchsieve.pipeline.errors import ContentError
+from patchsieve.pipeline.images.decode import decode_image
+from patchsieve.pipeline.randomness import KeyedRandom
+from patchsieve.pipeline.row_config import RowConfig
+from patchsieve.pipeline.scoring.views import View, draw_views
+from patchsieve.pipeline.shards.feed import ShardFeed
+from patchsieve.pipeline.shards.reader import Fault, Sample, ShardReader, image_fields_of, pick_image
+from patchsieve.pipeline.shards.specs import Shard
+
+
+def in_share(sample_key: str, rows: RowConfig) -> bool:
+    """Whether `--sample` takes this sample: a fixed share of all keys, the same ones in every run."""
+    return rows.sample >= 1 or float(KeyedRandom(rows.seed, sample_key, "sample").uniform(1)[0]) < rows.sample
+
+
+class ViewFeed(ShardFeed[list[View] | Fault]):
+    """The views of each image of a shard that `--sample` takes, or a fault; see `ShardFeed`."""
+
+    def __init__(self, shard: Shard, rows: RowConfig, patch_size: int, pool: ThreadPoolExecutor, ahead: int):
+        wanted = set(image_fields_of(rows.image_field))
+        # Other fields may be far larger than the images, and nobody here looks at them.
+        reader = ShardReader(shard, keep_fields=lambda field: field.lower() in wanted)
+        super().__init__(
+            reader,
+            lambda item: prepare(item, rows, patch_size),
+            pool,
+            ahead,
+            takes=lambda key: in_share(key, rows),
+        )
+
+
+def prepare(item: Sample | Fault, rows: RowConfig, patch_size: int) -> list[View] | Fault:
+    """The views of a sample, or why it gives none; a fault stays as it is."""
+    if isinstance(item, Fault):
+        return item
+    try:
+        picked = pick_image(item, rows.image_field)
+    except ContentError as error:
+        return Fault(item.key, None, "sample", str(error))
+    if picked is None:
+        fields = ", ".join(item.members) or "none"
+        return Fault(item.key, None, "sample", f"no image field; fields: {fields}"[:500])
+    field, data = picked
+    try:
+        return draw_views(item.key, decode_image(data), rows, patch_size)
+    except ContentError as error:
+        return Fault(item.key, item.members.get(field), "decode", str(error))

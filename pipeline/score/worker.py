@@ -1,0 +1,121 @@
+"""A teacher on one device, from its file to scored shards: all that an actor does, without Ray."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import platform
+import sys
+import traceback
+
+import torch
+
+from patchsieve.pipeline.compute.device import device_name, keep_freed_memory, this_device
+from patchsieve.pipeline.errors import InfrastructureError, PatchsieveError
+from patchsieve.pipeline.output.access import prove_access
+from patchsieve.pipeline.output.folder import OutputFolder
+from patchsieve.pipeline.output.machine import library_versions, process_space
+from patchsieve.pipeline.row_config import Precision
+from patchsieve.pipeline.runs.log import log_event, start_json_log
+from patchsieve.pipeline.score.messages import ActorInfo, Progress, ShardResult, WorkOrder
+from patchsieve.pipeline.score.shard import ShardScoring, teacher_record
+from patchsieve.pipeline.scoring.scorer import Scorer
+from patchsieve.pipeline.shards.specs import Shard
+from patchsieve.pipeline.storage import remove_dead_scratch
+from patchsieve.pipeline.teacher.build import build_teacher
+from patchsieve.pipeline.teacher.checkpoint import TeacherFile
+from patchsieve.pipeline.teacher.ready import choose_precision
+
+
+class ScoringWorker:
+    """Loads the teacher once, then scores the shards it is given, several at once (see `ShardScoring`)."""
+
+    def __init__(self, teacher: TeacherFile, *, node_id: str, device_ids: tuple[str, ...]) -> None:
+        """`node_id`, `device_ids`: where it runs, as the cluster names it."""
+        keep_freed_memory()
+        self._file = teacher
+        self._device = this_device()
+        self._model = build_teacher(teacher, device=str(self._device))
+        self._scoring: ShardScoring | None = None
+        self.info = ActorInfo(
+            node_id=node_id,
+            host=platform.node(),
+            process_space=process_space(),
+            pid=os.getpid(),
+            device=device_name(self._device),
+            device_ids=device_ids,
+            threads=torch.get_num_threads(),
+        )
+
+    def choose_precision(self) -> Precision:
+        """The fastest safe precision on this device, by a short probe."""
+        return choose_precision(self._model, self._device)
+
+    def configure(self, order: WorkOrder, first_shard: Shard) -> int:
+        """Prove access to input and output, then get ready; returns the batch size in views.
+
+        Raises UserError naming node and path where this node cannot read the shards or write to the output.
+        """
+        if order.log_format == "json":
+            where = {"node": self.info.host, "node_id": self.info.node_id, "actor": order.actor}
+            start_json_log(sys.stderr, job="score", run_id=order.run_id, **where)
+        remove_dead_scratch()
+        here = f"node {self.info.host} ({self.info.node_id[:8]})"
+        prove_access(order.out, first_shard, run_id=order.run_id, here=here)
+        rows = order.rows
+        scorer = Scorer(
+            self._model,
+            mask_ratio=rows.mask_ratio,
+            removal=rows.removal,
+            metric=rows.metric,
+            precision=rows.precision,
+            device=self._device,
+            batch_size=order.batch_size,
+            frozen_tokens=rows.frozen_tokens,
+        )
+        provenance = {
+            "run_id": order.run_id,
+            "node": self.info.host,
+            "device": self.info.device,
+            "device_ids": list(self.info.device_ids),
+            "threads": self.info.threads,
+            "batch_size": scorer.batch_size,
+            "versions": library_versions(),
+        }
+        self._scoring = ShardScoring(
+            scorer,
+            teacher_record(self._file),
+            rows,
+            OutputFolder(order.out, run_id=order.run_id),
+            provenance=provenance,
+            threads=order.decode_threads,
+        )
+        sizes = {"batch_size": scorer.batch_size, "decode_threads": order.decode_threads}
+        log_event("actor ready", {"device": self.info.device, **sizes})
+        return scorer.batch_size
+
+    def score(self, shard: Shard) -> ShardResult:
+        """Score one shard and commit its table."""
+        assert self._scoring is not None
+        log_event("shard begun", {"shard": shard.name, "bytes": shard.size})
+        try:
+            result = self._scoring.score(shard)
+            log_event("shard ended", {"shard": shard.name, "failed": result.failed, "rows": result.rows})
+            return result
+        except PatchsieveError as error:
+            log_event("attempt failed", {"shard": shard.name, "reason": str(error)}, level=logging.WARNING)
+            raise
+        except Exception as error:
+            reason, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
+            told = {"shard": shard.name, "reason": reason, "trace": trace}
+            log_event("attempt failed", told, level=logging.ERROR)
+            # Foreign exceptions need not survive pickling; the attempt counts all the same.
+            raise InfrastructureError(reason) from error
+
+    def progress(self) -> Progress | None:
+        """Running totals; None before `configure`."""
+        if self._scoring is None:
+            return None
+        held = torch.cuda.max_memory_reserved() if self._device.type == "cuda" else 0
+        return dataclasses.replace(self._scoring.progress, gpu_bytes=held)

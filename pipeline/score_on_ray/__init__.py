@@ -1,0 +1,1 @@
+"""Scoring many shards on the actors of a cluster."""

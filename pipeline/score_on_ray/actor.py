@@ -1,0 +1,73 @@
+"""The Ray actor around `ScoringWorker`.
+
+What the worker is made of, torch and all, is imported where the actor runs: the driver, which only asks for actors,
+starts seconds sooner without it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+
+from patchsieve.pipeline.score.messages import ActorInfo, Progress, ShardResult, WorkOrder
+from patchsieve.pipeline.score_on_ray.policy import MOST_SLOTS
+from patchsieve.pipeline.shards.specs import Shard
+
+NODE_ID_LABEL = "ray.io/node-id"  # Ray gives it to every node
+
+
+class ScoringActor:
+    """A worker on the node and the devices that Ray chose."""
+
+    def __init__(self, teacher: Any) -> None:
+        """`teacher`: a TeacherFile."""
+        from patchsieve.pipeline.score.worker import ScoringWorker
+
+        context = ray.get_runtime_context()
+        devices = tuple(context.get_accelerator_ids().get("GPU", ()))
+        self._worker = ScoringWorker(teacher, node_id=context.get_node_id(), device_ids=devices)
+
+    @ray.method(concurrency_group="control")
+    def info(self) -> ActorInfo:
+        """Answers once the teacher is loaded."""
+        return self._worker.info
+
+    @ray.method(concurrency_group="control")
+    def choose_precision(self) -> str:
+        """See `ScoringWorker.choose_precision`."""
+        return self._worker.choose_precision()
+
+    @ray.method(concurrency_group="control")
+    def configure(self, order: WorkOrder, first_shard: Shard) -> int:
+        """See `ScoringWorker.configure`."""
+        return self._worker.configure(order, first_shard)
+
+    @ray.method(concurrency_group="score")
+    def score(self, shard: Shard) -> ShardResult:
+        """See `ScoringWorker.score`."""
+        return self._worker.score(shard)
+
+    @ray.method(concurrency_group="control")
+    def progress(self) -> Progress | None:
+        """See `ScoringWorker.progress`."""
+        return self._worker.progress()
+
+
+# Untyped in Ray's stubs: concurrency groups. As many shards at once as an actor may hold; questions are answered
+# meanwhile.
+_remote: Any = ray.remote
+_RemoteScoringActor = _remote(
+    max_restarts=0, max_task_retries=0, concurrency_groups={"score": MOST_SLOTS, "control": 2}
+)(ScoringActor)
+
+
+def new_actor(teacher: Any, *, cpus: float, gpus: float, not_on: str = "") -> Any:
+    """Ask Ray for an actor; `teacher`: an object reference to a TeacherFile; `not_on`: id of a node to keep off."""
+    options = _RemoteScoringActor.options(
+        num_cpus=cpus,
+        num_gpus=gpus,
+        scheduling_strategy="SPREAD",
+        label_selector={NODE_ID_LABEL: f"!{not_on}"} if not_on else None,
+    )
+    return options.remote(teacher)

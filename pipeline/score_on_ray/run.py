@@ -1,0 +1,143 @@
+"""A whole score run: take the output folder, see what is left, start Ray, work through the queue, sum up."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+import ray
+
+from patchsieve.pipeline import storage
+from patchsieve.pipeline.cluster.nodes import autoscaler_gpus, cluster_nodes
+from patchsieve.pipeline.cluster.session import ray_session
+from patchsieve.pipeline.cluster.slots import choose_size, spared_node
+from patchsieve.pipeline.identity import digest_of
+from patchsieve.pipeline.output.folder import OutputFolder, Plan, new_run_id
+from patchsieve.pipeline.row_config import Precision, RowConfig
+from patchsieve.pipeline.runs.config_file import with_run_id
+from patchsieve.pipeline.runs.log import run_events
+from patchsieve.pipeline.runs.owned import RunRecord, run_to_end
+from patchsieve.pipeline.runs.progress import Display, Totals
+from patchsieve.pipeline.runs.stop import StopRequest
+from patchsieve.pipeline.score.config import parse_views
+from patchsieve.pipeline.score.request import ScoreRequest
+from patchsieve.pipeline.score_on_ray.queue import ShardQueue
+from patchsieve.pipeline.score_on_ray.start import QueueOptions
+from patchsieve.pipeline.score_on_ray.summary import RunSummary, summarise
+
+
+def score(request: ScoreRequest, display: Display, *, settings: bytes) -> RunSummary:
+    """Score what is left of the request; rerun to resume.
+
+    `settings`: the resolved configuration, kept as `score.yaml` beside the tables. Raises UserError where the
+    output belongs to a live run or holds other rows.
+    """
+    output = OutputFolder(request.config.out, run_id=new_run_id())
+    run = _Run(request, output, settings)
+    with run_events(request.config.log_format, job="score", run_id=output.run_id):
+        run.check_stored_settings()
+        return run_to_end(run, output, display)
+
+
+class _Run:
+    def __init__(self, request: ScoreRequest, output: OutputFolder, settings: bytes) -> None:
+        self._request, self._output, self._settings = request, output, settings
+        self._plan = Plan(todo=list(request.shards), done={}, changed=[])
+        self._queue: ShardQueue | None = None
+        self._started = time.monotonic()
+        self._rows: RowConfig | None = None
+        self._record = RunRecord(output, request.config, request.shards)
+
+    def check_stored_settings(self) -> None:
+        stored = self._output.stored_config()
+        self._rows = self._request.known_rows(stored["rows"] if stored else None)
+        if stored is not None and self._rows is not None:
+            self._adopt(self._rows)
+
+    def _adopt(self, rows: RowConfig) -> RowConfig:
+        self._output.adopt_config(self._request.fields(rows), other=dataclasses.asdict(self._request.config))
+        return rows
+
+    def execute(self, display: Display, stop: StopRequest) -> RunSummary:
+        self._record.acquire()
+        config = self._request.config
+        if self._rows is not None:
+            self._adopt(self._rows)
+            identity = digest_of(self._request.fields(self._rows))
+            self._plan = self._output.plan(self._request.shards, identity, redo_errors=config.redo_errors)
+        settings, run_id = storage.join(config.out, "score.yaml"), self._output.run_id
+        storage.commit_bytes(with_run_id(self._settings, run_id), settings, run_id=run_id)
+        self._record.begin(self._plan.changed)
+        if self._plan.todo:
+            self._work(display, stop)
+        return self.finish("complete", None)
+
+    def _work(self, display: Display, stop: StopRequest) -> None:
+        config = self._request.config
+
+        def show(totals: Totals) -> None:
+            stop.check()
+            display.update(totals)
+
+        with ray_session(stop):
+            options = self._options()
+            with display:
+                self._queue = ShardQueue(
+                    self._plan.todo,
+                    ray.put(self._request.teacher),
+                    self._output,
+                    options,
+                    out=config.out,
+                    run_id=self._output.run_id,
+                    rows=self._rows,
+                    resolve=self._resolve,
+                    show=show,
+                )
+                self._queue.run()
+
+    def _options(self) -> QueueOptions:
+        """How this cluster is used, as it is now."""
+        config, nodes, growing = self._request.config, cluster_nodes(), autoscaler_gpus()
+        not_on = spared_node(nodes, config.head_node, growing=growing > 0)
+        size = choose_size(
+            [node for node in nodes if node.node_id != not_on],
+            gpus_per_actor=config.gpus_per_actor,
+            cpus_per_actor=config.cpus_per_actor,
+            max_actors=config.max_actors,
+            autoscaler_gpus=growing,
+        )
+        own_share = size.gpus > 0 and config.cpus_per_actor is None
+        return QueueOptions(
+            size=size,
+            max_actors=config.max_actors,
+            batch_size=None if config.batch_size == "auto" else config.batch_size,
+            decode_threads=None if own_share else size.cpus,
+            stall_timeout_s=config.stall_timeout,
+            start_timeout_s=config.start_timeout,
+            not_on=not_on,
+            log_format=config.log_format,
+        )
+
+    def _resolve(self, precision: Precision) -> RowConfig:
+        self._rows = self._adopt(self._request.rows(precision))
+        return self._rows
+
+    def finish(self, state: str, stopped_code: int | None) -> RunSummary:
+        config, queue = self._request.config, self._queue
+        summary = summarise(
+            run_id=self._output.run_id,
+            state=state,
+            names={shard.id: shard.name for shard in self._request.shards},
+            before=self._plan.done,
+            results=queue.results if queue else {},
+            failures=queue.failures if queue else {},
+            seconds=time.monotonic() - self._started,
+            waited_share=queue.totals().waited_share if queue else 0.0,
+            devices=[actor.device for actor in queue.actors_seen] if queue else [],
+            views=parse_views(config.views)[1],
+            max_bad=config.max_bad,
+            salvage=config.salvage,
+            stopped_code=stopped_code,
+        )
+        self._record.end(summary, self._plan.changed)
+        return summary

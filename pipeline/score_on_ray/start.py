@@ -1,0 +1,93 @@
+"""From an actor's first answer to its work order: the first one ready chooses the precision, for all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from patchsieve.pipeline.cluster.nodes import ClusterView
+from patchsieve.pipeline.cluster.slots import ActorSize, decode_share
+from patchsieve.pipeline.row_config import Precision, RowConfig
+from patchsieve.pipeline.runs.log import LogFormat
+from patchsieve.pipeline.score.messages import WorkOrder
+from patchsieve.pipeline.score_on_ray.pool import ActorPool, Answer, PooledActor
+from patchsieve.pipeline.shards.specs import Shard
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QueueOptions:
+    """How a run uses its cluster; times in seconds.
+
+    `decode_threads` None: as many as an actor's share of its node's CPUs; `not_on`: id of a node that takes no actor.
+    """
+
+    size: ActorSize
+    max_actors: int | None
+    batch_size: int | None
+    decode_threads: int | None
+    stall_timeout_s: float
+    start_timeout_s: float
+    not_on: str
+    log_format: LogFormat
+
+
+class ActorStart:
+    """Gives each actor its work order, once the rows are known."""
+
+    def __init__(
+        self,
+        pool: ActorPool,
+        view: ClusterView,
+        options: QueueOptions,
+        *,
+        out: str,
+        run_id: str,
+        first: Shard,
+        rows: RowConfig | None,
+        resolve: Callable[[Precision], RowConfig],
+    ) -> None:
+        """`first`: a shard that every actor must be able to read; `rows` and `resolve`: see `ShardQueue`."""
+        self._pool, self._view, self._options = pool, view, options
+        self._out, self._run_id, self._first = out, run_id, first
+        self._rows, self._resolve = rows, resolve
+        self._resolving = False
+
+    def receive_info(self, answer: Answer, actor: PooledActor) -> None:
+        """An actor has loaded its teacher."""
+        actor.info = answer.value
+        self._go_on(actor)
+
+    def receive_precision(self, answer: Answer) -> None:
+        """An actor has chosen; where another was asked before and lost, the first answer counts."""
+        self._rows = self._rows or self._resolve(answer.value)
+        for waiting in self._pool.actors.values():
+            self._go_on(waiting)
+
+    def lost(self) -> None:
+        """An actor is no more that had not begun to work: it may be the one that was asked."""
+        self._resolving = self._resolving and self._rows is not None
+
+    def _go_on(self, actor: PooledActor) -> None:
+        if actor.info is None or actor.configured:
+            return
+        if self._rows is None:
+            if not self._resolving:
+                self._resolving = True
+                self._pool.call("choose_precision", actor)
+            return
+        order = WorkOrder(
+            out=self._out,
+            run_id=self._run_id,
+            actor=actor.name,
+            rows=self._rows,
+            batch_size=self._options.batch_size,
+            decode_threads=self._decode_threads(actor.info.node_id),
+            log_format=self._options.log_format,
+        )
+        self._pool.call("configure", actor, order, self._first)
+
+    def _decode_threads(self, node_id: str) -> int:
+        size, node = self._options.size, self._view.nodes.get(node_id)
+        if self._options.decode_threads is not None:
+            return self._options.decode_threads
+        return max(size.cpus, decode_share(node, size.gpus)) if node is not None else size.cpus

@@ -1,0 +1,1 @@
+"""Pseudo-scores of views: arrays in, arrays out."""

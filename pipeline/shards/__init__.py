@@ -1,0 +1,1 @@
+"""WebDataset shards: from what a user writes to samples, and samples back into tars."""

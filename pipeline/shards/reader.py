@@ -1,0 +1,253 @@
+"""Streaming a shard: a tar archive becomes samples; faults of the data are told, faults of storage are raised."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Self
+
+from patchsieve.pipeline import storage
+from patchsieve.pipeline.errors import ContentError, DamagedArchiveError, InfrastructureError
+from patchsieve.pipeline.shards.specs import Shard
+from patchsieve.pipeline.shards.tar_stream import Member, TarStream, printable
+
+MEMBER_LIMIT = 256 * 2**20
+# A sample of more is no photo with its labels; its names alone would fill the memory.
+MAX_MEMBERS = 1024
+# What Linux allows for a path: longer names come from damage or malice, and a key goes into every row.
+MAX_NAME = 4096
+_DRAIN_CHUNK = 2**20
+
+
+@dataclasses.dataclass
+class Sample:
+    """The members of one key, in their order in the archive.
+
+    `fields`: extension as written -> bytes, of the fields that were to be kept and could be read. `members`:
+    extension -> member name, of all. `problems`: extension -> why a field that was to be kept is not in `fields`.
+    """
+
+    key: str
+    fields: dict[str, bytes]
+    members: dict[str, str]
+    problems: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """Something in the data that gives no row; stage is "archive", "sample", "decode" or "score"."""
+
+    sample_key: str | None
+    member: str | None
+    stage: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Rejected(Fault):
+    """The fault of members that make no sample, with all that could be read of them.
+
+    `members`: (name, data) in the order of the archive, undecodable bytes of a name as surrogates.
+    """
+
+    members: tuple[tuple[str, bytes], ...] = dataclasses.field(default=(), repr=False)
+
+
+def image_fields_of(image_fields: str) -> list[str]:
+    """The extensions of `jpg;jpeg;png`, in lower case and in order of preference."""
+    return [field.strip().lstrip(".").lower() for field in image_fields.split(";") if field.strip(" .")]
+
+
+def pick_image(sample: Sample, image_fields: str) -> tuple[str, bytes] | None:
+    """The sample's image as (field, bytes): the first of `jpg;jpeg;png` that it has, in any case of letters.
+
+    Of two that differ only in case the earlier member counts. None if it has no such field; ContentError if it
+    has one whose data could not be read (too large, a link, cut off).
+    """
+    for wanted in image_fields_of(image_fields):
+        for field in sample.members:
+            if field.lower() != wanted:
+                continue
+            if field in sample.problems:
+                raise ContentError(f"{sample.members[field]}: {sample.problems[field]}")
+            return field, sample.fields[field]
+    return None
+
+
+def split_key(name: str) -> tuple[str, str]:
+    """(key, field) of a member name: its base name is cut at the first dot; its folder belongs to the key."""
+    folder, slash, base = name.rpartition("/")
+    key, _, field = base.partition(".")
+    return folder + slash + key, printable(field)
+
+
+class ShardReader:
+    """Reads a shard once: a context manager; iterating yields a Sample or a Fault at a time, in shard order.
+
+    After the last one `size`, `sha256` and `tag` tell what was read, to the end of the object, and `damaged`
+    whether the archive broke off. A fault is told only of bytes that storage delivered exactly: a short read, a
+    time-out, an object that changed meanwhile raise InfrastructureError, at the latest at the end.
+
+    `keep_fields` says by extension whose data is kept (all by default). Memory is bounded by the largest sample:
+    members above `member_limit` bytes, and what would take a sample above four times that, are not read in.
+    `keep_rejected`: faults of stage "sample" come as `Rejected`, with the data of their members.
+    """
+
+    def __init__(
+        self,
+        shard: Shard,
+        *,
+        keep_fields: Callable[[str], bool] | None = None,
+        member_limit: int = MEMBER_LIMIT,
+        keep_rejected: bool = False,
+    ) -> None:
+        self.shard = shard
+        self.size = 0
+        self.sha256 = ""
+        self.tag = ""
+        self.damaged = False
+        self._keep = keep_fields if keep_fields is not None else lambda field: True
+        self._limit = member_limit
+        self._keep_rejected = keep_rejected
+        self._stream: storage.ByteStream | None = None
+        self._digest = hashlib.sha256()
+        self._seen: set[bytes] = set()
+
+    def __enter__(self) -> Self:
+        try:
+            self._stream = storage.open_stream(self.shard.url)
+        except FileNotFoundError:
+            raise InfrastructureError(f"{self.shard.name} is not there any more") from None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._stream is not None
+        self._stream.close()
+
+    def __iter__(self) -> Iterator[Sample | Fault]:
+        assert self._stream is not None, "use it in a with statement"
+        archive = TarStream(self._read, self._stream.size)
+        run: _Run | None = None
+        damage: str | None = None
+        try:
+            for member in archive:
+                key, field = split_key(member.name)
+                if not key.rpartition("/")[2]:
+                    yield self._nameless(member, archive)
+                    continue
+                if run is not None and not run.continues(key, field):
+                    yield run.result()
+                    run = None
+                if run is None:
+                    run = _Run(key, member.name, self._is_new(key), keep_rejected=self._keep_rejected)
+                self._add(run, field, member, archive)
+        except DamagedArchiveError as error:
+            damage = str(error)
+        if run is not None:
+            yield run.result()
+        if damage is not None:
+            self.damaged = True
+            yield Fault(None, None, "archive", damage)
+        self._finish()
+
+    def _nameless(self, member: Member, archive: TarStream) -> Fault:
+        name, reason = printable(member.name)[:MAX_NAME], "the name has nothing before its first dot"
+        if not self._keep_rejected:
+            return Fault(None, name, "sample", reason)
+        readable = member.problem is None and member.size <= self._limit
+        members = ((member.name, archive.read_data()),) if readable else ()
+        return Rejected(None, name, "sample", reason, members)
+
+    @property
+    def position(self) -> int:
+        """Bytes of the archive that were read so far."""
+        return 0 if self._stream is None else self._stream.position
+
+    def _read(self, count: int) -> bytes:
+        assert self._stream is not None
+        data = self._stream.read(count)
+        self._digest.update(data)
+        return data
+
+    def _is_new(self, key: str) -> bool:
+        # Digests of 16 bytes instead of keys: a shard may have millions of long ones.
+        digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=16).digest()
+        if digest in self._seen:
+            return False
+        self._seen.add(digest)
+        return True
+
+    def _add(self, run: _Run, field: str, member: Member, archive: TarStream) -> None:
+        problem = member.problem
+        if problem is None and member.size > self._limit:
+            problem = f"{member.size} bytes, more than the limit of {self._limit}"
+        elif problem is None and run.bytes_kept + member.size > 4 * self._limit:
+            problem = f"its sample has more than the limit of {4 * self._limit} bytes"
+        wanted = (run.bad is None or self._keep_rejected) and self._keep(field)
+        data = archive.read_data() if wanted and problem is None else None
+        run.add(field, member.name, data, problem if wanted else None)
+
+    def _finish(self) -> None:
+        assert self._stream is not None
+        while self._read(_DRAIN_CHUNK):
+            pass
+        self._stream.check_unchanged()
+        self.size, self.tag = self._stream.position, self._stream.info.tag
+        self.sha256 = self._digest.hexdigest()
+
+
+class _Run:
+    """Adjacent members of one key; `bad` says why they make no sample."""
+
+    def __init__(self, key: str, first_member: str, is_new: bool, *, keep_rejected: bool) -> None:
+        self.bytes_kept = 0
+        self._rejected: list[tuple[str, bytes]] | None = [] if keep_rejected else None
+        self.bad: str | None = None
+        self._raw_key = key
+        self._first_member = printable(first_member)[:MAX_NAME]
+        self._sample = Sample(printable(key), {}, {})
+        if not is_new:
+            self.bad = "duplicate key: the shard had members of this key before"
+        if self._sample.key != key:
+            self.bad = "the member's name is not UTF-8"
+
+    def continues(self, key: str, field: str) -> bool:
+        """Whether such a member belongs to this run: a field given twice begins another one, a duplicate."""
+        return key == self._raw_key and field not in self._sample.members
+
+    def add(self, field: str, member: str, data: bytes | None, problem: str | None) -> None:
+        """Take in a member of this run."""
+        sample = self._sample
+        if self._rejected is not None and data is not None and len(self._rejected) < MAX_MEMBERS:
+            # The same bytes that the sample's fields hold, not a copy of them.
+            self._rejected.append((member, data))
+            self.bytes_kept += len(data) if self.bad is not None else 0
+        if len(member) > MAX_NAME:
+            self.bad = f"the name of a member has more than {MAX_NAME} characters"
+        elif self._rejected is not None and printable(member) != member:
+            self.bad = "the name of a member is not UTF-8"
+        elif len(sample.members) >= MAX_MEMBERS:
+            self.bad = f"more than {MAX_MEMBERS} members"
+        else:
+            sample.members[field] = printable(member)
+        if self.bad is not None:
+            sample.fields.clear()
+            return
+        if data is not None:
+            sample.fields[field] = data
+            self.bytes_kept += len(data)
+        if problem is not None:
+            sample.problems[field] = problem
+
+    def result(self) -> Sample | Fault:
+        """The sample, or what is wrong with it."""
+        if self.bad is None:
+            return self._sample
+        key = self._sample.key[:MAX_NAME] if self._sample.key == self._raw_key else None
+        if self._rejected is None:
+            return Fault(key, self._first_member, "sample", self.bad)
+        return Rejected(key, self._first_member, "sample", self.bad, tuple(self._rejected))

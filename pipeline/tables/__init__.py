@@ -1,0 +1,1 @@
+"""The score table: its schema, its writer, its reader."""

@@ -1,0 +1,1 @@
+"""Ways to score patches that need no training, or next to none."""

@@ -1,0 +1,261 @@
+"""What a training run must know of its tables before it reads them: rows by slice, and that scores are sound.
+
+A slice is what is read at once: a row group, or, where views come from images, as many of its rows as images take
+`SLICE_BYTES`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from patchsieve.pipeline import storage
+from patchsieve.pipeline.errors import InfrastructureError, UserError
+from patchsieve.pipeline.identity import digest_of
+from patchsieve.pipeline.shards.specs import Shard
+from patchsieve.pipeline.tables.reader import ScoreTables, TableFile
+from patchsieve.pipeline.threads import map_threads
+from patchsieve.ranker.batches.image_shards import ImageShard, ShardImages, find_shards
+from patchsieve.ranker.batches.image_views import BOX_COLUMNS
+from patchsieve.ranker.batches.order import held_out
+from patchsieve.ranker.batches.shard_bytes import key_digest
+
+Context = Literal["visible", "full"]
+PixelSource = Literal["patches", "pixels", "images"]
+"""Where a table's pixels come from: one of its columns, or the images in its shard."""
+
+SLICE_BYTES = 64 * 2**20
+"""Image files that a slice may hold, by the mean size of a sample of its shard."""
+
+PIXEL_COLUMNS = {"patches": ("patches",), "pixels": ("pixels",), "images": BOX_COLUMNS}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class TableIndex:
+    """The slices of all tables, in the order of the tables: some numbers each, whatever the rows hold.
+
+    `file_of` and `number_of`: place in `files` and row group within that file; `first_of` and `rows_of`: first row in
+    the row group and number of rows; `train_rows` and `held_out_rows`: rows of either side; `sizes`: bytes of pixels
+    in memory, as stored; `read_bytes`: what reading the slice takes; each int64 `[G]`. `source_of`: where pixels come
+    from, by file; `images` reads those that come from shards. `grid`, `patch_size` and `visible` (V) are those of the
+    tables.
+    """
+
+    context: Context
+    held_out_share: float
+    seed: int
+    grid: int
+    patch_size: int
+    visible: int
+    files: tuple[TableFile, ...]
+    source_of: tuple[PixelSource, ...]
+    images: ShardImages
+    file_of: NDArray[np.int64]
+    number_of: NDArray[np.int64]
+    first_of: NDArray[np.int64]
+    rows_of: NDArray[np.int64]
+    train_rows: NDArray[np.int64]
+    held_out_rows: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    read_bytes: NDArray[np.int64]
+
+    def side(self, *, held_out: bool) -> NDArray[np.int64]:
+        """Rows by slice of the images that are held out, or of those to train on."""
+        return self.held_out_rows if held_out else self.train_rows
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that decides the order of rows: a position in another index means other rows."""
+        contents = [(file.sha256, file.first_view, file.last_view, file.rows) for file in self.files]
+        groups = [self.train_rows.tolist(), self.held_out_rows.tolist(), self.sizes.tolist()]
+        return digest_of([self.context, self.held_out_share, self.seed, contents, groups])
+
+
+def index_tables(
+    tables: ScoreTables,
+    *,
+    context: Context,
+    held_out_share: float = 0.0,
+    seed: int = 0,
+    shards: Sequence[Shard] = (),
+    slice_bytes: int = SLICE_BYTES,
+) -> TableIndex:
+    """Read the keys and scores of all tables, a row group at a time, and nothing else.
+
+    `context`: `visible` takes the patches of a table, or cuts them out of its stored views; `full` takes its stored
+    views. A table that has neither needs its shard among `shards` (see `expand_shards`), from whose images the views
+    are made again. The result may be sent to other processes. Raises UserError for tables without rows, a score that is
+    not finite (file and row are named), a table whose pixels cannot be had, one that is damaged, and shards that no
+    table needs.
+    """
+    if not 0 <= held_out_share < 1:
+        raise ValueError(f"a share of {held_out_share} cannot be held out")
+    if not tables.rows:
+        first, others = tables.files[0].url, len(tables.files) - 1
+        raise UserError(f"no rows to train on: {first}{f' and {others} more are' if others else ' is'} empty")
+    sources = tuple(_pixel_source(file, context, replay=bool(shards)) for file in tables.files)
+    replayed = [number for number, source in enumerate(sources) if source == "images"]
+    if shards and not replayed:
+        raise UserError(f"every table holds the pixels of context {context} itself: leave --images out")
+    found = dict(
+        zip(replayed, find_shards([tables.files[n] for n in replayed], shards), strict=True)
+        if replayed
+        else ()
+    )
+
+    def scan(number: int) -> NDArray[np.int64]:
+        file, source = tables.files[number], sources[number]
+        return _scan(file, source, held_out_share, seed, found.get(number), slice_bytes)
+
+    slices = map_threads(scan, range(len(sources)))
+    numbers = np.concatenate(slices)
+    file_of = np.repeat(np.arange(len(slices)), [len(part) for part in slices])
+    of_images = [number for number in range(len(numbers)) if int(file_of[number]) in found]
+    return TableIndex(
+        context=context,
+        held_out_share=held_out_share,
+        seed=seed,
+        grid=tables.teacher["grid"],
+        patch_size=tables.teacher["patch_size"],
+        visible=tables.visible,
+        files=tuple(tables.files),
+        source_of=sources,
+        images=ShardImages(
+            {number: found[int(file_of[number])] for number in of_images},
+            {number: (int(numbers[number, 7]), int(numbers[number, 8])) for number in of_images},
+        ),
+        file_of=file_of,
+        number_of=numbers[:, 0],
+        first_of=numbers[:, 1],
+        rows_of=numbers[:, 2],
+        train_rows=numbers[:, 3],
+        held_out_rows=numbers[:, 4],
+        sizes=numbers[:, 5],
+        read_bytes=numbers[:, 6],
+    )
+
+
+@contextmanager
+def open_table(file: TableFile, source: PixelSource) -> Iterator[Any]:
+    """A table as a `pyarrow.parquet.ParquetFile`, for reading keys and what this source of pixels needs.
+
+    Keys and stored views stay dictionaries: the views of one fixed crop share one JPEG in memory too. Raises UserError
+    where the file is gone or damaged, InfrastructureError where it has other columns than it had.
+    """
+    try:
+        with storage.parquet_source(file.url) as opened:
+            names = ["sample_key", *(["pixels"] if source == "pixels" else [])]
+            parquet = pq.ParquetFile(opened, page_checksum_verification=True, read_dictionary=names)
+            yield parquet
+    except KeyError:
+        raise changed(file) from None
+    except FileNotFoundError:
+        raise UserError(f"{file.url} is gone: it was there when training was planned") from None
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{file.url} is damaged: {storage.describe_error(error)}") from error
+
+
+def changed(file: TableFile) -> InfrastructureError:
+    """The error of a table that is no longer what was indexed."""
+    return InfrastructureError(f"{file.url} changed since training was planned")
+
+
+def held_out_mask(keys: pa.DictionaryArray, share: float, seed: int) -> NDArray[np.bool_]:
+    """Which rows belong to held-out images, bool `[n]`; every key is hashed once."""
+    if not share:
+        return np.zeros(len(keys), dtype=bool)
+    sides = np.array([held_out(key, share, seed) for key in keys.dictionary.to_pylist()], dtype=bool)
+    return np.asarray(sides[keys.indices.to_numpy()])
+
+
+def one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    """The column of a row group as one array, dictionaries included."""
+    return column.unify_dictionaries().combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+
+
+def _pixel_source(file: TableFile, context: Context, *, replay: bool) -> PixelSource:
+    for name in ("sample_key", "view", "visible", "score"):
+        if name not in file.columns:
+            raise UserError(f"{file.url} is no table of views: it has no column `{name}`")
+    wanted: tuple[PixelSource, ...] = ("patches", "pixels") if context == "visible" else ("pixels",)
+    for name in wanted:
+        if name in file.columns:
+            return name
+    if replay and set(BOX_COLUMNS) <= set(file.columns):
+        return "images"
+    missing = " or ".join(f"`{name}`" for name in wanted)
+    store = "patches or --store view" if context == "visible" else "view"
+    raise UserError(
+        f"{file.url} has no column {missing}: context {context} needs a table of score --store {store}, or the "
+        "shards that were scored (--images)"
+    )
+
+
+def _scan(
+    file: TableFile, source: PixelSource, share: float, seed: int, shard: ImageShard | None, slice_bytes: int
+) -> NDArray[np.int64]:
+    """Numbers of each slice, int64 `[G, 9]`.
+
+    Row group, first row, rows, rows to train on, rows held out, bytes in memory, bytes read, digests of the first and
+    last key.
+    """
+    found: list[tuple[int, ...]] = []
+    row = 0
+    with open_table(file, source) as parquet:
+        # Lists are leaves of their own, one each, so that leaves count as columns do.
+        names = ["sample_key", "view", "visible", "score", *PIXEL_COLUMNS[source]]
+        leaves = [parquet.schema_arrow.names.index(name) for name in names]
+        for number in range(file.row_groups):
+            table = parquet.read_row_group(number, columns=["sample_key", "score"], use_threads=False)
+            _check_scores(table, file, row)
+            keys = one_chunk(table["sample_key"])
+            outside = held_out_mask(keys, share, seed)
+            chunks = [parquet.metadata.row_group(number).column(leaf) for leaf in leaves]
+            stored = sum(chunk.total_compressed_size for chunk in chunks)
+            if shard is None:
+                cuts, sizes = [0, len(table)], [chunks[-1].total_uncompressed_size]
+            else:
+                cuts, sizes = _image_slices(keys, shard.sample_bytes, slice_bytes)
+            for first, stop, size in zip(cuts[:-1], cuts[1:], sizes, strict=True):
+                held = int(outside[first:stop].sum())
+                ends = (
+                    (0, 0) if shard is None else tuple(key_digest(keys[i].as_py()) for i in (first, stop - 1))
+                )
+                read = stored + (0 if shard is None else size)
+                found.append((number, first, stop - first, stop - first - held, held, size, read, *ends))
+            row += len(table)
+    return np.array(found, dtype=np.int64).reshape(-1, 9)
+
+
+def _image_slices(
+    keys: pa.DictionaryArray, sample_bytes: float, slice_bytes: int
+) -> tuple[list[int], list[int]]:
+    """Cuts between rows, from 0 to their number, and bytes of the images between them; no image lies on a cut."""
+    codes = keys.indices.to_numpy()
+    if not len(codes):
+        return [0], []
+    # Rows of one image lie together, in the order of the shard.
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(codes)) + 1])
+    each = max(1, int(slice_bytes / max(1.0, sample_bytes)))
+    cuts = [*starts[::each].tolist(), len(codes)]
+    counts = [min(each, len(starts) - first) for first in range(0, len(starts), each)]
+    return cuts, [round(count * sample_bytes) for count in counts]
+
+
+def _check_scores(table: pa.Table, file: TableFile, row: int) -> None:
+    """Refuse scores that are not finite; `row`: rows of the file before this table."""
+    scores = one_chunk(table["score"]).flatten().to_numpy().reshape(len(table), -1)
+    sound = np.isfinite(scores).all(axis=1)
+    if not sound.all():
+        bad = int(np.argmin(sound))
+        raise UserError(
+            f"{file.url} row {row + bad} has a score that is not a finite number"
+            f" ({scores[bad][~np.isfinite(scores[bad])][0]}): score that shard again"
+        )

@@ -1,0 +1,217 @@
+"""Rows of slices in memory, pixels as they are stored; what a batch takes is decoded only then.
+
+Shape suffixes: N views, V visible patches, L grid positions, P values of a patch (p * p * 3), S side of a view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from patchsieve.pipeline.errors import ContentError, UserError
+from patchsieve.pipeline.images.patches import patchify, take_patches
+from patchsieve.pipeline.images.views import decode_view
+from patchsieve.ranker.batches.batch import Batch
+from patchsieve.ranker.batches.image_views import ReplayedViews
+from patchsieve.ranker.batches.index import (
+    PIXEL_COLUMNS,
+    TableIndex,
+    changed,
+    held_out_mask,
+    one_chunk,
+    open_table,
+)
+
+Rows = NDArray[np.int64]
+
+
+class Pixels(Protocol):
+    """Where the pixels of a slice's rows come from."""
+
+    def take(self, rows: Rows, positions_NV: Tensor, pool: ThreadPoolExecutor) -> Tensor:
+        """Patches of these rows, counted in the slice, uint8: `[N, V, P]` at the positions, or `[N, L, P]`."""
+
+
+class StoredRows:
+    """Rows of one slice: those of one side (held out or not), or those of them that `order` numbers, in its order.
+
+    Raises UserError for a damaged table or a shard that is not the scored one, InfrastructureError for one that is no
+    longer what was indexed, and where the store fails.
+    """
+
+    def __init__(self, index: TableIndex, group: int, *, held_out: bool, order: Rows | None = None) -> None:
+        number, first = int(index.number_of[group]), int(index.first_of[group])
+        file = index.files[index.file_of[group]]
+        source = index.source_of[index.file_of[group]]
+        with open_table(file, source) as parquet:
+            if number >= parquet.num_row_groups:
+                raise changed(file)
+            before = [parquet.metadata.row_group(i).num_rows for i in range(number)]
+            # One column holds nearly all bytes: threads would gain nothing.
+            names = ["sample_key", "view", "visible", "score", *PIXEL_COLUMNS[source]]
+            table = parquet.read_row_group(number, columns=names, use_threads=False)
+        table = table.slice(first, int(index.rows_of[group]))
+        self._keys = one_chunk(table["sample_key"])
+        outside = held_out_mask(self._keys, index.held_out_share, index.seed)
+        rows = np.flatnonzero(outside == held_out)
+        if len(rows) != index.side(held_out=held_out)[group]:
+            raise changed(file)
+        self._rows = rows if order is None else rows[order]
+        self._views = one_chunk(table["view"]).to_numpy()
+        self._visible = one_chunk(table["visible"]).flatten().to_numpy().reshape(-1, index.visible)
+        self._scores = one_chunk(table["score"]).flatten().to_numpy().reshape(-1, index.visible)
+        whole = index.context == "full"
+        grid, patch_size = index.grid, index.patch_size
+        self._pixels: Pixels
+        if source == "patches":
+            self._pixels = StoredPatches(one_chunk(table["patches"]), index.visible)
+        elif source == "pixels":
+            self._pixels = StoredViews(
+                one_chunk(table["pixels"]),
+                grid,
+                patch_size,
+                whole=whole,
+                url=file.url,
+                first_row=sum(before),
+            )
+        else:
+            self._pixels = ReplayedViews(
+                table,
+                self._keys,
+                self._rows,
+                index.images,
+                group,
+                grid=grid,
+                patch_size=patch_size,
+                whole=whole,
+            )
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def take(self, numbers: Rows, pool: ThreadPoolExecutor) -> Batch:
+        """The rows of these numbers, in order; views are decoded on the pool."""
+        rows = self._rows[numbers]
+        positions = torch.from_numpy(self._visible[rows].astype(np.int64))
+        return Batch(
+            epoch=0,
+            step=0,
+            patches=self._pixels.take(rows, positions, pool),
+            positions=positions,
+            scores=torch.from_numpy(self._scores[rows]),
+            sample_keys=tuple(self._keys.take(pa.array(rows)).to_pylist()),
+            views=tuple(self._views[rows].tolist()),
+        )
+
+
+class StoredPatches:
+    """The visible patches as a table holds them."""
+
+    def __init__(self, column: pa.Array, visible: int) -> None:
+        """`column`: fixed-size binary, the patches of a row behind one another."""
+        # Where Arrow holds them, without a copy.
+        values = np.frombuffer(column.buffers()[1], dtype=np.uint8)
+        width = column.type.byte_width
+        start = column.offset * width
+        self._patches = values[start : start + len(column) * width].reshape(len(column), visible, -1)
+
+    def take(self, rows: Rows, positions_NV: Tensor, pool: ThreadPoolExecutor) -> Tensor:
+        """Patches of these rows, uint8 `[N, V, P]`."""
+        return torch.from_numpy(self._patches[rows])
+
+
+class StoredViews:
+    """Whole views as a table holds them, JPEGs; those of one fixed crop are decoded once per batch."""
+
+    def __init__(
+        self,
+        column: pa.DictionaryArray,
+        grid: int,
+        patch_size: int,
+        *,
+        whole: bool,
+        url: str,
+        first_row: int,
+    ) -> None:
+        """`url` and `first_row`: the table, and where in it these rows begin, for the error of a damaged view."""
+        self._column, self._grid, self._patch_size = column, grid, patch_size
+        self._whole, self._url, self._first_row = whole, url, first_row
+
+    def take(self, rows: Rows, positions_NV: Tensor, pool: ThreadPoolExecutor) -> Tensor:
+        """Patches of these rows, uint8 `[N, L, P]`, or `[N, V, P]` at the positions."""
+        codes = self._column.indices.to_numpy()[rows]
+        order = np.argsort(codes, kind="stable")
+        places = np.split(order, np.flatnonzero(np.diff(codes[order])) + 1)
+        decoded = torch.empty(len(rows), self._grid**2, self._patch_size**2 * 3, dtype=torch.uint8)
+
+        def decode(place: Rows) -> None:
+            view = self._view(int(codes[place[0]]), int(rows[place[0]]))
+            decoded[torch.from_numpy(place)] = patchify(view[None], self._patch_size)
+
+        # The list is read for what a decoder raises.
+        list(pool.map(decode, places))
+        return decoded if self._whole else take_patches(decoded, positions_NV)
+
+    def _view(self, code: int, row: int) -> Tensor:
+        side = self._grid * self._patch_size
+        try:
+            view = decode_view(self._column.dictionary[code].as_py())
+            if view.shape != (3, side, side):
+                raise ContentError(f"{view.shape[2]} x {view.shape[1]} pixels instead of {side} x {side}")
+        except ContentError as error:
+            told = f"{self._url} row {self._first_row + row}: its stored view cannot be used"
+            raise UserError(f"{told}: {error}") from error
+        return view
+
+
+class StoredWindow:
+    """Several of them as one sequence of rows."""
+
+    def __init__(self, parts: Sequence[StoredRows]) -> None:
+        self._parts = parts
+        self._ends = np.cumsum([len(part) for part in parts])
+
+    def take(self, numbers: Rows, pool: ThreadPoolExecutor) -> Batch:
+        """The rows of these numbers, in order."""
+        part_of = np.searchsorted(self._ends, numbers, "right")
+        taken: list[Batch] = []
+        places: list[Rows] = []
+        for number in np.unique(part_of):
+            places.append(np.flatnonzero(part_of == number))
+            start = self._ends[number] - len(self._parts[number])
+            taken.append(self._parts[number].take(numbers[places[-1]] - start, pool))
+        return _interleave(taken, places)
+
+
+def _interleave(parts: Sequence[Batch], places: Sequence[Rows]) -> Batch:
+    """One batch in which the rows of each part lie at the given places."""
+    if len(parts) == 1:
+        return parts[0]
+    count = sum(len(part) for part in parts)
+    first = parts[0]
+
+    def lay(values: Sequence[Tensor]) -> Tensor:
+        laid = values[0].new_empty((count, *values[0].shape[1:]))
+        for value, place in zip(values, places, strict=True):
+            laid[torch.from_numpy(place)] = value
+        return laid
+
+    back = np.argsort(np.concatenate(places))
+    keys = [key for part in parts for key in part.sample_keys]
+    views = [view for part in parts for view in part.views]
+    return Batch(
+        epoch=first.epoch,
+        step=first.step,
+        patches=lay([part.patches for part in parts]),
+        positions=lay([part.positions for part in parts]),
+        scores=lay([part.scores for part in parts]),
+        sample_keys=tuple(keys[i] for i in back),
+        views=tuple(views[i] for i in back),
+    )

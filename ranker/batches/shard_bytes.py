@@ -1,0 +1,143 @@
+"""Ways to read the bytes of an archive: whole and hashed, its headers alone, or a stretch of it ahead of its use."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+
+from patchsieve.pipeline import storage
+from patchsieve.pipeline.errors import DamagedArchiveError
+from patchsieve.pipeline.shards.reader import split_key
+from patchsieve.pipeline.shards.tar_stream import BLOCK, TarStream, printable
+
+READ_BLOCK = 8 * 2**20
+READS_AHEAD = 3
+END_MARKER = 2 * BLOCK
+_HEADER_READ = 4096
+
+Places = dict[int, tuple[int, int]]
+"""Where samples begin and end in an archive, in bytes, by the digest of their key."""
+
+
+def key_digest(sample_key: str) -> int:
+    """A number of 63 bits that stands for a key."""
+    digest = hashlib.blake2b(sample_key.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+class Hashed:
+    """An archive that is read whole, and its digest."""
+
+    def __init__(self, stream: storage.ByteStream) -> None:
+        self._stream = stream
+        self.digest = hashlib.sha256()
+
+    @property
+    def position(self) -> int:
+        """Bytes read so far."""
+        return self._stream.position
+
+    def pass_over(self, count: int) -> None:
+        """Nothing to do: data are hashed as they are skipped."""
+
+    def read(self, count: int) -> bytes:
+        """The next `count` bytes, fewer at the end."""
+        data = self._stream.read(count)
+        self.digest.update(data)
+        return data
+
+
+class Headers:
+    """A local archive of which only headers are fetched: what is passed over reads as zeros."""
+
+    def __init__(self, url: str, size: int) -> None:
+        self._url, self._size = url, size
+        self._ahead = b""
+        self._passed_over = 0
+        self.position = 0
+
+    def pass_over(self, count: int) -> None:
+        """The next `count` bytes need not be fetched."""
+        self._passed_over = count
+
+    def read(self, count: int) -> bytes:
+        """The next `count` bytes, fewer where those end that are passed over, or the archive."""
+        count = min(count, self._size - self.position)
+        if self._passed_over:
+            count = min(count, self._passed_over)
+            self._passed_over -= count
+            self.position += count
+            self._ahead = self._ahead[count:]
+            return bytes(count)
+        if len(self._ahead) < count:
+            stop = min(self._size, self.position + max(count, _HEADER_READ))
+            self._ahead = storage.read_range(self._url, self.position, stop)
+        data, self._ahead = self._ahead[:count], self._ahead[count:]
+        self.position += count
+        return data
+
+
+def sample_places(archive: TarStream, source: Hashed | Headers, wanted: Collection[int]) -> Places:
+    """Where the samples of these digests of keys begin and end, in bytes; of those that are there."""
+    found: Places = {}
+    current, digest, begin = "", -1, 0
+    try:
+        for member in archive:
+            key = split_key(member.name)[0]
+            if key != current:
+                current, digest = key, key_digest(printable(key))
+                if digest in found:
+                    digest = -1  # of two samples of one key the first counts
+            stop = source.position + member.size + -member.size % BLOCK
+            source.pass_over(stop - source.position)
+            if digest in wanted:
+                found[digest] = found.get(digest, (begin, 0))[0], stop
+            begin = stop
+    except DamagedArchiveError:
+        # Scoring took what lies before the damage, and so does this.
+        pass
+    return found
+
+
+class Blocks:
+    """Bytes `start` to `stop` of an object, fetched some blocks ahead, then an end marker; a context manager."""
+
+    def __init__(self, url: str, start: int, stop: int) -> None:
+        self._pool = ThreadPoolExecutor(READS_AHEAD, thread_name_prefix="read images")
+        self._pending: deque[Future[bytes]] = deque()
+        self._requests = self._ranges(url, start, stop)
+        self._rest = memoryview(b"")
+        self._fill()
+
+    def _ranges(self, url: str, start: int, stop: int) -> Iterator[Callable[[], bytes]]:
+        for at in range(start, stop, READ_BLOCK):
+            yield partial(storage.read_range, url, at, min(at + READ_BLOCK, stop))
+        yield partial(bytes, END_MARKER)
+
+    def _fill(self) -> None:
+        while len(self._pending) < READS_AHEAD and (request := next(self._requests, None)) is not None:
+            self._pending.append(self._pool.submit(request))
+
+    def read(self, count: int) -> bytes:
+        """The next `count` bytes, fewer only at the end."""
+        parts: list[memoryview] = []
+        while count > 0:
+            if not self._rest:
+                if not self._pending:
+                    break
+                self._rest = memoryview(self._pending.popleft().result())
+                self._fill()
+            part = self._rest[:count]
+            self._rest = self._rest[len(part) :]
+            count -= len(part)
+            parts.append(part)
+        return b"".join(parts)
+
+    def __enter__(self) -> Blocks:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,1 @@
+"""A ranker measured against its teacher."""

@@ -1,0 +1,1 @@
+"""Losses, steps, validation and agreement: arithmetic that knows no files and no Ray."""

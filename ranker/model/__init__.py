@@ -1,0 +1,1 @@
+"""The ranker: a vision transformer, its weights on disk, its fast inference."""

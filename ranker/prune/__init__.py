@@ -1,0 +1,1 @@
+"""Pruning one shard, without Ray; and what a prune run is asked to do."""

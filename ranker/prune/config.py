@@ -1,0 +1,192 @@
+"""Configuration of `patchsieve prune`; imports neither torch nor ray, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Annotated, Literal
+
+import tyro
+
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.row_config import IMAGE_FIELDS, Precision
+from patchsieve.pipeline.runs.log import LogFormat
+
+PruneFormat = Literal["packed", "masked", "index"]
+PruneCrop = Literal["center", "squash"]
+Select = Literal["topk", "nucleus", "cluster", "random"]
+
+# Options that only some ways of selecting read, and which: given with another one they would do nothing.
+_READ_BY = {
+    "keep": ("topk", "cluster", "random"),
+    "mass": ("nucleus",),
+    "floor": ("nucleus", "budget"),
+    "ceiling": ("nucleus", "budget"),
+    "temperature": ("nucleus", "budget"),
+    "cluster_rule": ("cluster",),
+}
+DEFAULT_KEEP, DEFAULT_MASS, DEFAULT_QUALITY = 0.5, 0.9, 90
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PruneConfig:
+    """Write smaller shards: of every image, only the patches that a ranker puts first."""
+
+    shards: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SHARDS")]
+    """Shards: paths, globs, brace ranges {000000..000999}, directories or @list.txt, on any fsspec URL."""
+    ranker: str
+    """Folder or URL of a ranker, tiny (bundled), or baseline:NAME."""
+    out: str
+    """Output folder (any fsspec URL). Run again on it to resume."""
+    fits: Annotated[str | None, tyro.conf.arg(name="from")] = None
+    """Ranker whose stored fits baseline:position and baseline:ridge take."""
+    teacher: str | None = None
+    """Teacher of baseline:attention; with --dry-run, also the one whose error is told when it rebuilds the images."""
+    select: Select = "topk"
+    """The highest scores; the smallest set with a share of the softmax; for diversity, as published; at random."""
+    keep: float | None = None
+    """Share of the patches that stays of each image; by default 0.5."""
+    mass: float | None = None
+    """Share of the softmax that nucleus keeps of each image; by default 0.9."""
+    target_ratio: float | None = None
+    """Keep this share of all patches of the dataset, as many of each image as holds the most softmax mass."""
+    floor: int | None = None
+    """Least patches of an image that nucleus and --target-ratio keep; by default 1."""
+    ceiling: int | None = None
+    """Most patches of an image that nucleus and --target-ratio keep; by default all."""
+    temperature: float | None = None
+    """Of the softmax in nucleus and --target-ratio; by default the ranker's own. Baselines have none."""
+    cluster_rule: Literal["ours", "published"] | None = None
+    """Centres added for clusters without a kept patch (ours, the default), or whose centre is not kept."""
+    seed: int | None = None
+    """Seed of --select random and of --ranker baseline:random; by default 0."""
+    keep_images: float | None = None
+    """Experimental. Keep this share of the images, those with the highest teacher's scores in --table; the others go
+    with their whole sample. Images without a score stay."""
+    min_score: float | None = None
+    """Experimental. As --keep-images, but keep the images whose mean score in --table is at least this."""
+    table: tuple[str, ...] = ()
+    """Score tables of the shards, for --keep-images and --min-score: folders of patchsieve score, or .parquet."""
+    format: PruneFormat = "packed"
+    """A mosaic of the kept patches; an image with the dropped ones flattened; or the index alone."""
+    codec: Literal["jpeg", "webp", "png"] = "jpeg"
+    """How images are written; png, and webp of quality 100, keep pixels exactly."""
+    quality: int | None = None
+    """Quality of jpeg and webp, 1 to 100; by default 90."""
+    size: int | None = None
+    """Side of the written crop in pixels, a multiple of the ranker's; by default the ranker's."""
+    crop: PruneCrop = "center"
+    """The central square, or the whole image squashed into a square."""
+    drop_bad: bool = False
+    """Leave out samples that cannot be pruned; by default they are copied as they are."""
+    salvage: bool = False
+    """Prune what a damaged archive gives; by default its shard fails."""
+    root: str | None = None
+    """Name shards, and their outputs, by their path below this URL."""
+    limit_shards: int | None = None
+    """Prune only the first N shards."""
+    image_field: str = IMAGE_FIELDS
+    """Fields that may hold a sample's image; the first one present is taken."""
+    gpus_per_actor: float = 1.0
+    """GPUs of an actor; 0 ranks on CPUs although there are GPUs."""
+    cpus_per_actor: int | None = None
+    """CPUs of an actor, which decode, encode and, without a GPU, rank. Default: its share of a node."""
+    max_actors: int | None = None
+    """At most this many actors; by default as many as the cluster has room for."""
+    batch_size: int | Literal["auto"] = "auto"
+    """Images ranked at once; auto measures which number is the fastest."""
+    precision: Literal["auto"] | Precision = "auto"
+    """Arithmetic of the ranker; auto is decided once per output by a short probe."""
+    max_bad: float = 0.05
+    """Exit 1 when a larger share of the samples could not be pruned."""
+    log_format: LogFormat = "text"
+    """Lines for people, or every event as a line of JSON."""
+    dry_run: bool = False
+    """Print what a sample of the images would become; writes no shards."""
+    sweep: str | None = None
+    """With --dry-run: ratios such as 0.25,0.5,0.75 to try in place of --keep, --mass or --target-ratio."""
+    sheet: str | None = None
+    """With --dry-run: file (PNG) for a picture of some photos, their scores and the patches that stay."""
+
+    def __post_init__(self) -> None:
+        for name in ("limit_shards", "cpus_per_actor", "max_actors", "batch_size", "size"):
+            value = getattr(self, name)
+            if isinstance(value, int) and value < 1:
+                raise UserError(f"--{_flag(name)} is {value}, must be at least 1")
+        if not self.shards:
+            raise UserError("no shards given: name a path, a glob, a brace range, a directory or @list.txt")
+        if not 0 <= self.max_bad <= 1:
+            raise UserError(f"--max-bad is {self.max_bad}, must be a share from 0 to 1")
+        if self.gpus_per_actor < 0 or (self.gpus_per_actor > 1 and self.gpus_per_actor % 1):
+            raise UserError(f"--gpus-per-actor is {self.gpus_per_actor}: give a share up to 1 or a count")
+        if not self.dry_run and (self.sweep is not None or self.sheet is not None):
+            raise UserError("--sweep and --sheet are for --dry-run: add it, or leave them out")
+        if self.sweep_ratios:
+            told = next((name for name in ("keep", "mass") if getattr(self, name) is not None), None)
+            if told:
+                raise UserError(f"--sweep tries ratios in place of --{told}: leave one of them out")
+        self._check_selection()
+        self._check_images()
+        self._check_writing()
+
+    @property
+    def way(self) -> str:
+        """How patches are selected: `select`, or `budget` with --target-ratio."""
+        return self.select if self.target_ratio is None else "budget"
+
+    @property
+    def sweep_ratios(self) -> list[float]:
+        """The ratios of `--sweep`, none without it; UserError for what is no ratio."""
+        try:
+            ratios = [float(part) for part in self.sweep.split(",")] if self.sweep is not None else []
+        except ValueError:
+            raise UserError(f"--sweep is {self.sweep!r}, must be ratios such as 0.25,0.5,0.75") from None
+        if not all(0 < ratio <= 1 for ratio in ratios):
+            raise UserError(f"--sweep is {self.sweep}, its ratios must be above 0 and at most 1")
+        return ratios
+
+    def _check_selection(self) -> None:
+        if self.target_ratio is not None and self.select != "topk":
+            raise UserError(f"--target-ratio decides how many patches stay, leave out --select {self.select}")
+        for name, ways in _READ_BY.items():
+            if getattr(self, name) is not None and self.way not in ways:
+                said = "--target-ratio" if self.way == "budget" else f"--select {self.select}"
+                raise UserError(f"--{_flag(name)} does nothing with {said}: leave it out")
+        if self.seed is not None and "random" not in (self.way, self.ranker.removeprefix("baseline:")):
+            raise UserError("--seed is for --select random and baseline:random: leave it out")
+        for name in ("keep", "mass", "target_ratio", "keep_images"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise UserError(f"--{_flag(name)} is {value}, must be above 0 and at most 1")
+
+    def _check_images(self) -> None:
+        given = next((name for name in ("keep_images", "min_score") if getattr(self, name) is not None), None)
+        if given is None:
+            if self.table:
+                raise UserError(
+                    "--table is for --keep-images and --min-score: add one of them, or leave it out"
+                )
+            return
+        if not self.table:
+            raise UserError(
+                f"--{_flag(given)} needs the images' scores: name tables of patchsieve score with --table"
+            )
+        if self.keep_images is not None and self.min_score is not None:
+            raise UserError("--keep-images and --min-score both say which images stay: leave one of them out")
+        if self.min_score is not None and not math.isfinite(self.min_score):
+            raise UserError(f"--min-score is {self.min_score}, must be a number")
+
+    def _check_writing(self) -> None:
+        written = self.format != "index"
+        if not written and (self.codec != "jpeg" or self.quality is not None or self.drop_bad or self.size):
+            raise UserError(
+                "--format index writes no images: leave out --codec, --quality, --size and --drop-bad"
+            )
+        if self.quality is not None and self.codec == "png":
+            raise UserError("--quality does nothing with --codec png, which is exact: leave it out")
+        if self.quality is not None and not 1 <= self.quality <= 100:
+            raise UserError(f"--quality is {self.quality}, must be from 1 to 100")
+
+
+def _flag(name: str) -> str:
+    return name.replace("_", "-")

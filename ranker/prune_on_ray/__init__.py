@@ -1,0 +1,1 @@
+"""Pruning many shards on the actors of Ray Data."""

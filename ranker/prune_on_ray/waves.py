@@ -1,0 +1,207 @@
+"""Shards through Ray Data: a row is a shard, actors rank and write them, and a shard that kills its actor fails alone.
+
+Within a wave each shard is tried once: an actor that died comes back for others (Ray Data, by default, would give it
+the same shard again for ever). What is left then goes into the next round, and is given up after three.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import ray
+import ray.data
+from ray.util.annotations import RayDeprecationWarning
+
+from patchsieve.pipeline.cluster.nodes import autoscaler_gpus, cluster_nodes
+from patchsieve.pipeline.cluster.slots import ActorSize, choose_size, count_slots
+from patchsieve.pipeline.errors import PatchsieveError, UserError
+from patchsieve.pipeline.row_config import Precision
+from patchsieve.pipeline.shards.specs import Shard
+from patchsieve.ranker.prune.config import PruneConfig
+from patchsieve.ranker.prune.request import PruneRequest
+from patchsieve.ranker.prune.shard import PruneResult
+from patchsieve.ranker.prune_on_ray.worker import (
+    Answer,
+    PruneWorker,
+    Starts,
+    Task,
+    WorkOrder,
+    probe_precision,
+)
+
+WAVE_SHARDS = 10_000
+"""Rows of one Ray Data execution: blocks of one row have their cost."""
+CHECK_S = 0.5
+ROUNDS = 3
+DIED = "its worker process died (a crash, out of memory, or a lost node)"
+
+
+def choose_precision(request: PruneRequest, check: Callable[[], None]) -> Precision:
+    """The fastest safe precision of the ranker where the run's actors will be; `check` is called while it is probed.
+
+    Raises PatchsieveError where nobody can tell.
+    """
+    size, _ = _actor_size(request.config)
+    probe = ray.remote(probe_precision).options(num_cpus=size.cpus, num_gpus=size.gpus).remote(request.source)
+    try:
+        while not ray.wait([probe], timeout=CHECK_S)[0]:
+            check()
+        found: Precision = ray.get(probe)
+    except ray.exceptions.RayError as error:
+        raise PatchsieveError(f"the ranker could not be tried: {_last_line(error)}") from error
+    return found
+
+
+class PruneWaves:
+    """One pass over shards. `results` and `failures` by shard id; `devices` that were seen; `actors` asked for.
+
+    `node`: host that the newest answer came from.
+    """
+
+    def __init__(
+        self,
+        request: PruneRequest,
+        task: Task,
+        *,
+        run_id: str,
+        give_up: Callable[[Shard, int, str], None],
+        show: Callable[[PruneWaves], None],
+    ) -> None:
+        """`give_up` is told of a shard, its attempts and why, once; `show` is called after every answer."""
+        self._request, self._task, self._run_id = request, task, run_id
+        self._give_up, self._show = give_up, show
+        self._index = {shard.id: index for index, shard in enumerate(request.shards)}
+        self.results: dict[str, PruneResult] = {}
+        self.failures: dict[str, str] = {}
+        self.devices: set[str] = set()
+        self.actors = 0
+        self.node = ""
+
+    def run(self, todo: Sequence[Shard]) -> None:
+        """Work until every shard has a result or a failure.
+
+        Raises UserError where an actor proved that the run cannot work, PatchsieveError where none comes up.
+        """
+        size, slots = _actor_size(self._request.config)
+        order = WorkOrder(
+            request=ray.put(self._request),
+            starts=ray.remote(Starts).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote(),
+            task=self._task,
+            run_id=self._run_id,
+            threads=size.cpus,
+        )
+        left = list(todo)
+        for attempt in range(1, ROUNDS + 1):
+            reasons: dict[str, str] = {}
+            for start in range(0, len(left), WAVE_SHARDS):
+                self._wave(left[start : start + WAVE_SHARDS], order, size, slots, reasons)
+            left = [shard for shard in left if shard.id in reasons]
+            if not left:
+                return
+            if attempt == ROUNDS:
+                for shard in left:
+                    self._fail(shard, attempt, reasons[shard.id])
+                    self._show(self)
+
+    def _wave(
+        self, shards: Sequence[Shard], order: WorkOrder, size: ActorSize, slots: int, reasons: dict[str, str]
+    ) -> None:
+        """Try each of the shards once; `reasons` gets why another attempt is needed."""
+        unheard = {shard.id: shard for shard in shards}
+        most = self._request.config.max_actors or max(1, slots)
+        most = min(most, len(shards))
+        self.actors = most
+        with _tolerant(), warnings.catch_warnings():
+            # Ray 2.60 has no other way to bound an actor's retries; it warns of the one it has.
+            warnings.simplefilter("ignore", RayDeprecationWarning)
+            rows = ray.data.from_items(
+                [{"index": self._index[shard.id]} for shard in shards], override_num_blocks=len(shards)
+            ).flat_map(
+                PruneWorker,
+                fn_constructor_args=(order,),
+                compute=ray.data.ActorPoolStrategy(
+                    min_size=max(1, min(slots, most)), max_size=most, max_tasks_in_flight_per_actor=1
+                ),
+                num_cpus=size.cpus,
+                num_gpus=size.gpus,
+                max_restarts=-1,
+                max_task_retries=0,
+            )
+            try:
+                for row in rows.iter_rows():
+                    answer = Answer.from_row(row)
+                    # Ray may run a task again whose answer it lost: the first one that arrives counts.
+                    shard = unheard.pop(self._request.shards[answer.index].id, None)
+                    if shard is not None:
+                        self._receive(shard, answer, reasons)
+                        self._show(self)
+            except ray.exceptions.RayActorError as error:
+                raise PatchsieveError(f"an actor could not start: {_last_line(error)}") from error
+            except ray.exceptions.RayTaskError as error:
+                raise PatchsieveError(f"Ray Data failed: {_last_line(error)}") from error
+        reasons.update(dict.fromkeys(unheard, DIED))
+
+    def _receive(self, shard: Shard, answer: Answer, reasons: dict[str, str]) -> None:
+        if answer.unusable:
+            raise PatchsieveError(answer.error)
+        self.devices.add(answer.device)
+        self.node = answer.node
+        if answer.result is None:
+            if answer.users:
+                raise UserError(answer.error)
+            reasons[shard.id] = answer.error
+            return
+        self.results[shard.id] = answer.result
+        if answer.result.failed is not None:
+            self._fail(shard, 1, answer.result.failed)
+
+    def _fail(self, shard: Shard, attempts: int, reason: str) -> None:
+        self.failures[shard.id] = reason
+        self._give_up(shard, attempts, reason)
+
+
+def _actor_size(config: PruneConfig) -> tuple[ActorSize, int]:
+    """CPUs and GPUs of an actor, and how many the cluster holds now."""
+    nodes = cluster_nodes()
+    growing = autoscaler_gpus()
+    size = choose_size(
+        nodes,
+        gpus_per_actor=config.gpus_per_actor,
+        cpus_per_actor=config.cpus_per_actor,
+        max_actors=config.max_actors,
+        autoscaler_gpus=growing,
+    )
+    slots = count_slots(nodes, size)
+    if not slots and not growing:
+        raise UserError(
+            f"no node holds an actor of {size.cpus} CPUs and {size.gpus:g} GPUs: change --cpus-per-actor or "
+            "--gpus-per-actor"
+        )
+    return size, slots
+
+
+@contextlib.contextmanager
+def _tolerant() -> Iterator[None]:
+    """In the block, Ray Data goes on where an actor died, and leaves it to us to say so."""
+    context: Any = ray.data.DataContext.get_current()
+    kept = {name: getattr(context, name) for name in ("max_errored_blocks", "enable_progress_bars")}
+    logger = logging.getLogger("ray.data")
+    level = logger.level
+    context.max_errored_blocks, context.enable_progress_bars = -1, False
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        for name, value in kept.items():
+            setattr(context, name, value)
+
+
+def _last_line(error: Exception) -> str:
+    return next(
+        (line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__
+    )

@@ -1,0 +1,1 @@
+"""Which patches and which images stay."""

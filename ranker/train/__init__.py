@@ -1,0 +1,1 @@
+"""The training job, from its plan to the workers on Ray Train."""

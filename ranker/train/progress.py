@@ -1,0 +1,106 @@
+"""What a training shows while it runs and at its end, read from the files that its workers write."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from patchsieve.pipeline import storage
+from patchsieve.pipeline.errors import PatchsieveError
+from patchsieve.ranker.model.checkpoint import CONFIG_FILE
+from patchsieve.ranker.train.curves import CSV_FILE
+from patchsieve.ranker.train.loop import LAST_FOLDER
+
+POLL_S = 5.0
+_JOIN_S = 2.0
+
+
+def read_curve(out: str) -> list[dict[str, str]]:
+    """The measurements so far, as texts by column; empty before the first."""
+    try:
+        text = storage.read_bytes(storage.join(out, CSV_FILE)).decode()
+    except FileNotFoundError:
+        return []
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def point_line(point: dict[str, str]) -> str:
+    """One measurement as the console shows it."""
+    agreement = float(point["agreement"] or "nan")
+    return (
+        f"step {int(point['step']):,}  views per image {float(point['views_per_image']):.4g}  loss "
+        f"{float(point['loss']):.4f}  agreement {agreement:.3f} on {point['validation']}  waited for data "
+        f"{float(point['waited']):.1%}"
+    )
+
+
+def numbers_of(point: dict[str, str]) -> dict[str, object]:
+    """One measurement for the log: texts that are numbers as such, empty ones as None."""
+    return {name: _number(text) if text else None for name, text in point.items()}
+
+
+def _number(text: str) -> float | str:
+    try:
+        return int(text) if text.isdigit() else float(text)
+    except ValueError:
+        return text
+
+
+def print_point(point: dict[str, str]) -> None:
+    """Show a measurement on the console."""
+    print(point_line(point), flush=True)
+
+
+@contextlib.contextmanager
+def follow(out: str, tell: Callable[[dict[str, str]], None]) -> Iterator[None]:
+    """Tell of measurements as they are written, on a thread; not of those that are there already."""
+    stop = threading.Event()
+    seen = {point["step"] for point in read_curve(out)}
+
+    def show() -> None:
+        with contextlib.suppress(
+            PatchsieveError
+        ):  # a store that is away for a while: they come with the next look
+            for point in read_curve(out):
+                if point["step"] not in seen:
+                    seen.add(point["step"])
+                    tell(point)
+
+    def watch() -> None:
+        while not stop.wait(POLL_S):
+            show()
+
+    thread = threading.Thread(target=watch, name="training progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(_JOIN_S)
+        show()
+
+
+def outcome(out: str, *, shown: str) -> list[str]:
+    """What a finished training says: the best ranker, which OUT holds, and the last."""
+    best, last = (_about(folder) for folder in (out, storage.join(out, LAST_FOLDER)))
+    return [
+        f"complete: {last['steps']:,} steps; agreement is Spearman's correlation with the teacher on "
+        f"{best['validation']} of {best['held_out']:,} held-out "
+        + ("images" if best["validation"] == "whole images" else "views"),
+        f"best      {_agreement(best)} at step {best['step']:,}: {shown}",
+        f"last      {_agreement(last)} at step {last['step']:,}: {storage.join(shown, LAST_FOLDER)}",
+    ]
+
+
+def _about(folder: str) -> dict[str, Any]:
+    extra: dict[str, Any] = json.loads(storage.read_bytes(storage.join(folder, CONFIG_FILE)))["extra"]
+    return extra
+
+
+def _agreement(about: dict[str, Any]) -> str:
+    return "undefined" if about["agreement"] is None else f"{about['agreement']:.3f}"

@@ -1,0 +1,200 @@
+"""Ray Train around `Fit`: workers, checkpoints, restarts."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer, prepare_model
+
+from patchsieve.pipeline import storage
+from patchsieve.pipeline.cluster.metrics import RunMetrics
+from patchsieve.pipeline.cluster.session import ray_session
+from patchsieve.pipeline.compute.device import keep_freed_memory
+from patchsieve.pipeline.errors import PatchsieveError
+from patchsieve.pipeline.output.folder import new_run_id
+from patchsieve.pipeline.output.owner import Owner
+from patchsieve.pipeline.runs.log import log_event, run_events
+from patchsieve.pipeline.runs.stop import StopRequest, stop_on_signals
+from patchsieve.pipeline.storage import scratch_folder
+from patchsieve.ranker.model.initial_weights import TEACHER_WEIGHTS, initial_ranker, read_tables_teacher
+from patchsieve.ranker.model.ranker import Ranker
+from patchsieve.ranker.train.curves import plot_note
+from patchsieve.ranker.train.loop import Fit, State
+from patchsieve.ranker.train.plan import TrainPlan
+from patchsieve.ranker.train.progress import follow, numbers_of, outcome, print_point
+from patchsieve.ranker.train.record import TrainRecord, begin, begun, check_resume, write_settings
+from patchsieve.ranker.train.workers import Worker
+
+STATE_FILE = "state.pt"
+RAY_FOLDER = "ray"
+# Metrics, and the columns of the curve that they show.
+_GAUGES = {"step": "step", "loss": "loss", "agreement": "agreement", "waited_share": "waited"}
+
+
+def train(plan: TrainPlan) -> int:
+    """Fit the ranker on Ray, save it in OUT and print how it went; returns the exit code.
+
+    Raises UserError where OUT holds a training that may not go on, and for a recipe, tables or weights that cannot
+    work; PatchsieveError where the workers failed too often.
+    """
+    config = plan.config
+    out = storage.absolute_url(config.out)
+    plan = dataclasses.replace(plan, config=dataclasses.replace(config, out=out))
+    check_resume(plan, begun(out))
+    weights = _initial_weights(plan)
+    owner = Owner(out, new_run_id())
+    people = config.log_format == "text"
+    with (
+        run_events(config.log_format, job="train", run_id=owner.run_id),
+        stop_on_signals(lambda _signal: owner.release()) as stop,
+    ):
+        try:
+            owner.acquire()
+            storage.remove_temporaries(out, keep_run_id=owner.run_id)
+            record = begun(out)
+            # Another run may have begun, and ended, before this one owned the folder.
+            check_resume(plan, record)
+            record = record or begin(plan, run_id=owner.run_id)
+            write_settings(config, run_id=owner.run_id)
+            if people and (note := plot_note()):
+                print(note, flush=True)
+            log_event("run begun", {"out": config.out, "images": plan.images, "steps": plan.recipe.steps})
+            with ray_session(stop), follow(out, _teller(owner.run_id, people=people)):
+                _fit(plan, record, weights, owner.run_id)
+        except KeyboardInterrupt:
+            return _stopped(stop, people=people)
+        except PatchsieveError as error:
+            log_event("run ended", {"state": f"ended: {error}"}, level=logging.ERROR)
+            raise
+        finally:
+            owner.release()
+        lines = outcome(out, shown=config.out)
+        log_event("run ended", {"state": "complete", "exit_code": 0, "summary": lines})
+    if people:
+        print("\n".join(lines), flush=True)
+    return 0
+
+
+def _stopped(stop: StopRequest, *, people: bool) -> int:
+    number: signal.Signals = stop.accept()
+    told = f"stopped by {number.name}: --resume goes on from the last checkpoint"
+    log_event("run ended", {"state": told, "exit_code": 128 + number})
+    if people:
+        print(told, flush=True)
+    return 128 + number
+
+
+def _teller(run_id: str, *, people: bool) -> Callable[[dict[str, str]], None]:
+    """What to do with each measurement."""
+    metrics = RunMetrics("train", run_id)
+
+    def tell(point: dict[str, str]) -> None:
+        if people:
+            print_point(point)
+        log_event("measured", numbers_of(point))
+        for name, column in _GAUGES.items():
+            if point[column]:
+                metrics.set(f"patchsieve_train_{name}", float(point[column]))
+
+    return tell
+
+
+def _initial_weights(plan: TrainPlan) -> dict[str, torch.Tensor]:
+    config = plan.config
+    teacher = None
+    if config.weights == TEACHER_WEIGHTS:
+        told = plan.teacher
+        teacher = read_tables_teacher(config.teacher, name=str(told["name"]), digest=str(told["digest"]))
+    return initial_ranker(plan.ranker, config.weights, teacher=teacher, seed=config.seed).state_dict()
+
+
+def _fit(plan: TrainPlan, record: TrainRecord, weights: dict[str, torch.Tensor], run_id: str) -> None:
+    config = plan.config
+    # Left to itself, Ray Train knows fewer stores than we do, and looks for their credentials elsewhere.
+    store, path = storage.arrow_filesystem(config.out)
+    gpus = ray.cluster_resources().get("GPU", 0) >= config.workers and torch.cuda.is_available()
+    trainer = TorchTrainer(
+        _work,
+        # Workers may be on machines that see neither the file nor the hub.
+        train_loop_config={"plan": plan, "record": record, "weights": ray.put(weights), "run_id": run_id},
+        # One processor's worth of matrix products per worker, whatever the node offers besides.
+        scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=gpus),
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        run_config=RunConfig(
+            name=RAY_FOLDER,
+            storage_path=path,
+            storage_filesystem=store,
+            failure_config=FailureConfig(max_failures=config.max_restarts),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise _cause(error) from error
+
+
+def _cause(error: ray.train.TrainingFailedError) -> PatchsieveError:
+    """What to tell the user: a worker's own error where it is one of ours."""
+    failures = getattr(error, "worker_failures", {})
+    ours = [failure for failure in failures.values() if isinstance(failure, PatchsieveError)]
+    if ours:
+        return ours[0]
+    lines = str(error).strip().splitlines()
+    return PatchsieveError(f"training failed: {lines[-1] if lines else type(error).__name__}")
+
+
+def _work(settings: dict[str, Any]) -> None:
+    """One worker; every rank runs it."""
+    keep_freed_memory()
+    plan: TrainPlan = settings["plan"]
+    context = ray.train.get_context()
+    device = ray.train.torch.get_device()
+    worker = Worker(rank=context.get_world_rank(), ranks=context.get_world_size(), device=device)
+    ranker = Ranker(plan.ranker).to(device)
+    ranker.load_state_dict(ray.get(settings["weights"]))
+    model = None
+    if worker.ranks > 1:
+        # Positions are the same everywhere; sharing them would make workers wait for each other while they measure.
+        model = prepare_model(ranker, parallel_strategy_kwargs={"broadcast_buffers": False})
+    fit = Fit(
+        plan,
+        settings["record"],
+        ranker,
+        worker=worker,
+        model=model,
+        state=_checkpoint(device),
+        run_id=settings["run_id"],
+    )
+
+    def report(newest: dict[str, Any], state: Any) -> None:
+        metrics = {"step": fit.training.step, "measured": newest}
+        if worker.rank:
+            ray.train.report(metrics)
+            return
+        with scratch_folder() as scratch:
+            local_folder = scratch / "checkpoint"
+            local_folder.mkdir()
+            torch.save(state(), local_folder / STATE_FILE)
+            ray.train.report(metrics, checkpoint=Checkpoint.from_directory(local_folder))
+
+    fit.run(report)
+
+
+def _checkpoint(device: torch.device) -> State | None:
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return None
+    with checkpoint.as_directory() as folder:
+        state: State = torch.load(Path(folder) / STATE_FILE, map_location=device, weights_only=True)
+    return state
