@@ -156,9 +156,10 @@ def painted(model: MaskedAutoencoder, pixels: Tensor, visible: Tensor) -> list[P
 
     `pixels`: uint8 patches `[N, L, P]`; `visible`: positions `[N, V]`, whose patches stay as they are.
     """
+    pixels, visible = pixels.to(model.cls_token.device), visible.to(model.cls_token.device)
     prediction, hidden = reconstruct(model, pixels, visible)
     images = whole_images(prediction, pixels, hidden, model.config)
-    return [as_picture(image) for image in (images.clamp(0, 1) * 255).round().to(torch.uint8)]
+    return [as_picture(image) for image in (images.clamp(0, 1) * 255).round().to(torch.uint8).cpu()]
 
 
 def as_picture(image: Tensor) -> Pixels:

@@ -106,9 +106,12 @@ def reconstruction_errors(
 
 
 def teacher_prediction(model: MaskedAutoencoder) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """The prediction of a model that predicts ImageNet-normalised pixels."""
+    """The prediction of a model that predicts ImageNet-normalised pixels; tensors in main memory, wherever it runs."""
+    device = model.cls_token.device
 
     def predict(seen: Tensor, seen_at: Tensor, hidden_at: Tensor) -> Tensor:
-        return model.decode(model.encode(seen, seen_at), seen_at, hidden_at, hidden_at.shape[1])
+        seen_at, hidden_at = seen_at.to(device), hidden_at.to(device)
+        latent = model.encode(seen.to(device), seen_at)
+        return model.decode(latent, seen_at, hidden_at, hidden_at.shape[1]).cpu()
 
     return predict
