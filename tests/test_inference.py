@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
-from patchsieve.pipeline.compute.layers import NarrowingNorm, OneDnnLinear, has_onednn
-from patchsieve.pipeline.compute.precision import pick_precision
+from patchsieve.pipeline.compute.layers import NarrowingNorm, OneDnnLinear, has_half, has_onednn
+from patchsieve.pipeline.compute.precision import fastest_precision, pick_precision
 from patchsieve.pipeline.row_config import Precision
 from patchsieve.pipeline.teacher.architecture import TeacherConfig
 from patchsieve.pipeline.teacher.model import MaskedAutoencoder
@@ -44,7 +44,16 @@ def run(model: MaskedAutoencoder) -> torch.Tensor:
 
 
 @pytest.mark.skipif(not has_onednn(CPU), reason="PyTorch without oneDNN, or not an x86 processor")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.float32,
+        pytest.param(
+            torch.bfloat16,
+            marks=pytest.mark.skipif(not has_half(CPU), reason="a processor from before AVX-512"),
+        ),
+    ],
+)
 @pytest.mark.parametrize("bias", [True, False])
 def test_onednn_computes_the_same_linear_layer(dtype: torch.dtype, bias: bool) -> None:
     torch.manual_seed(0)
@@ -104,6 +113,25 @@ def test_half_precision_must_pay(seconds: dict[Precision, float], expected: str)
 
 def test_precision_is_chosen_by_a_probe() -> None:
     assert choose_precision(MaskedAutoencoder(CONFIG), CPU) in {"fp32", "bf16"}
+
+
+def test_processors_without_half_precision_are_not_asked_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen on an AMD EPYC 7003: packing bf16 weights raises there, so that no run began."""
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    asked: list[Precision] = []
+
+    def probe(precision: Precision) -> Callable[[], torch.Tensor]:
+        asked.append(precision)
+        return lambda: torch.zeros(1)
+
+    assert fastest_precision(probe, CPU) == "fp32"
+    assert asked == ["fp32"]
+    # An output that another node began in bf16 goes on there all the same, in PyTorch's own way.
+    model = MaskedAutoencoder(CONFIG).eval()
+    ready = prepare(model, "bf16", CPU)
+    kinds = {type(block.attn.qkv) for block in (*ready.blocks, *ready.decoder_blocks[1:])}
+    assert kinds == {torch.nn.Linear}
+    torch.testing.assert_close(run(ready), run(model), rtol=0.1, atol=0.1)
 
 
 @pytest.mark.gpu

@@ -9,6 +9,7 @@ Shape suffixes: B sequences, T tokens, E width, h heads, d = E / h.
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -85,6 +86,25 @@ class OneDnnLinear(nn.Module):
         return cast(Tensor, result)
 
 
+class GeluLinear(nn.Module):
+    """A linear layer with GELU in it, in half precision on a GPU: cuBLAS applies it while the results are in registers.
+
+    It is the approximation by tanh, at most 0.0005 away from the exact one, which is less than half precision rounds
+    off; by itself GELU took a tenth of a batch's time on an H100.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        """Shares the layer's weights."""
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., inputs]` to `[..., outputs]`."""
+        rows = x.reshape(-1, x.shape[-1])
+        result: Tensor = torch.ops.aten._addmm_activation(self.bias, rows, self.weight.t(), use_gelu=True)
+        return result.view(*x.shape[:-1], -1)
+
+
 class NarrowingNorm(nn.Module):
     """A norm computed in float32 whose result is handed on in half precision."""
 
@@ -97,6 +117,11 @@ class NarrowingNorm(nn.Module):
         return cast(Tensor, self.norm(x)).to(self.dtype)
 
 
+def has_half(device: torch.device) -> bool:
+    """Whether a device computes in bf16; processors from before AVX-512 only pretend to, far slower than in float32."""
+    return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def has_onednn(device: torch.device) -> bool:
     """Whether linear layers run in oneDNN: always on x86 processors, so that scores repeat exactly."""
     return (
@@ -106,34 +131,42 @@ def has_onednn(device: torch.device) -> bool:
     )
 
 
-def narrow(block: nn.Module, precision: Precision) -> None:
+def narrow(block: nn.Module, precision: Precision, device: torch.device) -> None:
     """Attention and perceptron of a pre-norm block of timm in half precision, with the norms in float32."""
     for name in ("attn", "mlp"):
         block.get_submodule(name).to(_DTYPES[precision])
     for name in ("norm1", "norm2"):
         norm = block.get_submodule(name)
         setattr(block, name, NarrowingNorm(norm, _DTYPES[precision]))
+    if device.type == "cuda":
+        _fuse_gelu(block, GeluLinear)
 
 
 def use_onednn(module: nn.Module, precision: Precision, device: torch.device) -> None:
     """Have linear layers below the module run in oneDNN, where the device has it; in float32 with GELU in them."""
     if has_onednn(device):
-        _replace_linear_layers(module)
+        _replace_linear_layers(
+            module, {torch.float32, torch.bfloat16} if has_half(device) else {torch.float32}
+        )
         if precision == "fp32":
-            _fuse_gelu(module)
+            _fuse_gelu(module, _with_gelu)
 
 
-def _replace_linear_layers(module: nn.Module) -> None:
+def _replace_linear_layers(module: nn.Module, types: set[torch.dtype]) -> None:
     for name, child in module.named_children():
-        if isinstance(child, nn.Linear):
+        if isinstance(child, nn.Linear) and child.weight.dtype in types:
             setattr(module, name, OneDnnLinear(child))
         else:
-            _replace_linear_layers(child)
+            _replace_linear_layers(child, types)
 
 
-def _fuse_gelu(module: nn.Module) -> None:
-    """Let oneDNN apply GELU, the exact one, while the results are in registers."""
+def _fuse_gelu(module: nn.Module, fused: Callable[[Any], Any]) -> None:
+    """Let the library of the linear layers apply GELU: `fused` gives a layer that does, for one that does not."""
     for part in module.modules():
         if isinstance(part, Mlp) and isinstance(part.act, nn.GELU) and part.act.approximate == "none":
-            assert isinstance(part.fc1, OneDnnLinear)
-            part.fc1.gelu, part.act = True, nn.Identity()
+            part.fc1, part.act = fused(part.fc1), nn.Identity()
+
+
+def _with_gelu(layer: OneDnnLinear) -> OneDnnLinear:
+    layer.gelu = True
+    return layer

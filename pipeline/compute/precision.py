@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import get_args
 
 import torch
 from torch import Tensor
 
 from patchsieve.pipeline.compute.device import synchronise
+from patchsieve.pipeline.compute.layers import has_half
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.row_config import Precision
 
@@ -27,20 +29,35 @@ def check_precision(precision: Precision, device: torch.device) -> None:
         raise UserError("precision fp16 needs a GPU; processors have bf16 and fp32")
 
 
+@contextmanager
+def float32_products(precision: Precision) -> Iterator[None]:
+    """How a GPU computes float32 matrix products inside: as they are in fp32, else in TF32, whose digits are fp16's.
+
+    A setting of the whole process in PyTorch.
+    """
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "ieee" if precision == "fp32" else "tf32"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
+
+
 def fastest_precision(
     make_probe: Callable[[Precision], Callable[[], Tensor]], device: torch.device
 ) -> Precision:
     """The precision whose probe is the fastest.
 
-    Nothing is assumed: some processors run bf16 several times faster than fp32, some slower. fp16 is tried on
-    GPUs only. A precision whose results are not all finite is out, and fp32 stays where the gain is under
+    Nothing is assumed: some processors run bf16 several times faster than fp32, some slower, some not at all. fp16 is
+    tried on GPUs only. A precision whose results are not all finite is out, and fp32 stays where the gain is under
     10 %.
     """
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         halves: tuple[Precision, ...] = ("bf16", "fp16") if native else ("fp16",)
     else:
-        halves = ("bf16",)
+        halves = ("bf16",) if has_half(device) else ()
     precisions: tuple[Precision, ...] = ("fp32", *halves)
     probes = {name: make_probe(name) for name in precisions}
     usable = [name for name, probe in probes.items() if bool(probe().isfinite().all())]

@@ -79,8 +79,13 @@ def denormalise(values: Tensor) -> Tensor:
     return values.reshape(*values.shape[:-1], -1, 3).mul(deviation).add_(mean).flatten(-2)
 
 
-@lru_cache(maxsize=8)
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _channel_constants(device: torch.device) -> tuple[Tensor, Tensor]:
+    return _kept_constants(device)
+
+
+@lru_cache(maxsize=8)
+def _kept_constants(device: torch.device) -> tuple[Tensor, Tensor]:
     # Kept, since a GPU has to finish what it is at before it takes them; for training, too, whoever asks first.
     with torch.inference_mode(False):
         return torch.tensor(IMAGENET_MEAN, device=device), torch.tensor(IMAGENET_STD, device=device)

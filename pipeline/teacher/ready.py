@@ -36,7 +36,7 @@ def prepare(model: MaskedAutoencoder, precision: Precision, device: torch.device
     if precision != "fp32":
         full = 1 if device.type == "cpu" else 0
         for block in [*ready.blocks, *ready.decoder_blocks[full:]]:
-            narrow(block, precision)
+            narrow(block, precision, device)
     ready.blocks = nn.ModuleList(InferenceBlock(block) for block in ready.blocks)
     ready.decoder_blocks = nn.ModuleList(InferenceBlock(block) for block in ready.decoder_blocks)
     use_onednn(ready, precision, device)

@@ -29,7 +29,7 @@ def prepare_ranker(ranker: Ranker, precision: Precision, device: torch.device) -
     ready = copy.deepcopy(ranker).to(device).eval().requires_grad_(False)
     if precision != "fp32":
         for block in ready.backbone.blocks:
-            narrow(block, precision)
+            narrow(block, precision, device)
     use_onednn(ready.backbone.blocks, precision, device)
     return ready
 
