@@ -31,7 +31,9 @@ class TeacherAlone:
         model, device = build_teacher(file, device=DEVICE), torch.device(DEVICE)
         self.precision = choose_precision(model, device) if precision == "auto" else precision
         self._rows, self._patch_size = rows, file.config.patch_size
-        self.scorer = Scorer(model, precision=self.precision, device=device, batch_size=batch_size)
+        self.scorer = Scorer(
+            model, precision=self.precision, device=device, batch_size=batch_size, compile=True
+        )
         self._batches: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def settings(self) -> dict[str, Any]:

@@ -4,46 +4,21 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from functools import partial
 from typing import Any, cast
 from unittest import mock
 
-from torch import Tensor, nn
-
-from patchsieve.pipeline.compute import precision as inference
+from patchsieve.pipeline.compute import layers
 from patchsieve.pipeline.compute.device import keep_freed_memory
-from patchsieve.pipeline.images.patches import others_of
-from patchsieve.pipeline.scoring.removals import Without
+from patchsieve.pipeline.scoring.removals import TokenRemovals
 from patchsieve.pipeline.scoring.scorer import Scorer
-from patchsieve.pipeline.teacher.model import MaskedAutoencoder
 
 Make = Callable[[], Scorer]
-
-
-class DecodeEach:
-    """Removal `decoder` with nothing shared: every removal is a decoder pass of its own over fewer tokens."""
-
-    def __init__(self, model: MaskedAutoencoder, visible: int) -> None:
-        self.model = model
-        self.others_VV = others_of(visible).to(model.cls_token.device)
-        self.latents_VV = nn.functional.pad(self.others_VV + 1, (1, 0))
-
-    def of(self, latent: Tensor, _patches_NVP: Tensor, visible_NV: Tensor, hidden_NH: Tensor) -> Without:
-        return partial(self.without, latent, visible_NV, hidden_NH)
-
-    def without(self, latent: Tensor, visible_NV: Tensor, hidden_NH: Tensor, removed_K: Tensor) -> Tensor:
-        hidden = hidden_NH.shape[1]
-        tokens = latent[:, self.latents_VV[removed_K]].flatten(0, 1)
-        places = visible_NV[:, self.others_VV[removed_K]].flatten(0, 1)
-        masked = hidden_NH[:, None].expand(-1, len(removed_K), -1).flatten(0, 1)
-        predicted = self.model.decode(tokens, places, masked, hidden)
-        return predicted.float().reshape(len(visible_NV), len(removed_K), hidden, -1)
 
 
 def share_nothing(make: Make) -> Scorer:
     """Without the shared first block."""
     scorer: Any = make()
-    scorer._removals = DecodeEach(scorer._model, scorer.visible)
+    scorer._removals = TokenRemovals(scorer._model, scorer.visible)
     return cast(Scorer, scorer)
 
 
@@ -58,19 +33,19 @@ def compute_unread(make: Make) -> Scorer:
 
 def separate_gelu(make: Make) -> Scorer:
     """GELU as an operation of its own."""
-    with mock.patch.object(inference, "_fuse_gelu", return_value=None):
+    with mock.patch.object(layers, "_fuse_gelu", return_value=None):
         return make()
 
 
 def pack_every_time(make: Make) -> Scorer:
     """Weights in their usual order."""
-    with mock.patch.object(inference, "pack", lambda weight: weight):
+    with mock.patch.object(layers, "pack", lambda weight: weight):
         return make()
 
 
 def plain_linear(make: Make) -> Scorer:
     """Linear layers by PyTorch's choice of library, GELU apart."""
-    with mock.patch.object(inference, "has_onednn", return_value=False):
+    with mock.patch.object(layers, "has_onednn", return_value=False):
         return make()
 
 

@@ -8,8 +8,10 @@ batch holds views of two.
 from __future__ import annotations
 
 import dataclasses
+import math
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,7 +26,7 @@ from patchsieve.pipeline.output.faults import count_reasons, failure_reason, wri
 from patchsieve.pipeline.output.folder import OutputFolder
 from patchsieve.pipeline.row_config import RowConfig, Store
 from patchsieve.pipeline.score.messages import Progress, ShardResult
-from patchsieve.pipeline.score.teacher_thread import Submitted, TeacherThread
+from patchsieve.pipeline.score.teacher_thread import Scored, Submitted, TeacherThread
 from patchsieve.pipeline.score.view_feed import ViewFeed
 from patchsieve.pipeline.scoring.frozen import draw_starts
 from patchsieve.pipeline.scoring.scorer import Scorer
@@ -35,6 +37,16 @@ from patchsieve.pipeline.storage import scratch_folder
 from patchsieve.pipeline.tables.schema import Row, TeacherRecord, table_metadata, table_schema
 from patchsieve.pipeline.tables.writer import TableWriter
 from patchsieve.pipeline.teacher.checkpoint import TeacherFile
+
+QUEUE_SECONDS = 0.5
+"""Work that lies ready for the teacher: what the threads that prepare it may be late by."""
+
+MOST_AHEAD = 16
+
+
+def batches_ahead(seconds: float) -> int:
+    """How many batches of so many seconds lie ready beside the one that the teacher is at."""
+    return max(1, min(MOST_AHEAD, math.ceil(QUEUE_SECONDS / max(seconds, 1e-9))))
 
 
 class ShardScoring:
@@ -125,18 +137,19 @@ class ShardScoring:
     def _fill(self, shard: Shard, feed: ViewFeed, writer: TableWriter, faults: list[Fault]) -> float:
         """Score all views of the feed into the writer; returns the seconds that the teacher had no batch.
 
-        They count from its last batch of the shard before: with nothing else in hand it waits for the commit. One batch
-        is made ready while it is at another.
+        They count from its last batch of the shard before: with nothing else in hand it waits for the commit. While it
+        is at one batch, others lie ready for `QUEUE_SECONDS`, one at least.
         """
-        waited = 0.0
-        ahead: tuple[list[View], Submitted] | None = None
+        waited, depth = 0.0, 1
+        ahead: deque[tuple[list[View], Submitted]] = deque()
         for batch in self._batches(feed, faults):
-            submitted = self._submit(batch)
-            if ahead is not None:
-                waited += self._collect(shard, *ahead, writer, faults)
-            ahead = batch, submitted
-        if ahead is not None:
-            waited += self._collect(shard, *ahead, writer, faults)
+            ahead.append((batch, self._submit(batch)))
+            while len(ahead) > depth:
+                scored = self._collect(shard, *ahead.popleft(), writer, faults)
+                waited += scored.waited_s
+                depth = batches_ahead(scored.worked_s)
+        while ahead:
+            waited += self._collect(shard, *ahead.popleft(), writer, faults).waited_s
         return waited
 
     def _batches(self, feed: ViewFeed, faults: list[Fault]) -> Iterator[list[View]]:
@@ -168,8 +181,8 @@ class ShardScoring:
 
     def _collect(
         self, shard: Shard, batch: list[View], submitted: Submitted, writer: TableWriter, faults: list[Fault]
-    ) -> float:
-        """Write the rows of a batch; returns the seconds that the teacher waited for it."""
+    ) -> Scored:
+        """Write the rows of a batch."""
         scored = submitted.result()
         rows: list[Row] = []
         for view, score_V in zip(batch, scored.scores, strict=True):
@@ -183,7 +196,7 @@ class ShardScoring:
         self.progress.views += len(batch)
         self.progress.waited_s += scored.waited_s
         self.progress.teacher_s += scored.worked_s
-        return scored.waited_s
+        return scored
 
 
 def _row(shard: Shard, view: View, score_V: NDArray[np.float32], store: Store) -> Row:

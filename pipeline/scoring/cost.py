@@ -52,3 +52,10 @@ def sequence_bytes(config: TeacherConfig, visible: int) -> int:
     decoder = (1 + config.positions) * config.decoder_width * wide
     image = config.positions * config.patch_values
     return int(4 * (max(encoder, decoder) + 6 * image))
+
+
+def sequence_values(config: TeacherConfig) -> int:
+    """Values of the largest tensor that one removal has a part in: what the perceptron makes of it, or an image."""
+    ratio = max(config.mlp_ratio, 3.0)  # queries, keys and values together are three widths
+    widest = max(config.width, config.decoder_width) * ratio
+    return int(max((1 + config.positions) * widest, config.positions * config.patch_values))

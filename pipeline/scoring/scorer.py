@@ -16,12 +16,16 @@ import torch
 from torch import Tensor
 
 from patchsieve.pipeline.compute.batch_size import (
+    LARGEST_TENSOR,
     PROBE_RUNS,
     available_memory,
     choose_batch_size,
     is_out_of_memory,
+    largest_good_batch,
 )
 from patchsieve.pipeline.compute.launch import Launched, Stamp, fetch
+from patchsieve.pipeline.compute.precision import float32_products
+from patchsieve.pipeline.compute.recorded import Recorded, compiled
 from patchsieve.pipeline.errors import InfrastructureError, UserError
 from patchsieve.pipeline.images.patches import hidden_positions, normalise, take_patches, visible_count
 from patchsieve.pipeline.row_config import (
@@ -33,13 +37,14 @@ from patchsieve.pipeline.row_config import (
     count_tokens,
 )
 from patchsieve.pipeline.scoring import changes as metrics
-from patchsieve.pipeline.scoring.cost import sequence_bytes
+from patchsieve.pipeline.scoring.cost import sequence_bytes, sequence_values
 from patchsieve.pipeline.scoring.frozen import FrozenEstimator
-from patchsieve.pipeline.scoring.removals import PatchRemovals, TokenRemovals
+from patchsieve.pipeline.scoring.removals import PatchRemovals, SharedTokenRemovals, TokenRemovals
 from patchsieve.pipeline.teacher.model import MaskedAutoencoder
 from patchsieve.pipeline.teacher.ready import prepare
 
 LARGEST_BATCH = 256
+GPU_BATCHES = (64, 128, 256)
 PROBE_SECONDS = 1.5
 
 
@@ -75,9 +80,11 @@ class Scorer:
         device: torch.device | str = "cpu",
         batch_size: int | None = None,
         frozen_tokens: FrozenTokens | None = None,
+        compile: bool = False,
     ) -> None:
         """`batch_size`: views; None measures a few sizes for some seconds and takes the fastest that fits.
-        `frozen_tokens`: K of the frozen estimator (see `frozen.py`); None for exact scores.
+        `frozen_tokens`: K of the frozen estimator (see `frozen.py`); None for exact scores. `compile`: on a GPU, take
+        half a minute at first to compile and record a batch (see `recorded.py`), 1.4 times as fast from then on.
 
         The model itself stays as it is. Raises UserError for a mask ratio, metric or precision that this
         teacher or device cannot do.
@@ -93,12 +100,20 @@ class Scorer:
             check_frozen(frozen_tokens, removal, metric)
             count = count_tokens(frozen_tokens, model.config.positions - self.visible)
             self._frozen = FrozenEstimator(self._model, self.visible, count, metric)
-        self._removals = (TokenRemovals if removal == "decoder" else PatchRemovals)(self._model, self.visible)
+        without: type[TokenRemovals | SharedTokenRemovals | PatchRemovals] = PatchRemovals
+        if removal == "decoder":
+            without = TokenRemovals if self._device.type == "cuda" else SharedTokenRemovals
+        self._removals = without(self._model, self.visible)
+        self._precision = precision
+        self._record = compile and self._device.type == "cuda"
+        self._recorded: dict[int, Recorded] = {}
         self._batch_size = batch_size or 1
         self._pass = self._largest_pass()
         if batch_size is None:
             self._batch_size = self._measured_batch_size()
         self._pass = min(self._pass, self._batch_size * self.visible)
+        if self._record:
+            self.score(*self._sample(self._batch_size))
 
     @property
     def batch_size(self) -> int:
@@ -144,12 +159,15 @@ class Scorer:
 
     def _largest_pass(self) -> int:
         if self._device.type != "cpu":
-            return LARGEST_BATCH * self.visible
+            return min(LARGEST_BATCH * self.visible, max(1, LARGEST_TENSOR // sequence_values(self._config)))
         return max(1, available_memory() // sequence_bytes(self._config, self.visible))
 
     def _measured_batch_size(self) -> int:
         largest = max(1, min(LARGEST_BATCH, self._pass // self.visible))
         try:
+            if self._device.type == "cuda":
+                sizes = [size for size in GPU_BATCHES if size <= largest] or [largest]
+                return largest_good_batch(self._seconds_per_view, sizes)
             return choose_batch_size(self._seconds_per_view, largest=largest, budget=PROBE_SECONDS)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -157,16 +175,21 @@ class Scorer:
             # Not even one view in one pass: `score` will find how much of it fits.
             return 1
 
-    @torch.inference_mode()
-    def _seconds_per_view(self, count: int) -> float:
+    def _sample(self, count: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Made-up arguments of `launch`."""
         shape = (count, self._config.positions, self._config.patch_values)
         pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
         visible = torch.arange(self.visible).expand(count, -1)
+        return pixels, visible, visible.double() / self.visible if self._frozen is not None else None
+
+    @torch.inference_mode()
+    def _seconds_per_view(self, count: int) -> float:
+        pixels, visible, starts = self._sample(count)
         hidden = hidden_positions(visible, self._config.positions)
         seconds = float("inf")
         for _ in range(PROBE_RUNS):
             started = time.perf_counter()
-            self._score_pass(pixels, visible, hidden, torch.arange(count), visible / self.visible).cpu()
+            self._score_pass(pixels, visible, hidden, torch.arange(count), starts, record=False).cpu()
             seconds = min(seconds, time.perf_counter() - started)
         return seconds / count
 
@@ -210,7 +233,9 @@ class Scorer:
             )
             try:
                 scores.append(
-                    self._score_pass(pixels_NLP, visible_NV, hidden_NH, rows[start:stop], starts_NV)
+                    self._score_pass(
+                        pixels_NLP, visible_NV, hidden_NH, rows[start:stop], starts_NV, record=self._record
+                    )
                 )
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
@@ -227,8 +252,9 @@ class Scorer:
                 f"out of memory on {self._device}: not even one removal of one view fits ({error})"
             ) from error
         self._pass //= 2
-        # The frames of the failed pass hold its tensors.
+        # The frames of the failed pass hold its tensors, and a recorded pass those of all its kernels.
         error.__traceback__ = None
+        self._recorded.clear()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -239,26 +265,51 @@ class Scorer:
         hidden_NH: Tensor,
         rows: Tensor,
         starts_NV: Tensor | None,
+        *,
+        record: bool,
     ) -> Tensor:
         """Scores `[N, V]` of the views in `rows`, on the device; several only if all their removals fit."""
-        visible, hidden = self._upload(visible_NV[rows]), self._upload(hidden_NH[rows])
-        patches_NVP = normalise(self._upload(pixels_NLP[rows[:, None], visible_NV[rows]]))
-        latent = self._model.encode(patches_NVP, visible)
-        if self._frozen is not None and starts_NV is not None:
-            return self._frozen.scores(latent, visible, hidden, self._upload(starts_NV[rows]), self._pass)
-        anchor_NHP = self._model.decode(latent, visible, hidden, hidden.shape[1]).float()
-        whole_NLP = self._upload(pixels_NLP[rows]) if self._metric in {"ssim", "psnr"} else None
-        without = self._removals.of(latent, patches_NVP, visible, hidden)
+        visible_NV = visible_NV[rows]
+        values = [pixels_NLP[rows[:, None], visible_NV], visible_NV, hidden_NH[rows]]
+        if starts_NV is not None:
+            values.append(starts_NV[rows])
+        elif self._metric in {"ssim", "psnr"}:
+            values.append(pixels_NLP[rows])
+        with float32_products(self._precision):
+            if not (record and self._pass >= len(rows) * self.visible):
+                return self._scores(*map(self._upload, values))
+            if len(rows) not in self._recorded:
+                # Compiled from normalised pixels on: what comes before is next to nothing.
+                self._recorded[len(rows)] = Recorded(compiled(self._scores), values, self._device)
+            # Copied, since the next pass overwrites it.
+            return self._recorded[len(rows)](*map(self._pin, values)).clone()
+
+    def _scores(
+        self, seen_NVP: Tensor, visible_NV: Tensor, hidden_NH: Tensor, more: Tensor | None = None
+    ) -> Tensor:
+        """Scores `[N, V]` of views: uint8 pixels of their visible patches, positions, all of it on the device.
+
+        `more`: the frozen estimator's random numbers `[N, V]`, or the uint8 pixels of the whole views `[N, L, P]` for
+        the metrics that compare those.
+        """
+        patches_NVP = normalise(seen_NVP)
+        latent = self._model.encode(patches_NVP, visible_NV)
+        if self._frozen is not None:
+            assert more is not None
+            return self._frozen.scores(latent, visible_NV, hidden_NH, more, self._pass)
+        anchor_NHP = self._model.decode(latent, visible_NV, hidden_NH, hidden_NH.shape[1]).float()
+        without = self._removals.of(latent, patches_NVP, visible_NV, hidden_NH)
         scores: list[Tensor] = []
-        step = self.visible if len(rows) > 1 else min(self.visible, self._pass)
+        step = self.visible if len(visible_NV) > 1 else min(self.visible, self._pass)
         for removed in torch.split(torch.arange(self.visible, device=self._device), step):
-            scores.append(self._change(without(removed), anchor_NHP, whole_NLP, hidden))
+            scores.append(self._change(without(removed), anchor_NHP, more, hidden_NH))
         return torch.cat(scores, dim=1)
 
+    def _pin(self, tensor: Tensor) -> Tensor:
+        return tensor.pin_memory() if self._device.type == "cuda" else tensor
+
     def _upload(self, tensor: Tensor) -> Tensor:
-        if self._device.type == "cuda":
-            return tensor.pin_memory().to(self._device, non_blocking=True)
-        return tensor.to(self._device)
+        return self._pin(tensor).to(self._device, non_blocking=True)
 
     def _change(
         self, without_NKHP: Tensor, anchor_NHP: Tensor, whole_NLP: Tensor | None, hidden_NH: Tensor

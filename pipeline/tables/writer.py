@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,7 +31,8 @@ _ELEMENT_BYTES = 6
 class TableWriter:
     """Writes one table to a local path, row group by row group; leaves no file unless it was closed.
 
-    As a context manager it removes the file where `close` was not reached.
+    As a context manager it removes the file where `close` was not reached. A row group is compressed and written on a
+    thread of the writer's own, while the next one fills.
     """
 
     def __init__(self, local_path: Path, schema: pa.Schema, *, group_bytes: int = GROUP_BYTES) -> None:
@@ -38,8 +40,10 @@ class TableWriter:
         self.rows = 0
         self._local_path, self._schema, self._group_bytes = local_path, schema, group_bytes
         self._visible = schema.field("visible").type.list_size
-        self._buffer = RowBuffer(schema)
+        self._buffer, self._spare = RowBuffer(schema), RowBuffer(schema)
         self._buffered_bytes = 0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="table")
+        self._writing: Future[None] | None = None
         # `score` and `patches` hardly ever repeat: a dictionary of them would only be built and dropped
         # again.
         repeating = [
@@ -62,6 +66,7 @@ class TableWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._thread.shutdown()
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -80,6 +85,8 @@ class TableWriter:
     def close(self, metadata: dict[str, Any]) -> None:
         """Write the rest and the footer with `metadata` (see `table_metadata`), and verify the file."""
         self._flush()
+        self._wait()
+        self._thread.shutdown()
         self._writer.add_key_value_metadata({METADATA_KEY.decode(): canonical_json(metadata)})
         self._writer.close()
         self._writer = None
@@ -97,7 +104,18 @@ class TableWriter:
         )
 
     def _flush(self) -> None:
+        self._wait()
         if len(self._buffer):
-            self._writer.write_table(self._buffer.table(), row_group_size=len(self._buffer))
-            self._buffer.clear()
+            self._writing = self._thread.submit(self._write, self._buffer)
+            self._buffer, self._spare = self._spare, self._buffer
             self._buffered_bytes = 0
+
+    def _wait(self) -> None:
+        """Until the row group before is in the file; raises what writing it raised."""
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
+
+    def _write(self, group: RowBuffer) -> None:
+        self._writer.write_table(group.table(), row_group_size=len(group))
+        group.clear()
