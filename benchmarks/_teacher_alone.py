@@ -12,7 +12,8 @@ import torch
 from benchmarks._common import show
 from patchsieve.pipeline.compute.device import keep_freed_memory, this_device
 from patchsieve.pipeline.row_config import RowConfig
-from patchsieve.pipeline.score.view_feed import prepare
+from patchsieve.pipeline.score.view_feed import prepare, views_here
+from patchsieve.pipeline.scoring.batch import batch_of
 from patchsieve.pipeline.scoring.scorer import Scorer
 from patchsieve.pipeline.scoring.views import View
 from patchsieve.pipeline.shards.reader import Sample
@@ -50,19 +51,18 @@ class TeacherAlone:
             Sample(f"{number:08d}", {"jpg": file}, {"jpg": f"{number:08d}.jpg"})
             for number, file in enumerate(files)
         ]
-        prepare(samples[0], self._rows, self._patch_size)
+        views_of = views_here(self._rows, self._patch_size)
+        prepare(samples[0], self._rows.image_field, views_of)
         started = time.thread_time()
-        prepared = [prepare(sample, self._rows, self._patch_size) for sample in samples]
+        prepared = [prepare(sample, self._rows.image_field, views_of) for sample in samples]
         views = [view for item in prepared if isinstance(item, list) for view in item]
         seconds = (time.thread_time() - started) / len(views)
         size = self.scorer.batch_size
         endless: itertools.cycle[View] = itertools.cycle(views)
         for _ in range(max(2, min(32, len(views) // size))):
             batch = list(itertools.islice(endless, size))
-            pixels = torch.stack([view.pixels for view in batch])
-            self._batches.append(
-                (pixels, torch.stack([torch.from_numpy(view.visible) for view in batch]).long())
-            )
+            pixels, visible, _ = batch_of(batch, self._rows)
+            self._batches.append((pixels, visible))
         return seconds
 
     def run(self, seconds: float) -> float:

@@ -96,7 +96,10 @@ def run_teacher(size: str, options: Options, folder: Path, files: list[bytes]) -
         scoring = ShardScoring(
             alone.scorer, teacher_record(teacher), rows, output, provenance={}, threads=options.threads
         )
-        jobs.append(score_shards(scoring, list(expand_shards(urls))))
+        shards = list(expand_shards(urls))
+        score_shards(scoring, shards[:1])  # decoders load their libraries
+        jobs.append(score_shards(scoring, shards))
+        scoring.close()
         teachers.append(2 / (1 / before + 1 / alone.run(options.seconds / 2)))
     return compare(chosen, decoding, teachers, jobs)
 

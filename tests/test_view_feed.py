@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from patchsieve.pipeline.errors import InfrastructureError
 from patchsieve.pipeline.images.decode import decode_image
 from patchsieve.pipeline.images.patches import patchify
 from patchsieve.pipeline.images.views import decode_view
-from patchsieve.pipeline.score.view_feed import ViewFeed, in_share, prepare
+from patchsieve.pipeline.score.view_feed import ViewFeed, in_share, prepare, views_here
 from patchsieve.pipeline.scoring.views import View, draw_views
 from patchsieve.pipeline.shards.reader import Fault, Sample
 from patchsieve.pipeline.shards.specs import Shard, expand_shards
@@ -43,7 +42,7 @@ def shard_at(path: Path) -> Shard:
 
 
 def feed_of(path: Path, pool: ThreadPoolExecutor, *, ahead: int = 4, rows: Any = ROWS) -> ViewFeed:
-    return ViewFeed(shard_at(path), rows, PATCH, pool, ahead)
+    return ViewFeed(shard_at(path), rows, views_here(rows, PATCH), pool, ahead)
 
 
 def keys_of(items: list[list[View] | Fault]) -> list[str | None]:
@@ -108,7 +107,7 @@ def test_a_fault_of_storage_is_raised_after_what_was_read(tmp_path: Path, pool: 
     path = write_shard(tmp_path / "a.tar", photo_samples(3, height=50, width=50))
     shard = shard_at(path)
     path.unlink()
-    feed = ViewFeed(shard, ROWS, PATCH, pool, 4)
+    feed = ViewFeed(shard, ROWS, views_here(ROWS, PATCH), pool, 4)
     with pytest.raises(InfrastructureError, match="not there any more"):
         list(feed)
     feed.close()
@@ -196,7 +195,11 @@ def test_views_of_one_crop_cover_every_patch(masks: Any) -> None:
         assert sum(len(view.visible) for view in partition) == 40
     assert any((one.visible != other.visible).any() for one, other in zip(first, second, strict=True))
     assert len({view.box for view in views}) == 1
-    assert all(view.pixels is views[0].pixels for view in views), "one crop is held in memory once"
+    assert all(view.pixels.shape == (5, PATCH * PATCH * 3) for view in views), "no more than what is seen"
+    whole = draw_views("key", decode_image(photo(3, 90, 70)), dataclasses.replace(rows, metric="ssim"), PATCH)
+    assert all(view.pixels is whole[0].pixels for view in whole), "one crop is held in memory once"
+    for view, other in zip(views, whole, strict=True):
+        assert (view.pixels == other.pixels[view.visible]).all()
 
 
 def test_views_of_random_crops_differ() -> None:
@@ -209,24 +212,24 @@ def test_views_of_random_crops_differ() -> None:
     for one, other in zip(later, views[4:], strict=True):
         assert (one.view, one.box) == (other.view, other.box)
         assert (one.visible == other.visible).all()
-        assert torch.equal(one.pixels, other.pixels)
+        assert (one.pixels == other.pixels).all()
 
 
 def test_the_teacher_sees_what_is_stored() -> None:
     rows = dataclasses.replace(ROWS, store="view")
     for view in draw_views("key", decode_image(photo(3, 90, 70)), rows, PATCH):
         assert view.jpeg is not None
-        assert torch.equal(view.pixels, patchify(decode_view(view.jpeg)[None], PATCH)[0])
+        assert (view.pixels == patchify(decode_view(view.jpeg)[None], PATCH)[0].numpy()[view.visible]).all()
 
 
 def test_a_sample_is_prepared_from_its_first_image_field() -> None:
     wide, high = photo(1, 40, 80), photo(2, 80, 40)
     sample = Sample("k", {"png": wide, "jpg": high}, {"png": "k.png", "jpg": "k.jpg"})
     for fields, size in (("jpg;png", (80, 40)), ("png;jpg", (40, 80)), ("webp;png", (40, 80))):
-        views = prepare(sample, dataclasses.replace(ROWS, image_field=fields), PATCH)
+        views = prepare(sample, fields, views_here(ROWS, PATCH))
         assert isinstance(views, list)
         assert views[0].image_size == size
-    fault = prepare(sample, dataclasses.replace(ROWS, image_field="tif"), PATCH)
+    fault = prepare(sample, "tif", views_here(ROWS, PATCH))
     assert isinstance(fault, Fault)
     assert "png, jpg" in fault.reason
 
@@ -235,7 +238,7 @@ def test_fields_that_are_no_images_are_not_kept(tmp_path: Path) -> None:
     samples = [(key, {"jpg": data["jpg"], "npy": b"x" * 4096}) for key, data in photo_samples(3)]
     path = write_shard(tmp_path / "a.tar", samples)
     with ThreadPoolExecutor(1) as pool:
-        feed = ViewFeed(expand_shards([str(path)])[0], ROWS, PATCH, pool, 8)
+        feed = ViewFeed(expand_shards([str(path)])[0], ROWS, views_here(ROWS, PATCH), pool, 8)
         assert len([item for item in feed if isinstance(item, list)]) == 3
         feed.close()
     assert 3 * 4096 < feed.position <= path.stat().st_size

@@ -88,6 +88,9 @@ class ScoreConfig:
     """Whether the cluster's head takes actors; auto: only where there is no other node when the run begins."""
     batch_size: int | Literal["auto"] = "auto"
     """Views scored at once; auto measures what fits and is fastest."""
+    compile: bool = True
+    """On GPUs: compile the teacher when an actor starts, which takes half a minute and a C compiler; 1.4 times as fast
+    from then on."""
     precision: Literal["auto"] | Precision = "auto"
     """Arithmetic of the teacher; auto is decided once per output by a short probe."""
     max_bad: float = 0.05
@@ -124,6 +127,11 @@ class ScoreConfig:
             raise UserError(f"--gpus-per-actor is {self.gpus_per_actor}: give a share up to 1 or a count")
         if min(self.stall_timeout, self.start_timeout) <= 0:
             raise UserError("--stall-timeout and --start-timeout must be above 0 seconds")
+
+    @property
+    def known_batch_size(self) -> int | None:
+        """Views scored at once, where that is not measured."""
+        return None if self.batch_size == "auto" else self.batch_size
 
     def rows(self, *, size: int, precision: Precision, decoder: str) -> RowConfig:
         """The settings that can change a row, given what the teacher, the probe and the decoder decide."""

@@ -15,9 +15,9 @@ from patchsieve.pipeline.compute.device import this_device
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.row_config import RowConfig
 from patchsieve.pipeline.score.request import ScoreRequest
-from patchsieve.pipeline.score.view_feed import prepare
+from patchsieve.pipeline.score.view_feed import prepare, views_here
+from patchsieve.pipeline.scoring.batch import batch_of
 from patchsieve.pipeline.scoring.cost import gflop_per_view
-from patchsieve.pipeline.scoring.frozen import draw_starts
 from patchsieve.pipeline.scoring.scorer import Scorer
 from patchsieve.pipeline.scoring.views import View
 from patchsieve.pipeline.shards.reader import Sample, ShardReader, image_fields_of
@@ -81,15 +81,8 @@ def estimate(request: ScoreRequest) -> Estimate:
     decode = _prepared(samples, request, device)
     if not decode.views:
         raise UserError(f"none of the first {len(samples)} samples of {request.shards[0].name} gives a view")
-    scorer = Scorer(
-        model,
-        mask_ratio=rows.mask_ratio,
-        removal=rows.removal,
-        metric=rows.metric,
-        precision=rows.precision,
-        device=device,
-        batch_size=None if request.config.batch_size == "auto" else request.config.batch_size,
-        frozen_tokens=rows.frozen_tokens,
+    scorer = Scorer.for_rows(
+        model, rows, device=device, batch_size=request.config.known_batch_size, compile=request.config.compile
     )
     teacher_rate = _teacher_rate(scorer, decode.views, rows)
     rate = (
@@ -151,11 +144,10 @@ def _first_samples(shards: Sequence[Shard], image_fields: str) -> tuple[list[Sam
 def _prepared(samples: Sequence[Sample], request: ScoreRequest, device: torch.device) -> _Prepared:
     rows = dataclasses.replace(request.rows("fp32"), sample=1.0)
     threads = (os.cpu_count() or 1) // max(1, torch.cuda.device_count())
+    views_of = views_here(rows, request.teacher.config.patch_size)
     started = time.perf_counter()
     with ThreadPoolExecutor(threads) as pool:
-        items = list(
-            pool.map(lambda sample: prepare(sample, rows, request.teacher.config.patch_size), samples)
-        )
+        items = list(pool.map(lambda sample: prepare(sample, rows.image_field, views_of), samples))
     seconds = time.perf_counter() - started
     views = [view for item in items if isinstance(item, list) for view in item]
     return _Prepared(views, len(views) / seconds)
@@ -163,13 +155,11 @@ def _prepared(samples: Sequence[Sample], request: ScoreRequest, device: torch.de
 
 def _teacher_rate(scorer: Scorer, views: Sequence[View], rows: RowConfig) -> float:
     batch = list(itertools.islice(itertools.cycle(views), scorer.batch_size))
-    pixels = torch.stack([view.pixels for view in batch])
-    visible = torch.stack([torch.from_numpy(view.visible) for view in batch])
-    starts = draw_starts(rows, [(view.sample_key, view.view) for view in batch], scorer.visible)
-    scorer.score(pixels, visible, starts)
+    arguments = batch_of(batch, rows)
+    scorer.score(*arguments)
     count, started = 0, time.perf_counter()
     while not count or time.perf_counter() - started < PROBE_S:
-        scorer.score(pixels, visible, starts)
+        scorer.score(*arguments)
         count += len(batch)
     return count / (time.perf_counter() - started)
 

@@ -30,6 +30,7 @@ class WorkOrder:
     actor: str
     rows: RowConfig
     batch_size: int | None
+    compile: bool
     decode_threads: int
     log_format: LogFormat
 

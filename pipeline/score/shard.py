@@ -18,17 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from patchsieve.pipeline.images.patches import visible_count
 from patchsieve.pipeline.output.faults import count_reasons, failure_reason, write_errors
 from patchsieve.pipeline.output.folder import OutputFolder
 from patchsieve.pipeline.row_config import RowConfig, Store
+from patchsieve.pipeline.score.decoders import Decoders
 from patchsieve.pipeline.score.messages import Progress, ShardResult
 from patchsieve.pipeline.score.teacher_thread import Scored, Submitted, TeacherThread
-from patchsieve.pipeline.score.view_feed import ViewFeed
-from patchsieve.pipeline.scoring.frozen import draw_starts
+from patchsieve.pipeline.score.view_feed import ViewFeed, ViewsOf, views_here
+from patchsieve.pipeline.scoring.batch import batch_of
 from patchsieve.pipeline.scoring.scorer import Scorer
 from patchsieve.pipeline.scoring.views import View
 from patchsieve.pipeline.shards.reader import Fault
@@ -61,8 +61,11 @@ class ShardScoring:
         *,
         provenance: dict[str, Any],
         threads: int,
+        processes: bool | None = None,
     ) -> None:
-        """`provenance`: what tables record of the run without deciding anything. `threads`: decoders."""
+        """`provenance`: what tables record of the run without deciding anything. `threads`: decoders, which are
+        processes where the teacher is on a GPU, or where `processes` says so.
+        """
         self.progress = Progress()
         self._scorer = scorer
         self._teacher = teacher
@@ -71,11 +74,24 @@ class ShardScoring:
         self._provenance = provenance
         self._visible = visible_count(teacher.grid**2, rows.mask_ratio)
         self._turn = threading.Lock()
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._decoders: Decoders | None = None
+        self._views_of: ViewsOf = views_here(rows, teacher.patch_size)
+        if scorer.device.type == "cuda" if processes is None else processes:
+            self._decoders = Decoders(rows, teacher.patch_size, threads)
+            self._pool, self._views_of = self._decoders.pool, self._decoders.views_of
+        else:
+            self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._thread = TeacherThread(scorer)
         images_per_batch = -(-scorer.batch_size // rows.views)
         # Two batches beyond what the teacher has, and enough to keep every decoder busy when images differ in size.
         self._ahead = 2 * images_per_batch + 2 * threads
+
+    def close(self) -> None:
+        """End what decodes; nothing may be scored any more."""
+        if self._decoders is not None:
+            self._decoders.close()
+        else:
+            self._pool.shutdown()
 
     def score(self, shard: Shard) -> ShardResult:
         """Score one shard and commit its table.
@@ -83,7 +99,7 @@ class ShardScoring:
         Raises InfrastructureError where another attempt may help; then nothing was committed.
         """
         started = time.monotonic()
-        feed = ViewFeed(shard, self._rows, self._teacher.patch_size, self._pool, self._ahead)
+        feed = ViewFeed(shard, self._rows, self._views_of, self._pool, self._ahead)
         try:
             with scratch_folder() as scratch:
                 result = self._score(shard, feed, scratch)
@@ -174,10 +190,7 @@ class ShardScoring:
             yield pending
 
     def _submit(self, batch: list[View]) -> Submitted:
-        pixels_NLP = torch.stack([view.pixels for view in batch])
-        visible_NV = torch.from_numpy(np.stack([view.visible for view in batch])).long()
-        keys = [(view.sample_key, view.view) for view in batch]
-        return self._thread.submit(pixels_NLP, visible_NV, draw_starts(self._rows, keys, self._visible))
+        return self._thread.submit(*batch_of(batch, self._rows))
 
     def _collect(
         self, shard: Shard, batch: list[View], submitted: Submitted, writer: TableWriter, faults: list[Fault]
@@ -200,7 +213,7 @@ class ShardScoring:
 
 
 def _row(shard: Shard, view: View, score_V: NDArray[np.float32], store: Store) -> Row:
-    seen = view.pixels[torch.from_numpy(view.visible).long()] if store == "patches" else None
+    seen_VP = view.pixels if len(view.pixels) == len(view.visible) else view.pixels[view.visible]
     return Row(
         shard=shard.name,
         sample_key=view.sample_key,
@@ -214,7 +227,7 @@ def _row(shard: Shard, view: View, score_V: NDArray[np.float32], store: Store) -
         hflip=view.box.hflip,
         visible=view.visible,
         score=score_V,
-        patches=seen.numpy().tobytes() if seen is not None else None,
+        patches=seen_VP.tobytes() if store == "patches" else None,
         pixels=view.jpeg if store == "view" else None,
     )
 

@@ -64,15 +64,8 @@ class ScoringWorker:
         here = f"node {self.info.host} ({self.info.node_id[:8]})"
         prove_access(order.out, first_shard, run_id=order.run_id, here=here)
         rows = order.rows
-        scorer = Scorer(
-            self._model,
-            mask_ratio=rows.mask_ratio,
-            removal=rows.removal,
-            metric=rows.metric,
-            precision=rows.precision,
-            device=self._device,
-            batch_size=order.batch_size,
-            frozen_tokens=rows.frozen_tokens,
+        scorer = Scorer.for_rows(
+            self._model, rows, device=self._device, batch_size=order.batch_size, compile=order.compile
         )
         provenance = {
             "run_id": order.run_id,

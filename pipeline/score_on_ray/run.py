@@ -110,7 +110,8 @@ class _Run:
         return QueueOptions(
             size=size,
             max_actors=config.max_actors,
-            batch_size=None if config.batch_size == "auto" else config.batch_size,
+            batch_size=config.known_batch_size,
+            compile=config.compile,
             decode_threads=None if own_share else size.cpus,
             stall_timeout_s=config.stall_timeout,
             start_timeout_s=config.start_timeout,

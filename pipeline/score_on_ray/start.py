@@ -24,6 +24,7 @@ class QueueOptions:
     size: ActorSize
     max_actors: int | None
     batch_size: int | None
+    compile: bool
     decode_threads: int | None
     stall_timeout_s: float
     start_timeout_s: float
@@ -81,6 +82,7 @@ class ActorStart:
             actor=actor.name,
             rows=self._rows,
             batch_size=self._options.batch_size,
+            compile=self._options.compile,
             decode_threads=self._decode_threads(actor.info.node_id),
             log_format=self._options.log_format,
         )

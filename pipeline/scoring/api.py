@@ -27,7 +27,7 @@ from patchsieve.pipeline.row_config import (
     RowConfig,
 )
 from patchsieve.pipeline.scoring.aggregate import Aggregate, dense_scores
-from patchsieve.pipeline.scoring.frozen import draw_starts
+from patchsieve.pipeline.scoring.batch import batch_of
 from patchsieve.pipeline.scoring.scorer import Scorer
 from patchsieve.pipeline.scoring.views import draw_views
 from patchsieve.pipeline.teacher.build import build_teacher
@@ -131,27 +131,23 @@ def score_images(
         image_field="memory",
         decoder=DECODER,
     )
-    scorer = Scorer(
-        teacher.model,
-        mask_ratio=mask_ratio,
-        removal=removal,
-        metric=metric,
-        precision=teacher.precision,
-        device=teacher.device,
-        batch_size=batch_size or rows.views,
-        frozen_tokens=rows.frozen_tokens,
-    )
+    scorer = Scorer.for_rows(teacher.model, rows, device=teacher.device, batch_size=batch_size or rows.views)
     results = []
     for index, image in enumerate(images):
         key = keys[index] if keys is not None else str(index)
         drawn = draw_views(key, as_pixels(image), rows, shape.patch_size)
-        shown = np.stack([view.visible for view in drawn])
-        starts = draw_starts(rows, [(key, view.view) for view in drawn], visible)
-        score = scorer.score(torch.stack([view.pixels for view in drawn]), torch.from_numpy(shown), starts)
+        score = scorer.score(*batch_of(drawn, rows))
         boxes = tuple(view.box for view in drawn)
         if not bool(score.isfinite().all()):
             raise UserError(f"the scores of image {key} are not finite in {teacher.precision}; take fp32")
-        results.append(ImageScores(boxes=boxes, visible=shown, score=score.numpy(), grid=shape.grid))
+        results.append(
+            ImageScores(
+                boxes=boxes,
+                visible=np.stack([view.visible for view in drawn]),
+                score=score.numpy(),
+                grid=shape.grid,
+            )
+        )
     return results
 
 

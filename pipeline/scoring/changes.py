@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from patchsieve.pipeline.images.patches import denormalise, normalise, unpatchify
+from patchsieve.pipeline.row_config import Metric
 from patchsieve.pipeline.teacher.architecture import OutputSpace, TeacherConfig
 
 SSIM_WINDOW = 11
@@ -26,6 +27,11 @@ PSNR_CAP = 150.0
 _SSIM_DEVIATION = 1.5
 _C1, _C2 = 0.01**2, 0.03**2
 _PATCH_VARIANCE_FLOOR = 1e-6
+
+
+def compares_whole_images(metric: Metric) -> bool:
+    """Whether a metric needs all pixels of a view, not only those of its visible patches."""
+    return metric in {"ssim", "psnr"}
 
 
 def hidden_patches_pixels(prediction_NHP: Tensor, original_NHP: Tensor, space: OutputSpace) -> Tensor:

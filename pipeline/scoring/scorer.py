@@ -33,6 +33,7 @@ from patchsieve.pipeline.row_config import (
     Metric,
     Precision,
     Removal,
+    RowConfig,
     check_frozen,
     count_tokens,
 )
@@ -113,7 +114,30 @@ class Scorer:
             self._batch_size = self._measured_batch_size()
         self._pass = min(self._pass, self._batch_size * self.visible)
         if self._record:
-            self.score(*self._sample(self._batch_size))
+            self._compile()
+
+    @classmethod
+    def for_rows(
+        cls,
+        model: MaskedAutoencoder,
+        rows: RowConfig,
+        *,
+        device: torch.device,
+        batch_size: int | None,
+        compile: bool = False,
+    ) -> Scorer:
+        """The scorer of a table's rows."""
+        return cls(
+            model,
+            mask_ratio=rows.mask_ratio,
+            removal=rows.removal,
+            metric=rows.metric,
+            precision=rows.precision,
+            device=device,
+            batch_size=batch_size,
+            frozen_tokens=rows.frozen_tokens,
+            compile=compile,
+        )
 
     @property
     def batch_size(self) -> int:
@@ -147,7 +171,7 @@ class Scorer:
                 raise UserError(f"{value!r} is none of {', '.join(get_args(choices))}")
         if batch_size is not None and batch_size < 1:
             raise UserError(f"batch size {batch_size} must be at least 1")
-        if self._metric in {"ssim", "psnr"} and config.output_space == "unknown":
+        if metrics.compares_whole_images(self._metric) and config.output_space == "unknown":
             raise UserError(
                 f"metric {self._metric} compares pixels, but this teacher's file does not tell its output"
                 " space: give it (pixels or normalised), or use metric l1 or l2"
@@ -156,6 +180,19 @@ class Scorer:
             raise UserError(
                 f"metric ssim needs images of {metrics.SSIM_WINDOW} px or more, not {config.image_size}"
             )
+
+    def _compile(self) -> None:
+        try:
+            self.score(*self._sample(self._batch_size))
+        except (UserError, InfrastructureError):
+            raise
+        except Exception as error:  # whatever the compilers on the way raise
+            reason = str(error).strip().splitlines()
+            raise UserError(
+                f"the teacher cannot be compiled for {self._device} ({type(error).__name__}:"
+                f" {reason[0] if reason else ''}); a C compiler and Python's headers have to be there,"
+                " or add --no-compile"
+            ) from error
 
     def _largest_pass(self) -> int:
         if self._device.type != "cpu":
@@ -201,19 +238,26 @@ class Scorer:
     def launch(self, pixels_NLP: Tensor, visible_NV: Tensor, starts_NV: Tensor | None = None) -> Launched:
         """Have the scores of some views computed: on a GPU they are under way when this returns, else done.
 
-        `pixels_NLP`: uint8 patches of the views; `visible_NV`: positions of the visible ones, any integer
-        type and any order; `starts_NV`: the frozen estimator's random numbers (`frozen.draw_starts`), float64, which
-        exact scores do not take. A last batch that is not full is filled up with repeats of its last view, so that
-        a view's scores do not depend on how many views there are, bit for bit.
+        `pixels_NLP`: uint8 patches of the views, or, where the metric does not compare whole images, of the visible
+        ones alone, `[N, V, P]`; `visible_NV`: positions of the visible ones, any integer type and any order;
+        `starts_NV`: the frozen estimator's random numbers (`frozen.draw_starts`), float64, which exact scores do not
+        take. A last batch that is not full is filled up with repeats of its last view, so that a view's scores do not
+        depend on how many views there are, bit for bit.
 
         A score that leaves the range of the arithmetic is inf or NaN. Raises ValueError for arguments that do not
         fit the teacher, InfrastructureError when not even one removal of one view fits into memory.
         """
         count, positions = len(pixels_NLP), self._config.positions
-        if pixels_NLP.shape[1:] != (positions, self.patch_values) or pixels_NLP.dtype != torch.uint8:
+        counts = {positions} if metrics.compares_whole_images(self._metric) else {positions, self.visible}
+        if (
+            pixels_NLP.dtype != torch.uint8
+            or pixels_NLP.ndim != 3
+            or pixels_NLP.shape[1] not in counts
+            or pixels_NLP.shape[2] != self.patch_values
+        ):
             raise ValueError(
                 f"pixels {pixels_NLP.dtype} {list(pixels_NLP.shape)} are not"
-                f" uint8 [N, {positions}, {self.patch_values}]"
+                f" uint8 [N, {' or '.join(map(str, sorted(counts, reverse=True)))}, {self.patch_values}]"
             )
         if visible_NV.shape != (count, self.visible):
             raise ValueError(f"visible {list(visible_NV.shape)} is not [{count}, {self.visible}]")
@@ -270,10 +314,12 @@ class Scorer:
     ) -> Tensor:
         """Scores `[N, V]` of the views in `rows`, on the device; several only if all their removals fit."""
         visible_NV = visible_NV[rows]
-        values = [pixels_NLP[rows[:, None], visible_NV], visible_NV, hidden_NH[rows]]
+        whole = pixels_NLP.shape[1] != self.visible
+        seen_NVP = pixels_NLP[rows[:, None], visible_NV] if whole else pixels_NLP[rows]
+        values = [seen_NVP, visible_NV, hidden_NH[rows]]
         if starts_NV is not None:
             values.append(starts_NV[rows])
-        elif self._metric in {"ssim", "psnr"}:
+        elif metrics.compares_whole_images(self._metric):
             values.append(pixels_NLP[rows])
         with float32_products(self._precision):
             if not (record and self._pass >= len(rows) * self.visible):

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from patchsieve.pipeline.images.masks import draw_visible
 from patchsieve.pipeline.images.patches import patchify, visible_count
 from patchsieve.pipeline.images.views import ViewBox, apply_view, decode_view, draw_view, encode_view
 from patchsieve.pipeline.row_config import RowConfig
+from patchsieve.pipeline.scoring.changes import compares_whole_images
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class View:
-    """One view, ready for the teacher: `pixels` uint8 `[L, P]`, `visible` int16 `[V]`."""
+    """One view, ready for the teacher: `visible` int16 `[V]`, ascending.
+
+    `pixels`: uint8 patches, the visible ones alone, `[V, P]`; all of them, `[L, P]`, for metrics of whole images.
+    """
 
     sample_key: str
     view: int
     image_size: tuple[int, int]
     box: ViewBox
-    pixels: Tensor
-    visible: np.ndarray[Any, np.dtype[np.int16]]
+    pixels: NDArray[np.uint8]
+    visible: NDArray[np.int16]
     jpeg: bytes | None
 
 
@@ -42,7 +46,7 @@ def draw_views(sample_key: str, image: Tensor, rows: RowConfig, patch_size: int)
             jpeg = encode_view(pixels) if rows.store == "view" else None
             # The row is its own evidence: the teacher sees what the table holds.
             seen = decode_view(jpeg) if jpeg is not None else pixels
-            patches = patchify(seen[None], patch_size)[0]
+            patches_LP: NDArray[np.uint8] = patchify(seen[None], patch_size)[0].numpy()
         visible = draw_visible(
             rows.seed,
             sample_key,
@@ -58,7 +62,7 @@ def draw_views(sample_key: str, image: Tensor, rows: RowConfig, patch_size: int)
                 view=number,
                 image_size=(height, width),
                 box=box,
-                pixels=patches,
+                pixels=patches_LP if compares_whole_images(rows.metric) else patches_LP[visible],
                 visible=visible,
                 jpeg=jpeg,
             )
