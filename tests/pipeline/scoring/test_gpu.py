@@ -14,8 +14,8 @@ from patchsieve.pipeline.row_config import Metric, Removal
 from patchsieve.pipeline.scoring.scorer import Scorer
 from patchsieve.pipeline.teacher.build import build_teacher
 from patchsieve.pipeline.teacher.checkpoint import read_teacher
-from tests.helpers.scoring import RATIO, SMALL, make_teacher, make_views
-from tests.reference import kendall_tau
+from tests.pipeline.scoring.cases import RATIO, SMALL, make_teacher, make_views
+from tests.pipeline.scoring.reference import kendall_tau
 
 # Compilers warn of their own libraries.
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
