@@ -63,7 +63,7 @@ lint: install
 	@echo "== lint: mypy"
 	$(BIN)/mypy --package patchsieve --package tests --package benchmarks
 	@echo "== lint: basedpyright (imports as editors resolve them)"
-	$(BIN)/python -m tests.helpers.editors
+	$(BIN)/python -m tests.project.editors
 
 # The links that let everybody find pipeline/, ranker/ and jobs/ as parts of the package: an archive or a checkout on
 # Windows may have come without them.

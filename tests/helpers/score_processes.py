@@ -20,9 +20,9 @@ import pytest
 from patchsieve.jobs.score import main
 from patchsieve.pipeline.runs.config_file import config_to_yaml
 from patchsieve.pipeline.score.config import ScoreConfig
+from tests.helpers.checkout import ROOT
 from tests.helpers.faults import Faults
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 DEADLINE_S = 240.0
 STOP_S = 2.2
 """A signal is obeyed within 2 s; the rest is for noticing it."""

@@ -1,0 +1,243 @@
+"""The deployment files: Ray's own schema, what that misses, and versions that agree with the project's."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+import yaml
+
+from patchsieve.jobs.command_line import read_config
+from patchsieve.pipeline.schedule.config import OnceConfig
+from patchsieve.pipeline.score.config import ScoreConfig
+from tests.helpers.checkout import ROOT
+
+AWS, KUBERAY, DOCKERFILE = ROOT / "ray_cluster.yaml", ROOT / "deploy/kuberay.yaml", ROOT / "deploy/Dockerfile"
+PLACEHOLDER = re.compile(r"<[A-Z_]+>")
+# The fields of EC2's request that we use, and those of Ray's AWS provider: Ray's schema lets any name pass.
+NODE_FIELDS = {
+    *("InstanceType", "ImageId", "SubnetIds", "SecurityGroupIds", "IamInstanceProfile", "MetadataOptions"),
+    *("BlockDeviceMappings", "InstanceMarketOptions"),
+}
+PROVIDER_FIELDS = {"type", "region", "availability_zone", "cache_stopped_nodes"}
+
+
+def comments(file: Path) -> str:
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return "\n".join(line for line in lines if line.startswith("#"))
+
+
+def filled(file: Path) -> str:
+    """The file's text with something in every place that a user has to fill."""
+    lists = file.read_text(encoding="utf-8").replace("<SUBNETS>", "[subnet-1, subnet-2]")
+    return PLACEHOLDER.sub(lambda found: found[0].strip("<>").lower(), lists)
+
+
+def pinned(name: str) -> str:
+    found = re.search(
+        rf"^{name}==(.+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert found is not None
+    return found[1]
+
+
+@pytest.fixture
+def aws() -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(filled(AWS))
+    return content
+
+
+@pytest.fixture
+def kubernetes() -> dict[str, Any]:
+    return {document["kind"]: document for document in yaml.safe_load_all(filled(KUBERAY)) if document}
+
+
+def pods(kubernetes: dict[str, Any]) -> dict[str, Any]:
+    cluster = kubernetes["RayCluster"]["spec"]
+    return {
+        "head": cluster["headGroupSpec"]["template"],
+        **{group["groupName"]: group["template"] for group in cluster["workerGroupSpecs"]},
+        "tick": kubernetes["CronJob"]["spec"]["jobTemplate"]["spec"]["template"],
+    }
+
+
+@pytest.mark.parametrize("file", [AWS, KUBERAY, DOCKERFILE])
+def test_every_placeholder_is_explained_and_every_explained_one_is_used(file: Path) -> None:
+    explained = set(re.findall(r"^# +(<[A-Z_]+>) {2,}\S", comments(file), re.MULTILINE))
+    lines = file.read_text(encoding="utf-8").splitlines()
+    used = {name for line in lines if not line.startswith("#") for name in PLACEHOLDER.findall(line)}
+    assert used <= explained
+    assert explained - used <= {"<NAMESPACE>"}
+    assert set(PLACEHOLDER.findall(comments(file))) - explained <= {"<IMAGE>"}
+
+
+def test_ray_accepts_the_cluster_file(aws: dict[str, Any]) -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    validate_config(prepare_config(aws))
+
+
+def test_ray_refuses_a_misspelt_name(aws: dict[str, Any]) -> None:
+    """What the test before is worth."""
+    from jsonschema import ValidationError  # type: ignore[import-untyped]
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    aws["available_node_types"]["gpu_worker"]["min_worker"] = 1
+    with pytest.raises(ValidationError, match="min_worker"):
+        validate_config(prepare_config(aws))
+
+
+def test_names_that_rays_schema_lets_pass(aws: dict[str, Any]) -> None:
+    assert set(aws["provider"]) == PROVIDER_FIELDS
+    for kind in aws["available_node_types"].values():
+        assert set(kind["node_config"]) <= NODE_FIELDS
+    assert aws["available_node_types"]["gpu_worker"]["max_workers"] <= aws["max_workers"]
+
+
+def test_workers_are_on_spot_and_the_head_takes_no_actor(aws: dict[str, Any]) -> None:
+    kinds = aws["available_node_types"]
+    assert kinds["gpu_worker"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+    assert "InstanceMarketOptions" not in kinds["head"]["node_config"]
+    assert kinds["head"]["resources"] == {"CPU": 0}
+    assert kinds["gpu_worker"]["resources"]["GPU"] == 1
+    assert kinds["gpu_worker"]["min_workers"] == 0
+
+
+def test_nothing_of_the_aws_cluster_is_open_to_the_public(aws: dict[str, Any]) -> None:
+    for kind in aws["available_node_types"].values():
+        # Named groups keep Ray from making one of its own, which opens port 22 to everybody.
+        assert kind["node_config"]["SecurityGroupIds"]
+        assert kind["node_config"]["MetadataOptions"]["HttpTokens"] == "required"
+    (start,) = [line for line in aws["head_start_ray_commands"] if "ray start" in line]
+    assert "--dashboard-host=127.0.0.1" in start
+    for line in [*aws["head_start_ray_commands"], *aws["worker_start_ray_commands"]]:
+        assert "ray start" not in line or "RAY_AUTH_MODE=token" in line
+    assert aws["file_mounts"]["/home/ray/.ray/auth_token"] == "~/.ray/auth_token"
+
+
+def test_the_object_store_fits_into_shared_memory(aws: dict[str, Any], kubernetes: dict[str, Any]) -> None:
+    (shared,) = [option for option in aws["docker"]["run_options"] if option.startswith("--shm-size")]
+    commands = aws["head_start_ray_commands"] + aws["worker_start_ray_commands"]
+    stores = [int(n) for line in commands for n in re.findall(r"--object-store-memory=(\d+)", line)]
+    assert len(stores) == 2
+    assert max(stores) < int(shared.removeprefix("--shm-size=").removesuffix("g")) * 2**30
+    cluster = kubernetes["RayCluster"]["spec"]
+    for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
+        volumes = {volume["name"]: volume["emptyDir"] for volume in group["template"]["spec"]["volumes"]}
+        room = int(volumes["shared-memory"]["sizeLimit"].removesuffix("Gi")) * 2**30
+        assert int(group["rayStartParams"]["object-store-memory"]) < room
+
+
+def test_versions_agree(aws: dict[str, Any], kubernetes: dict[str, Any]) -> None:
+    ray = pinned("ray")
+    assert aws["docker"]["image"] == f"rayproject/ray:{ray}-py311-gpu"
+    assert kubernetes["RayCluster"]["spec"]["rayVersion"] == ray
+    assert "--constraint ~/patchsieve/constraints.txt" in " ".join(aws["setup_commands"])
+    docker = DOCKERFILE.read_text(encoding="utf-8")
+    assert "FROM python:3.11-" in docker
+    assert "--constraint constraints.txt" in docker
+
+
+def test_the_image_holds_every_package_and_runs_as_the_user_that_kubernetes_expects() -> None:
+    docker = DOCKERFILE.read_text(encoding="utf-8")
+    # COPY keeps links as they are: what they lead to has to come along.
+    links = [path for path in (ROOT / "patchsieve").iterdir() if path.is_symlink()]
+    folders = {"patchsieve", *(path.resolve().name for path in links)}
+    assert folders == {"patchsieve", "pipeline", "ranker", "jobs"}
+    copied = re.findall(r"^COPY (.+) \S+$", docker, re.MULTILINE)
+    assert folders <= {name for line in copied for name in line.split()}
+    assert all((ROOT / name).exists() for line in copied for name in line.split())
+    seen = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert {f"!{name}" for line in copied for name in line.split() if name != "./"} <= set(seen)
+    assert "useradd --create-home --uid 1000" in docker
+    assert re.findall(r"^USER (.+)$", docker, re.MULTILINE)[-1] == "ray"
+
+
+def test_kubernetes_pods_are_confined_and_have_time_to_drain(kubernetes: dict[str, Any]) -> None:
+    label = kubernetes["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"]
+    for template in pods(kubernetes).values():
+        assert template["metadata"]["labels"] == label
+        assert template["spec"]["securityContext"]["runAsNonRoot"]
+        assert template["spec"]["serviceAccountName"] == kubernetes["ServiceAccount"]["metadata"]["name"]
+    worker = pods(kubernetes)["gpu-spot"]["spec"]
+    environment = {entry["name"]: entry["value"] for entry in worker["containers"][0]["env"]}
+    drain = float(environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
+    assert 0 < drain < worker["terminationGracePeriodSeconds"] - 10
+    assert kubernetes["RayCluster"]["spec"]["authOptions"] == {"mode": "token"}
+    assert kubernetes["RayCluster"]["spec"]["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+
+
+def test_commands_of_kubernetes_are_ones_that_patchsieve_takes(kubernetes: dict[str, Any]) -> None:
+    (container,) = pods(kubernetes)["tick"]["spec"]["containers"]
+    words = container["args"]
+    assert words[:3] == ["patchsieve", "schedule", "once"]
+    cut = words.index("--")
+    tick = read_config("schedule once", OnceConfig, words[3:cut])
+    cluster, dashboard = kubernetes["RayCluster"]["metadata"]["name"], "8265"
+    assert tick.address == f"http://{cluster}-head-svc:{dashboard}"
+    assert read_config("score", ScoreConfig, ["x.tar", "--out", "o", *words[cut + 1 :]]).max_actors == 16
+    entrypoint = shlex.split(kubernetes["RayJob"]["spec"]["entrypoint"])
+    assert entrypoint[:2] == ["patchsieve", "score"]
+    assert read_config("score", ScoreConfig, entrypoint[2:]).teacher == "mae-base"
+    (secret,) = container["env"]
+    assert secret["valueFrom"]["secretKeyRef"] == {"name": cluster, "key": "auth_token"}
+
+
+def test_ray_knows_the_drain_setting_that_kubernetes_is_given() -> None:
+    from ray._private import ray_constants
+
+    assert hasattr(ray_constants, "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S")
+
+
+class _Metadata(BaseHTTPRequestHandler):
+    """A spot instance's metadata service; the notice is there from the second question on."""
+
+    asked = 0
+
+    def do_PUT(self) -> None:
+        self._answer(200, b"the-token")
+
+    def do_GET(self) -> None:
+        _Metadata.asked += 1
+        known = self.headers["X-aws-ec2-metadata-token"] == "the-token"
+        self._answer(200 if known and _Metadata.asked > 1 else 404, b'{"action": "terminate"}')
+
+    def _answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def test_a_spot_notice_has_ray_drain_the_node(tmp_path: Path) -> None:
+    told = tmp_path / "ray"
+    told.write_text('#!/bin/sh\necho "$@" > "$(dirname "$0")/told"\n', encoding="utf-8")
+    told.chmod(0o755)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Metadata)
+    Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    subprocess.run(
+        ["bash", ROOT / "deploy/spot_notice.sh", "10.0.0.1:6379"],
+        env={
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+            "SPOT_NOTICE_METADATA": f"http://127.0.0.1:{server.server_address[1]}",
+            "SPOT_NOTICE_EVERY": "0.05",
+        },
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+    server.shutdown()
+    server.server_close()
+    asked = (tmp_path / "told").read_text(encoding="utf-8")
+    assert asked.startswith("drain-node --address 10.0.0.1:6379 --reason DRAIN_NODE_REASON_PREEMPTION ")
+    assert _Metadata.asked == 2

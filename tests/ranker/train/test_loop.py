@@ -1,0 +1,195 @@
+"""A whole training as one worker runs it, without Ray: checkpoints, going on from them, what OUT holds."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from patchsieve.pipeline.errors import UserError
+from patchsieve.ranker.baselines.baselines import BaselineSources, make_baseline
+from patchsieve.ranker.model.checkpoint import load_ranker
+from patchsieve.ranker.model.initial_weights import initial_ranker
+from patchsieve.ranker.train.loop import Fit, State
+from patchsieve.ranker.train.plan import TrainPlan, make_plan
+from patchsieve.ranker.train.progress import follow, numbers_of, outcome, point_line, print_point, read_curve
+from patchsieve.ranker.train.record import begin, begun, check_resume, some_rows, write_settings
+from patchsieve.ranker.train.workers import Worker
+from tests.helpers.partition_tables import write_partition_table
+from tests.helpers.pixel_tables import GRID, PATCH, write_pixel_table
+from tests.ranker.learning.test_training import config_for
+
+SETTINGS: dict[str, Any] = {"head": "token", "depth": 1, "base_lr": 0.02, "weight_decay": 0.05}
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("tables")
+    return write_pixel_table(folder / "a.parquet", images=range(40), views=2)
+
+
+def a_plan(table: str, out: Path, **changes: object) -> TrainPlan:
+    return make_plan(config_for(table, out, **{**SETTINGS, **changes}))
+
+
+def through_a_file(state: State) -> State:
+    """The state as a checkpoint gives it back."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    loaded: State = torch.load(buffer, weights_only=True)
+    return loaded
+
+
+def fit(plan: TrainPlan, state: State | None = None, *, before: Callable[[int], None] | None = None) -> Any:
+    """Run to the end, or to what `before` raises; returns the states of all checkpoints by step."""
+    record = begun(plan.config.out) or begin(plan, run_id="run-1")
+    ranker = initial_ranker(plan.ranker, seed=plan.config.seed)
+    found: dict[int, State] = {}
+
+    def report(newest: dict[str, Any], content: Callable[[], State]) -> None:
+        found[worker.training.step] = through_a_file(content())
+        if before is not None:
+            before(worker.training.step)
+
+    worker = Fit(plan, record, ranker, worker=Worker(), state=state, run_id="run-1")
+    worker.run(report)
+    return found
+
+
+def test_from_every_checkpoint_on_the_steps_are_the_same(table: str, tmp_path: Path) -> None:
+    whole = a_plan(table, tmp_path / "whole", flip=True, accumulate=2, measure_every=2)
+    states = fit(whole)
+    assert list(states) == [4, 8, 12, 16]
+    expected = load_ranker(str(tmp_path / "whole" / "last"))
+    for step in (4, 12):
+        out = tmp_path / f"from-{step}"
+        plan = a_plan(table, out, flip=True, accumulate=2, measure_every=2)
+        later = fit(plan, states[step])
+        assert min(later) == step + 4
+        assert load_ranker(str(out / "last")).digest == expected.digest
+        ours, theirs = (read_curve(str(folder)) for folder in (out, tmp_path / "whole"))
+        for points in (ours, theirs):
+            for point in points:
+                del point["seconds"], point["waited"]
+        assert ours == theirs
+
+
+def test_checkpoints_by_the_clock_hold_what_was_not_measured_yet(table: str, tmp_path: Path) -> None:
+    plan = a_plan(table, tmp_path / "often", epochs=4, measure_every=4, checkpoint_minutes=1e-9)
+    states = fit(plan)
+    assert list(states) == list(range(1, 9))
+    assert states[5]["progress"]["curve"] == []
+    other = a_plan(table, tmp_path / "resumed", epochs=4, measure_every=4)
+    fit(other, states[5])
+    one, two = (read_curve(str(tmp_path / name))[0] for name in ("often", "resumed"))
+    assert (one["loss"], one["agreement"]) == (two["loss"], two["agreement"])
+
+
+def test_out_holds_the_best_ranker_and_the_last(table: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    # So high a rate that agreement comes and goes.
+    fit(a_plan(table, out, epochs=16, measure_every=2, base_lr=0.3))
+    curve = read_curve(str(out))
+    best, last = load_ranker(str(out)), load_ranker(str(out / "last"))
+    top = max(curve, key=lambda point: float(point["agreement"]))
+    assert (best.extra["step"], best.extra["agreement"]) == (int(top["step"]), float(top["agreement"]))
+    assert (last.extra["step"], last.extra["agreement"]) == (32, float(curve[-1]["agreement"]))
+    assert (best.digest == last.digest) == (top["step"] == "32")
+    lines = outcome(str(out), shown="out")
+    assert lines[0].startswith("complete: 32 steps; agreement is Spearman's correlation")
+    assert f"{float(top['agreement']):.3f} at step {top['step']}: out" in lines[1]
+
+
+def test_a_ranker_says_what_it_was_trained_on(table: str, tmp_path: Path) -> None:
+    plan = a_plan(table, tmp_path / "out", epochs=1)
+    write_settings(plan.config, run_id="run-1")
+    fit(plan)
+    ranker = load_ranker(str(tmp_path / "out"))
+    assert ranker.tables == plan.identities
+    assert ranker.extra["run_id"] == "run-1"
+    assert ranker.extra["validation"] == "visible patches"
+    assert ranker.extra["held_out"] == plan.validation.rows
+    assert ranker.extra["rows"]["removal"] == "decoder"
+    assert ranker.extra["rows"]["views"] == "0:2"
+    assert ranker.extra["training"]["loss"] == "rank_net"
+    fits = ranker.extra["baselines"]
+    assert fits["position"]["rows"] == plan.index.train_rows.sum()
+    make_baseline("ridge", BaselineSources(grid=GRID, patch_size=PATCH, fits=fits))
+    assert "epochs: 1" in (tmp_path / "out" / "train.yaml").read_text()
+
+
+def test_whole_images_are_measured_and_said_so(tmp_path: Path) -> None:
+    table = write_partition_table(tmp_path / "a.parquet", images=range(24))
+    plan = a_plan(table, tmp_path / "out", epochs=4, measure_every=4)
+    assert "on whole images" in "\n".join(plan.lines())
+    fit(plan)
+    (point,) = csv.DictReader(io.StringIO((tmp_path / "out" / "curve.csv").read_text()))
+    assert point["validation"] == "whole images"
+    assert "on whole images" in point_line(point)
+    assert load_ranker(str(tmp_path / "out")).extra["validation"] == "whole images"
+
+
+def test_going_on_needs_the_same_settings_and_tables(table: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    begin(a_plan(table, out), run_id="run-1")
+
+    def refused(message: str, given: str = table, **changes: object) -> None:
+        with pytest.raises(UserError, match=message):
+            check_resume(a_plan(given, out, **{"resume": True, **changes}), begun(str(out)))
+
+    check_resume(a_plan(table, out, resume=True, epochs=100, workers=2, measure_every=1), begun(str(out)))
+    refused("add --resume", resume=False)
+    refused(r"base_lr: 0.02 -> 0.1; loss: rank_net -> mse\. Ask for the same", base_lr=0.1, loss="mse")
+    refused(r"held_out: 0.2 -> 0.3", held_out=0.3)
+    other = write_pixel_table(tmp_path / "b.parquet", images=range(41), views=2)
+    refused("begun with other tables", other)
+    same_rows = write_pixel_table(
+        tmp_path / "c" / "a.parquet", images=range(40), views=2, settings={"removal": "encoder"}
+    )
+    refused("begun with other tables", same_rows)
+    with pytest.raises(UserError, match="another run began a training there"):
+        begin(a_plan(table, out), run_id="run-2")
+
+
+def test_folders_of_others_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"holds the config\.json of something else"):
+        begun(str(tmp_path))
+    (tmp_path / "training.json").write_text(json.dumps({"format": "patchsieve training"}))
+    with pytest.raises(UserError, match=r"training\.json is damaged"):
+        begun(str(tmp_path))
+
+
+def test_baselines_are_fitted_to_some_of_a_large_table(table: str, tmp_path: Path) -> None:
+    index = a_plan(table, tmp_path / "out").index
+    few = some_rows(index, 20)
+    assert 20 <= few.train_rows.sum() <= 20 + index.train_rows.max()
+    assert some_rows(index, 10**6).train_rows.tolist() == index.train_rows.tolist()
+    kept = few.train_rows.nonzero()[0]
+    assert kept[-1] - kept[0] > len(index.train_rows) / 2
+
+
+def test_measurements_are_printed_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    header = "step,views_per_image,loss,agreement,validation,waited\n"
+    (tmp_path / "curve.csv").write_text(f"{header}5,1,2.0,0.5,visible patches,0.01\n")
+    with follow(str(tmp_path), print_point):
+        (tmp_path / "curve.csv").write_text(
+            f"{header}5,1,2.0,0.5,visible patches,0.01\n10,2,1.5,,visible patches,0.02\n"
+        )
+    assert numbers_of({"step": "10", "loss": "1.5", "agreement": "", "validation": "visible patches"}) == {
+        "step": 10,
+        "loss": 1.5,
+        "agreement": None,
+        "validation": "visible patches",
+    }
+    shown = capsys.readouterr().out.splitlines()
+    assert shown == [
+        "step 10  views per image 2  loss 1.5000  agreement nan on visible patches  waited for data 2.0%"
+    ]
