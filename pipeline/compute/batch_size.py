@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
+_log = logging.getLogger(__name__)
+
 WORTH = 0.97
 """A larger batch is taken only when a view then takes less than this share of its time."""
+
+FIRST_PATIENCE = 300.0
+"""Seconds after which a size that did not fit is tried again."""
 
 LARGEST_TENSOR = 2**31 - 1
 """Values of a tensor: some kernels of GPUs count them in 32 bits."""
@@ -93,3 +100,32 @@ def largest_good_batch(seconds_per_view: Callable[[int], float], sizes: Sequence
             break
     best = min(seconds.values())
     return max(size for size, taken in seconds.items() if taken * WORTH <= best)
+
+
+class PassSize:
+    """How many sequences run at once: halved when memory runs out, and doubled again when that is a while ago.
+
+    What else is on the device may have been there for a moment only; where it stays, the time between two attempts
+    doubles.
+    """
+
+    def __init__(self, largest: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.now = self._largest = largest
+        self._clock, self._since, self._patience = clock, 0.0, FIRST_PATIENCE
+
+    def halve(self) -> None:
+        """Memory has run out."""
+        self.now //= 2
+        self._since = self._clock()
+        _log.warning(
+            "out of memory: %d sequences at once from here on, %d are usual", self.now, self._largest
+        )
+
+    def grow(self) -> bool:
+        """Before a batch: double the size if it is time to; whether it changed."""
+        if self.now == self._largest or self._clock() - self._since < self._patience:
+            return False
+        self.now = min(self._largest, 2 * self.now)
+        self._since, self._patience = self._clock(), 2 * self._patience
+        _log.warning("%d sequences at once are tried again", self.now)
+        return True

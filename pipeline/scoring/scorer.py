@@ -18,6 +18,7 @@ from torch import Tensor
 from patchsieve.pipeline.compute.batch_size import (
     LARGEST_TENSOR,
     PROBE_RUNS,
+    PassSize,
     available_memory,
     choose_batch_size,
     is_out_of_memory,
@@ -45,7 +46,7 @@ from patchsieve.pipeline.teacher.model import MaskedAutoencoder
 from patchsieve.pipeline.teacher.ready import prepare
 
 LARGEST_BATCH = 256
-GPU_BATCHES = (64, 128, 256)
+GPU_BATCHES = (1, 8, 32, 64, 128, 256)
 PROBE_SECONDS = 1.5
 
 
@@ -67,7 +68,7 @@ class Scorer:
     """A teacher on a device, ready to score batches of views.
 
     Memory is bounded by the removals that run in one pass. When it runs out, that number is halved and the
-    pass run again, down to one removal of one view.
+    pass run again, down to one removal of one view; later more are tried again.
     """
 
     def __init__(
@@ -109,10 +110,10 @@ class Scorer:
         self._record = compile and self._device.type == "cuda"
         self._recorded: dict[int, Recorded] = {}
         self._batch_size = batch_size or 1
-        self._pass = self._largest_pass()
+        self._pass = PassSize(self._largest_pass())
         if batch_size is None:
             self._batch_size = self._measured_batch_size()
-        self._pass = min(self._pass, self._batch_size * self.visible)
+        self._pass = PassSize(min(self._pass.now, self._batch_size * self.visible))
         if self._record:
             self._compile()
 
@@ -200,10 +201,10 @@ class Scorer:
         return max(1, available_memory() // sequence_bytes(self._config, self.visible))
 
     def _measured_batch_size(self) -> int:
-        largest = max(1, min(LARGEST_BATCH, self._pass // self.visible))
+        largest = max(1, min(LARGEST_BATCH, self._pass.now // self.visible))
         try:
             if self._device.type == "cuda":
-                sizes = [size for size in GPU_BATCHES if size <= largest] or [largest]
+                sizes = [size for size in GPU_BATCHES if size <= largest]
                 return largest_good_batch(self._seconds_per_view, sizes)
             return choose_batch_size(self._seconds_per_view, largest=largest, budget=PROBE_SECONDS)
         except (RuntimeError, MemoryError) as error:
@@ -267,12 +268,13 @@ class Scorer:
         visible_NV = visible_NV.long()
         hidden_NH = hidden_positions(visible_NV, positions)
         rows = torch.arange(count + -count % self._batch_size).clamp_(max=count - 1)
+        self._pass.grow()
         scores: list[Tensor] = []
         start = 0
         while start < len(rows):
             # A pass ends where a batch does, so that batches are cut alike whatever comes before them.
             stop = min(
-                start + max(1, self._pass // self.visible),
+                start + max(1, self._pass.now // self.visible),
                 start - start % self._batch_size + self._batch_size,
             )
             try:
@@ -291,11 +293,11 @@ class Scorer:
         return Launched(found, began, Stamp(self._device))
 
     def _back_off(self, error: BaseException) -> None:
-        if self._pass == 1:
+        if self._pass.now == 1:
             raise InfrastructureError(
                 f"out of memory on {self._device}: not even one removal of one view fits ({error})"
             ) from error
-        self._pass //= 2
+        self._pass.halve()
         # The frames of the failed pass hold its tensors, and a recorded pass those of all its kernels.
         error.__traceback__ = None
         self._recorded.clear()
@@ -322,7 +324,7 @@ class Scorer:
         elif metrics.compares_whole_images(self._metric):
             values.append(pixels_NLP[rows])
         with float32_products(self._precision):
-            if not (record and self._pass >= len(rows) * self.visible):
+            if not (record and self._pass.now >= len(rows) * self.visible):
                 return self._scores(*map(self._upload, values))
             if len(rows) not in self._recorded:
                 # Compiled from normalised pixels on: what comes before is next to nothing.
@@ -342,11 +344,11 @@ class Scorer:
         latent = self._model.encode(patches_NVP, visible_NV)
         if self._frozen is not None:
             assert more is not None
-            return self._frozen.scores(latent, visible_NV, hidden_NH, more, self._pass)
+            return self._frozen.scores(latent, visible_NV, hidden_NH, more, self._pass.now)
         anchor_NHP = self._model.decode(latent, visible_NV, hidden_NH, hidden_NH.shape[1]).float()
         without = self._removals.of(latent, patches_NVP, visible_NV, hidden_NH)
         scores: list[Tensor] = []
-        step = self.visible if len(visible_NV) > 1 else min(self.visible, self._pass)
+        step = self.visible if len(visible_NV) > 1 else min(self.visible, self._pass.now)
         for removed in torch.split(torch.arange(self.visible, device=self._device), step):
             scores.append(self._change(without(removed), anchor_NHP, more, hidden_NH))
         return torch.cat(scores, dim=1)

@@ -7,8 +7,16 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from patchsieve.pipeline.compute.batch_size import available_memory, choose_batch_size, is_out_of_memory
-from patchsieve.pipeline.scoring.cost import sequence_bytes
+from patchsieve.pipeline.compute.batch_size import (
+    FIRST_PATIENCE,
+    LARGEST_TENSOR,
+    PassSize,
+    available_memory,
+    choose_batch_size,
+    is_out_of_memory,
+    largest_good_batch,
+)
+from patchsieve.pipeline.scoring.cost import sequence_bytes, sequence_values
 from patchsieve.pipeline.teacher.architecture import TeacherConfig
 
 
@@ -84,3 +92,53 @@ def test_estimates_are_of_the_right_size() -> None:
     # MAE-B: 196 tokens of 2048 floats are 1.6 MB, of which two are live, beside the rest of the block.
     assert 5e6 < sequence_bytes(TeacherConfig(), 19) < 20e6
     assert 1e6 < available_memory() < 1e15
+
+
+def test_what_did_not_fit_is_tried_again_after_a_while(caplog: pytest.LogCaptureFixture) -> None:
+    now = 0.0
+    size = PassSize(64, clock=lambda: now)
+    assert not size.grow()
+    size.halve()
+    size.halve()
+    assert size.now == 16
+    assert not size.grow()
+    now += FIRST_PATIENCE
+    assert size.grow()
+    assert size.now == 32
+    size.halve()
+    now += FIRST_PATIENCE
+    assert not size.grow(), "the second wait is longer"
+    now += FIRST_PATIENCE
+    assert size.grow()
+    now += 4 * FIRST_PATIENCE
+    assert size.grow()
+    assert (size.now, size.grow()) == (64, False)
+    told = [record.getMessage() for record in caplog.records]
+    assert told[1] == "out of memory: 16 sequences at once from here on, 64 are usual"
+    assert told[2] == "32 sequences at once are tried again"
+
+
+@pytest.mark.parametrize(
+    ("rates", "expected"),
+    [
+        ({1: 30.0, 64: 958.0, 128: 961.0, 256: 972.0}, 256),  # MAE-B in fp16 on an H100
+        ({1: 30.0, 64: 1000.0, 128: 980.0, 256: 900.0}, 128),
+        ({1: 30.0, 64: 900.0}, 64),
+    ],
+)
+def test_the_largest_batch_that_is_about_as_fast(rates: dict[int, float], expected: int) -> None:
+    def seconds_per_view(size: int) -> float:
+        if size not in rates:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return 1 / rates[size]
+
+    assert largest_good_batch(seconds_per_view, (1, 64, 128, 256)) == expected
+    with pytest.raises(torch.OutOfMemoryError):
+        largest_good_batch(seconds_per_view, (512,))
+
+
+def test_tensors_stay_within_what_kernels_count() -> None:
+    """MAE-H at 256 views would make tensors of 3.0e9 values."""
+    huge = TeacherConfig(patch_size=14, width=1280, depth=32, heads=16)
+    assert LARGEST_TENSOR // sequence_values(huge) // 25 in range(64, 256)
+    assert LARGEST_TENSOR // sequence_values(TeacherConfig()) // 19 >= 128
