@@ -5,6 +5,7 @@ Positions are numbered row by row from the top left.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import get_args
 
@@ -21,7 +22,16 @@ CANDIDATES = 10
 def draw_visible(
     seed: int, sample_key: str, view: int, *, grid: int, count: int, masks: Masks, partition: bool
 ) -> NDArray[np.int16]:
-    """Positions of the visible patches of one view, ascending, int16 `[count]`; a pure function.
+    """Positions of the visible patches of one view, ascending, int16 `[count]`; see `draw_masks`."""
+    return draw_masks(seed, sample_key, [view], grid=grid, count=count, masks=masks, partition=partition)[0]
+
+
+def draw_masks(
+    seed: int, sample_key: str, views: Sequence[int], *, grid: int, count: int, masks: Masks, partition: bool
+) -> NDArray[np.int16]:
+    """Positions of the visible patches of views of one image, ascending, int16 `[views, count]`; a pure function.
+
+    What a view gets does not depend on which others are drawn with it; together they take less time.
 
     `masks`: `uniform` draws any `count` patches alike; `spread` is best-candidate sampling (Mitchell,
     "Spectrally optimal sampling for distribution ray tracing", SIGGRAPH 1991): each next patch is the one of
@@ -42,15 +52,18 @@ def draw_visible(
     if partition:
         groups = -(-positions // count)
         # Copied, so that nobody changes what the cache holds.
-        group: NDArray[np.int16] = _partition(seed, sample_key, view // groups, grid, count, masks)[
-            view % groups
-        ]
-        return group.copy()
-    random = KeyedRandom(seed, sample_key, "mask", view)
+        return np.stack(
+            [
+                _partition(seed, sample_key, view // groups, grid, count, masks)[view % groups]
+                for view in views
+            ]
+        )
+    randoms = [KeyedRandom(seed, sample_key, "mask", view) for view in views]
     if masks == "uniform":
-        chosen = random.permutation(positions)[:count]
+        chosen = np.stack([random.permutation(positions)[:count] for random in randoms])
     else:
-        chosen = _SpreadChoice(random, grid).choose(np.arange(positions), count)
+        free = np.broadcast_to(np.arange(positions), (len(views), positions))
+        chosen = _SpreadChoice(randoms, grid).choose(free, count)
     return np.sort(chosen).astype(np.int16)
 
 
@@ -74,35 +87,38 @@ def _spread_groups(random: KeyedRandom, grid: int, count: int) -> list[NDArray[n
     everything = free = np.arange(grid * grid)
     groups: list[NDArray[np.int64]] = []
     while len(free):
-        choice = _SpreadChoice(random, grid)
-        group = choice.choose(free, min(count, len(free)))
+        choice = _SpreadChoice([random], grid)
+        group = choice.choose(free[None], min(count, len(free)))[0]
         free = np.setdiff1d(free, group)
         if len(group) < count:
             others = np.setdiff1d(everything, group)
-            group = np.concatenate([group, choice.choose(others, count - len(group))])
+            group = np.concatenate([group, choice.choose(others[None], count - len(group))[0]])
         groups.append(group)
     return groups
 
 
 class _SpreadChoice:
-    """Best-candidate sampling of grid positions, which remembers how near the chosen ones are."""
+    """Best-candidate sampling of grid positions, each for a random stream, which remembers how near the chosen are."""
 
-    def __init__(self, random: KeyedRandom, grid: int) -> None:
-        self._random = random
+    def __init__(self, randoms: Sequence[KeyedRandom], grid: int) -> None:
+        self._randoms = randoms
         self._distance = _squared_distances(grid)
-        self._nearest = np.full(grid * grid, np.iinfo(np.int64).max)
+        self._nearest_NL = np.full((len(randoms), grid * grid), np.iinfo(np.int64).max)
 
-    def choose(self, free: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-        """`count` of the `free` positions, in the order of choice."""
-        chosen = np.empty(count, dtype=np.int64)
-        draws = self._random.uniform(count * CANDIDATES).reshape(count, CANDIDATES)
-        for i in range(count):
-            places = (draws[i] * len(free)).astype(np.int64)
+    def choose(self, free_NF: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+        """`count` of each stream's free positions, in the order of choice, `[N, count]`."""
+        every = np.arange(len(self._randoms))
+        chosen = np.empty((len(every), count), dtype=np.int64)
+        draws = [random.uniform(count * CANDIDATES).reshape(count, CANDIDATES) for random in self._randoms]
+        for i, draw_NC in enumerate(np.stack(draws, axis=1)):
+            places_NC = (draw_NC * free_NF.shape[1]).astype(np.int64)
+            candidates_NC = np.take_along_axis(free_NF, places_NC, 1)
             # argmax takes the first of equals; before anything is chosen that is the first candidate.
-            place = places[np.argmax(self._nearest[free[places]])]
-            chosen[i] = free[place]
-            self._nearest = np.minimum(self._nearest, self._distance[chosen[i]])
-            free = np.delete(free, place)
+            best_N = np.take_along_axis(self._nearest_NL, candidates_NC, 1).argmax(1)
+            chosen[:, i] = candidates_NC[every, best_N]
+            np.minimum(self._nearest_NL, self._distance[chosen[:, i]], out=self._nearest_NL)
+            left = free_NF != chosen[:, i, None]
+            free_NF = free_NF[left].reshape(len(every), -1)
         return chosen
 
 

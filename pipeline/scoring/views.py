@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from patchsieve.pipeline.images.masks import draw_visible
+from patchsieve.pipeline.images.masks import draw_masks
 from patchsieve.pipeline.images.patches import patchify, visible_count
 from patchsieve.pipeline.images.views import ViewBox, apply_view, decode_view, draw_view, encode_view
 from patchsieve.pipeline.row_config import RowConfig
@@ -37,7 +37,17 @@ def draw_views(sample_key: str, image: Tensor, rows: RowConfig, patch_size: int)
     grid = rows.size // patch_size
     fixed = rows.crop == "center"
     views: list[View] = []
-    for number in range(rows.first_view, rows.first_view + rows.views):
+    numbers = range(rows.first_view, rows.first_view + rows.views)
+    masks_NV = draw_masks(
+        rows.seed,
+        sample_key,
+        numbers,
+        grid=grid,
+        count=visible_count(grid**2, rows.mask_ratio),
+        masks=rows.masks,
+        partition=fixed,
+    )
+    for number, visible in zip(numbers, masks_NV, strict=True):
         if not (fixed and views):
             box = draw_view(
                 rows.seed, sample_key, number, height=height, width=width, crop=rows.crop, size=rows.size
@@ -47,15 +57,6 @@ def draw_views(sample_key: str, image: Tensor, rows: RowConfig, patch_size: int)
             # The row is its own evidence: the teacher sees what the table holds.
             seen = decode_view(jpeg) if jpeg is not None else pixels
             patches_LP: NDArray[np.uint8] = patchify(seen[None], patch_size)[0].numpy()
-        visible = draw_visible(
-            rows.seed,
-            sample_key,
-            number,
-            grid=grid,
-            count=visible_count(grid**2, rows.mask_ratio),
-            masks=rows.masks,
-            partition=fixed,
-        )
         views.append(
             View(
                 sample_key=sample_key,
