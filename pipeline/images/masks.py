@@ -23,7 +23,9 @@ def draw_visible(
     seed: int, sample_key: str, view: int, *, grid: int, count: int, masks: Masks, partition: bool
 ) -> NDArray[np.int16]:
     """Positions of the visible patches of one view, ascending, int16 `[count]`; see `draw_masks`."""
-    return draw_masks(seed, sample_key, [view], grid=grid, count=count, masks=masks, partition=partition)[0]
+    masks_NV = draw_masks(seed, sample_key, [view], grid=grid, count=count, masks=masks, partition=partition)
+    visible: NDArray[np.int16] = masks_NV[0]
+    return visible
 
 
 def draw_masks(
