@@ -70,10 +70,10 @@ class PrunedDataset(IterableDataset[PrunedSample]):
         """Find the shards: `urls` as every command takes them, `root` as given to `prune`.
 
         `index`: an output of `prune --format index`. `select`: uint8 image `[3, S, S]` -> bool keep mask `[L]`, for
-        instance `ranker.online.keep_topk`; `transform`: uint8 image `[3, H, W]` -> uint8 `[3, S, S]`, by default the
-        centre crop. `size`: side of the crop in pixels, by default the index's, or 224 with `select`. `image_field`:
-        where original shards hold their images. Raises UserError for shards that are not there and settings that
-        exclude each other.
+        instance `ranker.select.online.keep_topk`. `transform`: uint8 image `[3, H, W]` -> uint8 `[3, S, S]`, by
+        default the centre crop. `size`: side of the crop in pixels, by default the index's, or 224 with `select`.
+        `image_field`: where original shards hold their images. Raises UserError for shards that are not there and
+        settings that exclude each other.
         """
         super().__init__()
         if index is not None and select is not None:

@@ -13,7 +13,7 @@ import yaml
 
 import patchsieve
 from tests.helpers.checkout import ROOT
-from tests.test_floors import FLOOR
+from tests.project.test_floors import FLOOR
 
 PAGES = [
     *(ROOT / name for name in ("README.md", "CHANGELOG.md")),
