@@ -10,6 +10,7 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayTaskError
 
+from patchsieve.pipeline.cluster.private_api import node_of_actor
 from patchsieve.pipeline.cluster.slots import ActorSize
 from patchsieve.pipeline.output.machine import process_space, process_start
 from patchsieve.pipeline.score.messages import ActorInfo, Progress
@@ -144,15 +145,9 @@ def why_gone(error: Exception, actor: PooledActor) -> Gone | None:
     if isinstance(error, ActorUnavailableError) or error.preempted:
         return Gone.LOST
     alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-    return Gone.DIED if _node_id(actor) in {*alive, ""} else Gone.LOST
-
-
-def _node_id(actor: PooledActor) -> str:
-    """The node of an actor, or the one at which it waited for its turn: those die with it. Empty if there was none."""
-    if actor.info is not None:
-        return actor.info.node_id
-    known: dict[str, Any] = ray._private.state.actors(actor.handle._actor_id.hex())
-    return str(known.get("Address", {}).get("NodeID", ""))
+    # One that has not answered yet died with the node at which it waited for its turn.
+    node = actor.info.node_id if actor.info is not None else node_of_actor(actor.handle)
+    return Gone.DIED if node in {*alive, ""} else Gone.LOST
 
 
 def init_failure(error: Exception) -> str | None:

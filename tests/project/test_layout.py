@@ -60,6 +60,8 @@ SCORING_LIBRARIES = {
 }
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "skimage": "scikit-image", "huggingface_hub": "timm"}
 
+PRIVATE_RAY_FILE = "pipeline/cluster/private_api.py"
+
 MAX_LINES = 400
 MAX_JOB_LINES = 80
 MEDIAN_LINES = (110, 150)
@@ -163,6 +165,11 @@ def test_files_are_short() -> None:
 def test_only_storage_writes_to_what_is_not_scratch() -> None:
     others = [file for file in sources() if room_of(file) != STORAGE]
     assert broken(lambda file: layout.writes(tree_of(file)), others) == {}
+
+
+def test_private_api_of_ray_is_used_in_one_file() -> None:
+    files = python_files("patchsieve", *PACKAGES, "tests", "benchmarks")
+    assert broken(lambda file: layout.private_ray(tree_of(file)), files).keys() == {PRIVATE_RAY_FILE}
 
 
 def test_nothing_is_unpickled() -> None:
