@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from patchsieve.pipeline.images.patches import normalise, patchify, visible_count
-from patchsieve.pipeline.images.views import apply_view, draw_view
+from patchsieve.pipeline.images.views import apply_view, center_box
 from patchsieve.pipeline.teacher.model import MaskedAutoencoder
 
 MASK_SEED = 7
@@ -40,11 +40,7 @@ class ReconstructionErrors:
 
 def centre_patches(photos: Sequence[Tensor], size: int, patch_size: int) -> Tensor:
     """Patches of the photos' centre crops, uint8 `[N, L, P]`; photos are uint8 `[3, H, W]`."""
-    views = []
-    for photo in photos:
-        height, width = photo.shape[1:]
-        box = draw_view(0, "", 0, height=height, width=width, crop="center", size=size)
-        views.append(apply_view(photo, box, size))
+    views = [apply_view(photo, center_box(*photo.shape[1:], size=size), size) for photo in photos]
     return patchify(torch.stack(views), patch_size)
 
 

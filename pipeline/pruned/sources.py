@@ -20,7 +20,7 @@ from torch import Tensor
 from patchsieve.pipeline import storage
 from patchsieve.pipeline.errors import ContentError, UserError
 from patchsieve.pipeline.images.decode import decode_image
-from patchsieve.pipeline.images.views import ViewBox, apply_view, draw_view
+from patchsieve.pipeline.images.views import ViewBox, apply_view, center_box
 from patchsieve.pipeline.output.records import parse_footer
 from patchsieve.pipeline.pruned.codec import decode_mosaic, unpack
 from patchsieve.pipeline.pruned.format import MAX_GRID, MAX_SIDE, RECORD_FIELD, PackedRecord, mosaic_columns
@@ -150,7 +150,7 @@ class OnlineSource:
             original_size = crop = None
             if self.transform is None:
                 height, width = image.shape[1:]
-                box = draw_view(0, "", 0, height=height, width=width, crop="center", size=self.size)
+                box = center_box(height, width, size=self.size)
                 original_size, crop = (height, width), (box.top, box.left, box.height, box.width)
                 pixels_3SS = apply_view(image, box, self.size)
             else:

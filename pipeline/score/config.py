@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from patchsieve.pipeline.checks import at_least_one, flag
 from patchsieve.pipeline.cluster.slots import HeadUse
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.row_config import (
@@ -116,9 +117,7 @@ class ScoreConfig:
         if self.frozen_tokens != "auto" and self.estimator != "frozen":
             raise UserError(f"--frozen-tokens {self.frozen_tokens} is for --estimator frozen")
         for name in ("max_actors", "limit_shards", "batch_size", "cpus_per_actor"):
-            value = getattr(self, name)
-            if isinstance(value, int) and value < 1:
-                raise UserError(f"--{name.replace('_', '-')} is {value}, must be at least 1")
+            at_least_one(flag(name), getattr(self, name))
         if not self.shards:
             raise UserError("no shards given: name a path, a glob, a brace range, a directory or @list.txt")
         if not 0 <= self.max_bad <= 1:
