@@ -15,7 +15,7 @@ from patchsieve.pipeline import storage
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.output.folder import RUNS_FOLDER, OutputFolder
 from patchsieve.pipeline.output.owner import OWNER_FILE
-from patchsieve.pipeline.output.records import METADATA_KEY, Record
+from patchsieve.pipeline.output.records import METADATA_KEY, Record, RecordKind
 from patchsieve.pipeline.output.settings import CONFIG_FILE, records_of, stored_config
 from patchsieve.pipeline.runs.end import LISTED, listed
 from patchsieve.pipeline.shards.specs import shard_id
@@ -53,7 +53,7 @@ class FolderStatus:
 def read_status(url: str) -> FolderStatus:
     """Status of an output folder. Raises UserError where there is none, InfrastructureError."""
     config, run = stored_config(url), last_run(url)
-    output = OutputFolder(url, run_id="status", records=records_of(config))
+    output = OutputFolder(url, RecordKind(records_of(config), None), run_id="status")
     owner = _read_json(storage.join(url, OWNER_FILE))
     if config is None and run is None and owner is None:
         raise UserError(

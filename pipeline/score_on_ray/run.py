@@ -24,6 +24,7 @@ from patchsieve.pipeline.score.request import ScoreRequest
 from patchsieve.pipeline.score_on_ray.queue import ShardQueue
 from patchsieve.pipeline.score_on_ray.start import QueueOptions
 from patchsieve.pipeline.score_on_ray.summary import RunSummary, summarise
+from patchsieve.pipeline.tables.schema import SCORES
 
 
 def score(request: ScoreRequest, display: Display, *, settings: bytes) -> RunSummary:
@@ -32,7 +33,7 @@ def score(request: ScoreRequest, display: Display, *, settings: bytes) -> RunSum
     `settings`: the resolved configuration, kept as `score.yaml` beside the tables. Raises UserError where the
     output belongs to a live run or holds other rows.
     """
-    output = OutputFolder(request.config.out, run_id=new_run_id())
+    output = OutputFolder(request.config.out, SCORES, run_id=new_run_id())
     run = _Run(request, output, settings)
     with run_events(request.config.log_format, job="score", run_id=output.run_id):
         run.check_stored_settings()

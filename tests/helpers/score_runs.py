@@ -25,6 +25,7 @@ from patchsieve.pipeline.score_on_ray.summary import RunSummary
 from patchsieve.pipeline.scoring.scorer import Scorer
 from patchsieve.pipeline.shards.specs import Shard
 from patchsieve.pipeline.tables.reader import read_scores
+from patchsieve.pipeline.tables.schema import SCORES
 from patchsieve.pipeline.teacher.architecture import OutputSpace
 from patchsieve.pipeline.teacher.build import build_teacher, save_teacher
 from tests.helpers.servers import Trouble
@@ -94,7 +95,7 @@ def local_scoring(
     rows = request.known_rows(None)
     assert rows is not None, "give a precision"
     assert isinstance(config.batch_size, int)
-    output = OutputFolder(config.out, run_id=run_id or new_run_id())
+    output = OutputFolder(config.out, SCORES, run_id=run_id or new_run_id())
     output.adopt_config(request.fields(rows), other={})
     todo = output.plan(request.shards, digest_of(request.fields(rows))).todo
     threads = torch.get_num_threads()
