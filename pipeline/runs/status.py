@@ -6,10 +6,11 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import tyro
 
 from patchsieve.pipeline import storage
 from patchsieve.pipeline.errors import UserError
@@ -23,6 +24,16 @@ from patchsieve.pipeline.threads import map_threads
 
 _RUN_LIMIT = 2**30
 _OTHER_ATTEMPT = "errors file is of another attempt: reasons unknown"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StatusConfig:
+    """Say what of an output folder is done, missing or failed; exits 1 while something is."""
+
+    out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    """Output folder of a score or prune run (any fsspec URL)."""
+    json: bool = False
+    """Print JSON instead of lines."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -41,6 +41,7 @@ LIGHT_FILES = [
     "patchsieve/__init__.py",
     "pipeline/row_config.py",
     "pipeline/score/config.py",
+    "pipeline/pictures/config.py",
     "pipeline/pretrain/config.py",
     "pipeline/schedule/config.py",
     "ranker/train/config.py",
