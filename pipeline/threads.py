@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-# Footers come from a store that answers in tens of milliseconds: many at a time.
-FOOTER_THREADS = 32
+# A store answers in tens of milliseconds.
+THREADS = 32
 _QUEUED = 1024
 
 _Item = TypeVar("_Item")
@@ -20,7 +20,7 @@ def map_threads(call: Callable[[_Item], _Result], items: Iterable[_Item]) -> lis
     if not pending:
         return []
     results: list[_Result] = []
-    pool = ThreadPoolExecutor(min(FOOTER_THREADS, len(pending)), thread_name_prefix="footers")
+    pool = ThreadPoolExecutor(min(THREADS, len(pending)), thread_name_prefix="store")
     try:
         # A call that waits in the queue takes as much memory as its result.
         for start in range(0, len(pending), _QUEUED):

@@ -8,15 +8,14 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import tyro
 
 from patchsieve.pipeline import storage
 from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.output.faults import read_errors
 from patchsieve.pipeline.output.folder import RUNS_FOLDER, OutputFolder
 from patchsieve.pipeline.output.owner import OWNER_FILE
-from patchsieve.pipeline.output.records import METADATA_KEY, Record, RecordKind
+from patchsieve.pipeline.output.records import Record, RecordKind
 from patchsieve.pipeline.output.settings import CONFIG_FILE, records_of, stored_config
 from patchsieve.pipeline.runs.end import LISTED, listed
 from patchsieve.pipeline.shards.specs import shard_id
@@ -123,24 +122,12 @@ def _shards_of(run: Mapping[str, Any], done: Mapping[str, Record]) -> tuple[dict
 
 
 def _count_errors(output: OutputFolder, done: Mapping[str, Record]) -> dict[str, int]:
-    with_errors = [(key, record) for key, record in done.items() if record.errors]
+    with_errors = [key for key, record in done.items() if record.errors]
+    found = map_threads(lambda key: read_errors(output.errors_url(key), done[key].errors), with_errors)
     counts = Counter[str]()
-    for counted in map_threads(lambda item: _errors_of(output.errors_url(item[0]), item[1]), with_errors):
-        counts.update(counted)
+    for key, counted in zip(with_errors, found, strict=True):
+        counts.update({_OTHER_ATTEMPT: max(1, done[key].quarantined)} if counted is None else counted)
     return dict(counts.most_common())
-
-
-def _errors_of(url: str, record: Record) -> Counter[str]:
-    try:
-        file = pq.ParquetFile(pa.BufferReader(storage.read_bytes(url, limit=_RUN_LIMIT)))
-        digest = json.loads(file.metadata.metadata[METADATA_KEY])["digest"]
-        table = file.read(["stage", "reason"])
-    except (pa.ArrowException, OSError, KeyError, ValueError):
-        digest = None
-    if digest != record.errors:
-        return Counter({_OTHER_ATTEMPT: max(1, record.quarantined)})
-    stages, reasons = table.column("stage").to_pylist(), table.column("reason").to_pylist()
-    return Counter(f"{stage}: {reason}" for stage, reason in zip(stages, reasons, strict=True))
 
 
 def status_lines(status: FolderStatus) -> list[str]:

@@ -9,7 +9,6 @@ import os
 import re
 import stat as python_stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import fsspec
@@ -26,6 +25,7 @@ from patchsieve.pipeline.storage.urls import (
     split_name,
     split_url,
 )
+from patchsieve.pipeline.threads import map_threads
 
 # A stalled server is given up after this long without a byte; a whole object may take as long as it likes.
 CONNECT_TIMEOUT_S = 30.0
@@ -36,7 +36,6 @@ _HTTP = {"http", "https"}
 _NO_USERS = {"s3", "gs"}
 # From so many objects of one folder on, listing it (a request per thousand) is cheaper than asking for each.
 _LIST_FROM = 64
-_LOOKUP_THREADS = 32
 # What stores call the mark of an object's version, the most exact first.
 _TAG_FIELDS = ("ETag", "etag", "blob_id", "content_md5", "md5Hash", "LastModified", "Last-Modified")
 _CHANGE_FIELDS = ("LastModified", "last_modified", "mtime", "modified")
@@ -281,8 +280,7 @@ def stat_many(urls: Sequence[str]) -> list[ObjectInfo | None]:
         # A local look-up takes microseconds, less than handing it to a thread.
         found.update((url, _stat_or_none(url)) for url in single)
     else:
-        with ThreadPoolExecutor(min(_LOOKUP_THREADS, len(single))) as pool:
-            found.update(zip(single, pool.map(_stat_or_none, single), strict=True))
+        found.update(zip(single, map_threads(_stat_or_none, single), strict=True))
     return [found[url] for url in urls]
 
 
