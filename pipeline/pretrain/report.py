@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchsieve.pipeline.images.patches import normalise, patchify, visible_count
+from patchsieve.pipeline.images.patches import normalise, patchify, take_patches, visible_count
 from patchsieve.pipeline.images.views import apply_view, center_box
 from patchsieve.pipeline.teacher.model import MaskedAutoencoder
 
@@ -49,11 +49,6 @@ def fixed_orders(count: int, positions: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng(MASK_SEED).random((count, positions)).argsort(1))
 
 
-def take(patches_NLP: Tensor, positions_NK: Tensor) -> Tensor:
-    """Patches at the given positions, `[N, K, P]`."""
-    return patches_NLP.gather(1, positions_NK[..., None].expand(-1, -1, patches_NLP.shape[-1]))
-
-
 def nearest_visible(visible_NV: Tensor, hidden_NH: Tensor, grid: int) -> Tensor:
     """Index into the visible patches of the one nearest to each hidden patch, int64 `[N, H]`; ties: the first."""
 
@@ -81,7 +76,7 @@ def reconstruction_errors(
     order = fixed_orders(len(patches), patches.shape[1])
     visible = visible_count(patches.shape[1], mask_ratio)
     seen_at, hidden_at = order[:, :visible], order[:, visible:]
-    seen, truth = take(patches, seen_at), take(patches, hidden_at)
+    seen, truth = take_patches(patches, seen_at), take_patches(patches, hidden_at)
     channels = truth.reshape(-1, 3)
 
     def error(prediction: Tensor) -> float:
@@ -94,7 +89,7 @@ def reconstruction_errors(
         photos=len(photos),
         mask_ratio=mask_ratio,
         teacher=error(predict(seen, seen_at, hidden_at)),
-        nearest_visible=error(take(patch_means, nearest)),
+        nearest_visible=error(take_patches(patch_means, nearest)),
         mean_visible=error(mean_seen[:, None]),
         zero=error(torch.zeros_like(truth)),
         variance=(channels - channels.mean(0)).square().mean().item(),

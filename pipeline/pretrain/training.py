@@ -22,10 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from patchsieve.pipeline.errors import UserError
-from patchsieve.pipeline.images.patches import normalise, patchify, visible_count
+from patchsieve.pipeline.images.patches import normalise, patchify, take_patches, visible_count
 from patchsieve.pipeline.images.views import ViewBox, apply_view
 from patchsieve.pipeline.pretrain.config import PretrainConfig
-from patchsieve.pipeline.pretrain.report import centre_patches, fixed_orders, take
+from patchsieve.pipeline.pretrain.report import centre_patches, fixed_orders
 from patchsieve.pipeline.teacher.architecture import TeacherConfig
 from patchsieve.pipeline.teacher.model import MaskedAutoencoder
 
@@ -90,9 +90,9 @@ def hidden_error(
     `order_NL`: a permutation of the grid for each image, its first `visible` entries being visible.
     """
     seen, hidden = order_NL[:, :visible], order_NL[:, visible : visible + decoded]
-    latent = model.encode(take(patches_NLP, seen), seen)
+    latent = model.encode(take_patches(patches_NLP, seen), seen)
     predicted = model.decode(latent, seen, hidden, decoded)
-    target = in_target_space(take(patches_NLP, hidden), model.config.output_space)
+    target = in_target_space(take_patches(patches_NLP, hidden), model.config.output_space)
     return (predicted.float() - target).square().mean()
 
 
