@@ -12,7 +12,7 @@ from torch import Tensor
 from patchsieve.pipeline.images.patches import unpatchify, visible_count
 from patchsieve.pipeline.pictures.contact_sheet import only_patches
 from patchsieve.pipeline.pictures.rows import as_picture, painted
-from patchsieve.pipeline.pictures.sheet import Column, Pixels, Row, Sheet, colours, enlarge
+from patchsieve.pipeline.pictures.sheet import Pixels, Sheet, SheetColumn, SheetRow, colours, enlarge
 from patchsieve.pipeline.pretrain.report import centre_patches, fixed_orders
 from patchsieve.pipeline.teacher.model import MaskedAutoencoder
 
@@ -81,10 +81,10 @@ def reconstruction_sheet(
     """A row per photo: the photo, what is visible, the reconstruction, and how far off each hidden patch is."""
     visible, grid = len(photos[0].visible), round(positions**0.5)
     columns = (
-        Column(title="Photo", detail="centre crop"),
-        Column(title="Visible", detail=f"{visible} of {positions} patches"),
-        Column(title="Reconstruction", detail="hidden patches predicted, visible kept"),
-        Column(title="Error", detail="root mean square of each hidden patch"),
+        SheetColumn(title="Photo", detail="centre crop"),
+        SheetColumn(title="Visible", detail=f"{visible} of {positions} patches"),
+        SheetColumn(title="Reconstruction", detail="hidden patches predicted, visible kept"),
+        SheetColumn(title="Error", detail="root mean square of each hidden patch"),
     )
     rows = []
     for photo in photos:
@@ -96,7 +96,7 @@ def reconstruction_sheet(
             photo.reconstruction,
             colours(enlarge(error.reshape(grid, grid) / ERROR_SCALE, len(photo.view))),
         )
-        rows.append(Row(tiles=tiles, caption=photo.caption))
+        rows.append(SheetRow(tiles=tiles, caption=photo.caption))
     return Sheet(
         title=title,
         subtitle=subtitle,

@@ -72,6 +72,6 @@ def _defaults(config_type: type[_Config], settings: Mapping[str, Any]) -> _Confi
     """What flags are laid over. Not checked, and what neither file nor class tells is missing: flags may give it."""
     config = object.__new__(config_type)
     for field in dataclasses.fields(config_type):  # type: ignore[arg-type]
-        told = tyro.MISSING_NONPROP if field.default is dataclasses.MISSING else field.default
-        object.__setattr__(config, field.name, settings.get(field.name, told))
+        default = tyro.MISSING_NONPROP if field.default is dataclasses.MISSING else field.default
+        object.__setattr__(config, field.name, settings.get(field.name, default))
     return config

@@ -30,7 +30,7 @@ def run(config: DemoConfig) -> int:
     names = ("shards", "labels", "ranker", "pruned")
     shards, labels, ranker, pruned = (storage.join(config.out, name) for name in names)
     teacher = read_teacher(config.teacher)
-    demo_sheet.check_teacher(teacher)
+    demo_sheet.check_drawable(teacher)
     packed = pack_photos(find_photos(config.images), shards, samples=config.samples, run_id=run_id)
     print("\n".join(packed.lines()), flush=True)
     scoring = ScoreConfig(

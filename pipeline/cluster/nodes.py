@@ -45,7 +45,7 @@ class ClusterView:
         self.draining: dict[str, float | None] = {}
 
     def look(self) -> None:
-        """Ask Ray."""
+        """Take down how they are now."""
         self.draining = draining_nodes()
         self.nodes = {
             node.node_id: node for node in cluster_nodes(self.draining) if node.node_id != self._not_on

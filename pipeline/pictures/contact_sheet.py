@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from patchsieve.pipeline.pictures.sheet import (
     HIDDEN_GRAY,
-    Column,
     Pixels,
-    Row,
     Sheet,
+    SheetColumn,
+    SheetRow,
     colours,
     enlarge,
     stretch,
@@ -57,11 +57,11 @@ def contact_sheet(photos: Sequence[ScoredPhoto], *, title: str, subtitle: str) -
     """A row per photo: the photo, its scores, the better half of its patches, one view, its reconstruction."""
     positions, visible = len(photos[0].known), len(photos[0].visible)
     columns = (
-        Column(title="Photo", detail="the square that is scored"),
-        Column(title="Scores", detail="bright: missed most when left out"),
-        Column(title="Best half", detail=f"{positions // 2} of {positions} patches by score"),
-        Column(title="Teacher sees", detail=f"one view: {visible} of {positions} patches"),
-        Column(title="Teacher reconstructs", detail=f"from these {visible} patches"),
+        SheetColumn(title="Photo", detail="the square that is scored"),
+        SheetColumn(title="Scores", detail="bright: missed most when left out"),
+        SheetColumn(title="Best half", detail=f"{positions // 2} of {positions} patches by score"),
+        SheetColumn(title="Teacher sees", detail=f"one view: {visible} of {positions} patches"),
+        SheetColumn(title="Teacher reconstructs", detail=f"from these {visible} patches"),
     )
     rows = []
     for photo in photos:
@@ -72,7 +72,7 @@ def contact_sheet(photos: Sequence[ScoredPhoto], *, title: str, subtitle: str) -
             only_patches(photo.view, _marked(photo.visible, positions)),
             photo.reconstruction,
         )
-        rows.append(Row(tiles=tiles, caption=photo.caption))
+        rows.append(SheetRow(tiles=tiles, caption=photo.caption))
     return Sheet(
         title=title,
         subtitle=subtitle,

@@ -22,7 +22,7 @@ from patchsieve.pipeline.errors import ContentError, UserError
 from patchsieve.pipeline.images.decode import decode_image
 from patchsieve.pipeline.images.views import ViewBox, apply_view, center_box
 from patchsieve.pipeline.output.records import parse_footer
-from patchsieve.pipeline.pruned.codec import decode_mosaic, unpack
+from patchsieve.pipeline.pruned.codec import decode_mosaic, unpack_mosaic
 from patchsieve.pipeline.pruned.format import MAX_GRID, MAX_SIDE, RECORD_FIELD, PackedRecord, mosaic_columns
 from patchsieve.pipeline.pruned.sample import PrunedSample, gather_patches
 from patchsieve.pipeline.row_config import IMAGE_FIELDS
@@ -59,12 +59,10 @@ class PackedSource:
     """Shards that `prune` wrote with `--format packed`."""
 
     def open(self, shard: Shard) -> ReadSample:
-        """See `Source`."""
-
         def read(sample: Sample) -> PrunedSample:
             record = PackedRecord.from_json(_field(sample, RECORD_FIELD))
             mosaic = decode_mosaic(_field(sample, record.image_field), record)
-            blocks_K3BB = unpack(mosaic, record)
+            blocks_K3BB = unpack_mosaic(mosaic, record)
             return PrunedSample(
                 shard=shard.name,
                 key=sample.key,

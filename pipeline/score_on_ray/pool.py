@@ -60,7 +60,7 @@ class Call:
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
+class CallResult:
     """The end of a call: its value or its error."""
 
     call: Call
@@ -96,7 +96,7 @@ class ActorPool:
         """Whether such a call is under way on this actor."""
         return any(call.kind == kind and call.actor == actor.name for call in self._calls.values())
 
-    def wait(self, timeout_s: float) -> list[Answer]:
+    def wait(self, timeout_s: float) -> list[CallResult]:
         """Answers that arrive before the time is over; returns early with the first ones."""
         if not self._calls:
             time.sleep(timeout_s)
@@ -107,15 +107,15 @@ class ActorPool:
             ready, _ = ray.wait(pending, num_returns=len(pending), timeout=0)
         return [self._answer(reference) for reference in ready]
 
-    def _answer(self, reference: Any) -> Answer:
+    def _answer(self, reference: Any) -> CallResult:
         call = self._calls.pop(reference)
         try:
-            return Answer(call, value=ray.get(reference))
+            return CallResult(call, value=ray.get(reference))
         except RayTaskError as error:
             cause = error.cause if isinstance(error.cause, Exception) else error
-            return Answer(call, error=cause)
+            return CallResult(call, error=cause)
         except Exception as error:
-            return Answer(call, error=error)
+            return CallResult(call, error=error)
 
     def remove(self, actor: PooledActor) -> None:
         """Kill an actor, dead or alive, and forget its calls."""

@@ -20,7 +20,7 @@ MAX_BYTES = 256 * 2**20
 T = TypeVar("T")
 
 
-def weight_of(item: Sample | Fault) -> int:
+def bytes_held(item: Sample | Fault) -> int:
     """Bytes of the members that a sample, or what was refused of one, holds in memory."""
     if isinstance(item, Sample):
         return sum(map(len, item.fields.values()))
@@ -120,7 +120,7 @@ class ShardFeed(Generic[T]):
             self.samples += 1
             if not self._takes(key):
                 return
-        weight = weight_of(item)
+        weight = bytes_held(item)
         with self._changed:
             while not self._closed and self._full(weight):
                 self._changed.wait()

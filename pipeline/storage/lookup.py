@@ -129,24 +129,24 @@ def _local_info(url: str, status: os.stat_result) -> ObjectInfo:
     return ObjectInfo(url, status.st_size, str(status.st_mtime_ns), modified=status.st_mtime)
 
 
-def _remote_info(url: str, told: Mapping[str, Any]) -> ObjectInfo:
-    if told.get("type") == "directory":
+def _remote_info(url: str, entry: Mapping[str, Any]) -> ObjectInfo:
+    if entry.get("type") == "directory":
         return ObjectInfo(url, None, "", is_folder=True)
-    size = told.get("size")
-    return ObjectInfo(url, None if size is None else int(size), _tag(told), modified=_modified(told))
+    size = entry.get("size")
+    return ObjectInfo(url, None if size is None else int(size), _tag(entry), modified=_modified(entry))
 
 
-def _tag(told: Mapping[str, Any]) -> str:
+def _tag(entry: Mapping[str, Any]) -> str:
     for field in (*_TAG_FIELDS, *_TIME_FIELDS):
-        value = told.get(field)
+        value = entry.get(field)
         if value:
             return str(value).strip().removeprefix("W/").strip('"')
     return ""
 
 
-def _modified(told: Mapping[str, Any]) -> float | None:
+def _modified(entry: Mapping[str, Any]) -> float | None:
     for field in _CHANGE_FIELDS:
-        value = told.get(field)
+        value = entry.get(field)
         if isinstance(value, datetime.datetime):
             # Stores tell the world's time, some without saying so.
             return value.replace(tzinfo=value.tzinfo or datetime.UTC).timestamp()
@@ -211,8 +211,8 @@ def _from_listing(
     url: str, path: str, entries: Iterable[Mapping[str, Any]], wanted: Callable[[str], bool]
 ) -> list[ObjectInfo]:
     found = []
-    for told in entries:
-        full = str(told["name"]).rstrip("/")
+    for entry in entries:
+        full = str(entry["name"]).rstrip("/")
         name = full.rpartition("/")[2]
         # Some stores list the folder itself, and a web page links to more than its folder.
         if is_http(url):
@@ -220,7 +220,7 @@ def _from_listing(
         else:
             listed = full.strip("/") != path.strip("/")
         if listed and wanted(name):
-            found.append(_remote_info(join(url, name), told))
+            found.append(_remote_info(join(url, name), entry))
     return found
 
 

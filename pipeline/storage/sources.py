@@ -117,8 +117,8 @@ def _http_chunks(url: str, start: int, size: int) -> Generator[bytes, None, None
             resumptions += 1
             pause = next(pauses, None) if is_transient(error) and resumptions <= _MAX_RESUMPTIONS else None
             if pause is None:
-                told = f"{canonical_url(url)} broke off after {start} of {size} bytes"
-                raise InfrastructureError(f"{told}: {describe_error(error)}") from None
+                broken = f"{canonical_url(url)} broke off after {start} of {size} bytes"
+                raise InfrastructureError(f"{broken}: {describe_error(error)}") from None
             time.sleep(pause)
 
 
@@ -140,10 +140,9 @@ def _http_answer(url: str, start: int, size: int | None, *, stop: int | None = N
     # A known size and block size 0 make fsspec stream one answer, without looking the object up again.
     answer = store.open(path, "rb", block_size=0, size=size or stop, headers=headers)
     try:
-        told = answer.r.headers
-        partial = answer.r.status == 206
+        partial, given = answer.r.status == 206, answer.r.headers
         total = (
-            told.get("Content-Range", "").rpartition("/")[2] if partial else told.get("Content-Length", "")
+            given.get("Content-Range", "").rpartition("/")[2] if partial else given.get("Content-Length", "")
         )
         if size is not None and total.isdigit() and int(total) != size:
             raise InfrastructureError(f"{canonical_url(url)} changed while it was read")

@@ -125,11 +125,9 @@ class RandomAccessFile(io.RawIOBase):
         return self._position
 
     def readable(self) -> bool:
-        """Always."""
         return True
 
     def seekable(self) -> bool:
-        """Always."""
         return True
 
 

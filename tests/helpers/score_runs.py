@@ -21,7 +21,7 @@ from patchsieve.pipeline.score.config import ScoreConfig
 from patchsieve.pipeline.score.messages import ShardResult
 from patchsieve.pipeline.score.request import make_request
 from patchsieve.pipeline.score.shard import ShardScoring, teacher_record
-from patchsieve.pipeline.score_on_ray.summary import RunSummary
+from patchsieve.pipeline.score_on_ray.summary import ScoreSummary
 from patchsieve.pipeline.scoring.scorer import Scorer
 from patchsieve.pipeline.shards.specs import Shard
 from patchsieve.pipeline.tables.reader import read_scores
@@ -79,7 +79,7 @@ class Watched:
         self.seen.append(totals)
 
 
-def run_score(config: ScoreConfig, display: Watched | None = None) -> RunSummary:
+def run_score(config: ScoreConfig, display: Watched | None = None) -> ScoreSummary:
     """The job on the Ray of this process."""
     from patchsieve.pipeline.score_on_ray.run import score
 

@@ -21,9 +21,9 @@ from patchsieve.pipeline.pictures.contact_sheet import (
 from patchsieve.pipeline.pictures.rows import as_picture, painted
 from patchsieve.pipeline.pictures.sheet import (
     HIDDEN_GRAY,
-    Column,
-    Row,
     Sheet,
+    SheetColumn,
+    SheetRow,
     colours,
     draw_sheet,
     enlarge,
@@ -203,11 +203,11 @@ def test_painted_views_keep_what_is_visible_and_show_the_prediction_elsewhere(sp
 
 
 def test_a_sheet_of_one_tile_has_room_for_its_scale() -> None:
-    row = Row(tiles=[VIEW], caption="")
+    row = SheetRow(tiles=[VIEW], caption="")
     sheet = Sheet(
         title="",
         subtitle="",
-        columns=[Column(title="a", detail="b")],
+        columns=[SheetColumn(title="a", detail="b")],
         rows=[row],
         scale_column=0,
         low="0",
