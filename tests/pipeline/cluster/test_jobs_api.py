@@ -21,8 +21,8 @@ import ray
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from patchsieve.jobs.schedule import main as schedule
-from tests.helpers.checkout import ROOT
 from patchsieve.pipeline.cluster.jobs_api import JobsApi, Submission
+from tests.helpers.checkout import ROOT
 from tests.helpers.photos import photo_samples, write_shard
 from tests.helpers.score_processes import leftovers, wait_until
 from tests.helpers.score_runs import rows_of, save_small_teacher, score_config, score_here

@@ -22,10 +22,8 @@ from patchsieve.pipeline.output.folder import OutputFolder, new_run_id
 from patchsieve.pipeline.runs.status import read_status
 from patchsieve.pipeline.shards.reader import Fault
 from patchsieve.pipeline.tables.reader import read_scores
-from patchsieve.pipeline.tables.schema import row_fields, row_identity
-from tests.helpers.checkout import ROOT
 from patchsieve.pipeline.tables.schema import SCORES, row_fields, row_identity
-from tests.helpers import killed_run
+from tests.helpers.checkout import ROOT
 from tests.helpers.servers import S3Store, serve_s3
 from tests.helpers.tables import CONFIG, TEACHER, make_shard, record_of, write_table
 from tests.pipeline.output import killed_run

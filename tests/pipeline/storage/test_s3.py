@@ -18,8 +18,8 @@ from patchsieve.pipeline.errors import InfrastructureError
 from patchsieve.pipeline.output.folder import OutputFolder
 from patchsieve.pipeline.shards.specs import expand_shards
 from patchsieve.pipeline.storage import retry as storage_retry
-from tests.helpers.checkout import ROOT
 from patchsieve.pipeline.tables.schema import SCORES
+from tests.helpers.checkout import ROOT
 from tests.helpers.impatient import impatient_s3
 from tests.helpers.servers import S3Store, Trouble, s3_for_this_process
 from tests.helpers.tables import shard_record, write_table
