@@ -13,7 +13,6 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from patchsieve.pipeline.pretrain.config import PretrainConfig
 from patchsieve.pipeline.pretrain.report import centre_patches, fixed_orders
 from patchsieve.pipeline.teacher.architecture import TeacherConfig
 from patchsieve.pipeline.teacher.model import MaskedAutoencoder
+from patchsieve.pipeline.threads import Prefetch
 
 FULL_SHARE = 0.15
 """Last share of the steps, in which all hidden patches are decoded."""
@@ -176,11 +176,9 @@ class Pretraining:
     def run(self, *, every: int, report: Callable[[int, float, float], None]) -> None:
         """Train to the recipe's last step; every `every` steps measure, `report(step, loss, error)` and save."""
         total, counted = 0.0, 0
-        with ThreadPoolExecutor(1) as ahead:
-            following = ahead.submit(self.batch, self.step)
-            while self.step < self.config.steps:
-                patches, order = following.result()
-                following = ahead.submit(self.batch, self.step + 1)
+        steps = range(self.step, self.config.steps)
+        with Prefetch(map(self.batch, steps), depth=1, name="training batches") as batches:
+            for patches, order in batches:
                 total, counted = total + self.train_step(patches, order), counted + 1
                 if self.step % every == 0 or self.step == self.config.steps:
                     error = self.held_out_error()
