@@ -46,6 +46,7 @@ def score_shards(shards: list[str], out: str, teacher: str, batch_size: int, thr
     from patchsieve.pipeline.score.request import make_request
     from patchsieve.pipeline.score.shard import ShardScoring, teacher_record
     from patchsieve.pipeline.scoring.scorer import Scorer
+    from patchsieve.pipeline.tables.schema import SCORES
     from patchsieve.pipeline.teacher.build import build_teacher
 
     keep_freed_memory()
@@ -57,7 +58,7 @@ def score_shards(shards: list[str], out: str, teacher: str, batch_size: int, thr
         Scorer(build_teacher(request.teacher), mask_ratio=rows.mask_ratio, batch_size=batch_size),
         teacher_record(request.teacher),
         rows,
-        OutputFolder(out, run_id="benchmark"),
+        OutputFolder(out, SCORES, run_id="benchmark"),
         provenance={"run_id": "benchmark"},
         threads=threads,
     )
@@ -104,11 +105,12 @@ def decide(specs: list[str], out: str, identity: str) -> dict[str, Any]:
 
     from patchsieve.pipeline.output.folder import OutputFolder
     from patchsieve.pipeline.shards.specs import expand_shards
+    from patchsieve.pipeline.tables.schema import SCORES
 
     before, started = peak_memory(), time.perf_counter()
     shards = expand_shards(specs)
     found = time.perf_counter()
-    checks = OutputFolder(out, run_id="benchmark").check(shards, identity)
+    checks = OutputFolder(out, SCORES, run_id="benchmark").check(shards, identity)
     states = Counter(check.state.value for check in checks.values())
     return {
         "before": before,

@@ -20,7 +20,7 @@ from torch import Tensor
 from patchsieve.pipeline.images.decode import decode_image
 from patchsieve.pipeline.images.patches import patchify
 from patchsieve.pipeline.images.views import ViewBox, apply_view
-from patchsieve.pipeline.pruned.codec import ImageCodec, pack, unpack
+from patchsieve.pipeline.pruned.codec import ImageCodec, pack_mosaic, unpack_mosaic
 from patchsieve.pipeline.pruned.format import PackedRecord
 
 Columns = Callable[[int, int], int]
@@ -71,10 +71,10 @@ def packed(photos: Sequence[Photo], grid: int, block: int, columns: Columns, enc
     form = Form()
     for photo in photos:
         record = record_of(photo, grid, block, columns)
-        data = encode(pack(photo.pixels, record))
+        data = encode(pack_mosaic(photo.pixels, record))
         form.add(data, record.to_json())
         at = list(record.positions)
-        kept = patchify(unpack(decode_image(data), record), block)[:, 0]
+        kept = patchify(unpack_mosaic(decode_image(data), record), block)[:, 0]
         form.kept_error.append(error_of(kept, patchify(photo.pixels[None], block)[0][at]))
     return form
 

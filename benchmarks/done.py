@@ -24,7 +24,7 @@ from patchsieve.pipeline import storage
 from patchsieve.pipeline.output.done import RecordFolder, _Entry
 from patchsieve.pipeline.output.records import Record
 from patchsieve.pipeline.shards.specs import shard_id
-from patchsieve.pipeline.tables.schema import SCHEMA_VERSION
+from patchsieve.pipeline.tables.schema import SCORES
 
 BUCKET = "s3://bucket"
 IDENTITY = "0" * 64
@@ -51,7 +51,9 @@ def keys_of(count: int) -> tuple[str, ...]:
 
 def cache_of(keys: tuple[str, ...], folder: Path) -> bytes:
     """The cache that a run leaves which has read the footers of all tables."""
-    made = RecordFolder(f"{BUCKET}/out/scores", str(folder / "cache.parquet"), newest_schema=SCHEMA_VERSION)
+    made = RecordFolder(
+        f"{BUCKET}/out/scores", str(folder / "cache.parquet"), newest_schema=SCORES.schema_version
+    )
     made._entries, made._stale = {}, True
     count = len(keys) // 2
     for number, (shard, table) in enumerate(zip(keys[:count], keys[count:], strict=True)):

@@ -29,7 +29,7 @@ from benchmarks._pruned_forms import Form, Photo, packed, progressive, psnr, qua
 from patchsieve.pipeline.compute.device import this_device
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.images.decode import decode_image
-from patchsieve.pipeline.images.views import apply_view, draw_view
+from patchsieve.pipeline.images.views import apply_view, center_box
 from patchsieve.pipeline.pruned.codec import ImageCodec, flatten_dropped
 from patchsieve.pipeline.pruned.collate import collate_naflex, place_by_coordinate
 from patchsieve.pipeline.pruned.format import mosaic_columns
@@ -74,7 +74,7 @@ def photos_of(files: Sequence[bytes], options: Options) -> tuple[list[Photo], in
     for file in files:
         image = decode_image(file)
         height, width = image.shape[1:]
-        box = draw_view(0, "", 0, height=height, width=width, crop="center", size=size)
+        box = center_box(height, width, size=size)
         pixels = apply_view(image, box, size)
         photo = Photo(
             file_bytes=len(file),

@@ -20,10 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks._common import show, write_json
+from benchmarks._reconstructions import reconstructed_photos, reconstruction_sheet
 from patchsieve.pipeline.images.decode import decode_image
-from patchsieve.pipeline.pictures.contact_sheet import reconstruction_sheet
 from patchsieve.pipeline.pictures.demo_photos import find_photos
-from patchsieve.pipeline.pictures.rows import reconstructed_photos
 from patchsieve.pipeline.pictures.sheet import draw_sheet, picture_file
 from patchsieve.pipeline.pretrain.job import load_photos
 from patchsieve.pipeline.pretrain.report import reconstruction_errors, teacher_prediction

@@ -28,6 +28,7 @@ from patchsieve.pipeline.row_config import DECODER, Precision
 from patchsieve.pipeline.score.config import ScoreConfig
 from patchsieve.pipeline.score.shard import ShardScoring, teacher_record
 from patchsieve.pipeline.shards.specs import Shard, expand_shards
+from patchsieve.pipeline.tables.schema import SCORES
 
 SHARDS = 6
 IN_HAND = 2
@@ -92,7 +93,7 @@ def run_teacher(size: str, options: Options, folder: Path, files: list[bytes]) -
     for number in range(options.rounds):
         # Once before and once after, so that what changes slowly on the machine hits both alike.
         before = alone.run(options.seconds / 2)
-        output = OutputFolder(str(folder / f"{size}-{number}"), run_id=new_run_id())
+        output = OutputFolder(str(folder / f"{size}-{number}"), SCORES, run_id=new_run_id())
         scoring = ShardScoring(
             alone.scorer, teacher_record(teacher), rows, output, provenance={}, threads=options.threads
         )

@@ -29,6 +29,7 @@ from patchsieve.pipeline.score.shard import ShardScoring, teacher_record
 from patchsieve.pipeline.scoring.scorer import Scorer
 from patchsieve.pipeline.shards.specs import expand_shards
 from patchsieve.pipeline.tables.reader import ScoreTables
+from patchsieve.pipeline.tables.schema import SCORES
 from patchsieve.pipeline.teacher.build import build_teacher
 from patchsieve.ranker.batches.index import Context, TableIndex, index_tables
 from patchsieve.ranker.batches.stream import TableBatches
@@ -73,7 +74,7 @@ def make_table(folder: Path, shard: str, store: str) -> str:
         Scorer(build_teacher(request.teacher), mask_ratio=rows.mask_ratio, batch_size=64),
         teacher_record(request.teacher),
         rows,
-        OutputFolder(str(out), run_id="benchmark"),
+        OutputFolder(str(out), SCORES, run_id="benchmark"),
         provenance={"run_id": "benchmark"},
         threads=os.cpu_count() or 1,
     )

@@ -20,7 +20,7 @@ COMMANDS = {
 
 
 def main() -> None:
-    """Entry point of `patchsieve COMMAND ...`."""
+    """Run the job that the first word of the command line names."""
     command = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if command in ("-V", "--version"):
         print(__version__)

@@ -21,15 +21,15 @@ RECIPES = {"train": "patchsieve.ranker"}
 
 
 def run_job(
-    name: str, config_type: type[_Config], run: Callable[[_Config], int], arguments: Sequence[str] | None
+    name: str, config_type: type[_Config], run: Callable[[_Config], int], given: Sequence[str] | None = None
 ) -> None:
     """Read the configuration of one job, run it and exit with its code.
 
-    `arguments` None: those of the process. `--config FILE` gives defaults from YAML, which flags override;
+    `given`: arguments, None for those of the process. `--config FILE` gives defaults from YAML, which flags override;
     a bare name is that of a recipe that comes with patchsieve.
     """
     try:
-        code = run(read_config(name, config_type, sys.argv[1:] if arguments is None else arguments))
+        code = run(read_config(name, config_type, sys.argv[1:] if given is None else given))
     except PatchsieveError as error:
         print(f"patchsieve {name}: {error}", file=sys.stderr)
         code = 2 if isinstance(error, UserError) else 1
@@ -72,6 +72,6 @@ def _defaults(config_type: type[_Config], settings: Mapping[str, Any]) -> _Confi
     """What flags are laid over. Not checked, and what neither file nor class tells is missing: flags may give it."""
     config = object.__new__(config_type)
     for field in dataclasses.fields(config_type):  # type: ignore[arg-type]
-        told = tyro.MISSING_NONPROP if field.default is dataclasses.MISSING else field.default
-        object.__setattr__(config, field.name, settings.get(field.name, told))
+        default = tyro.MISSING_NONPROP if field.default is dataclasses.MISSING else field.default
+        object.__setattr__(config, field.name, settings.get(field.name, default))
     return config

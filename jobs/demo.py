@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 
 from patchsieve.jobs import evaluate, prune, score, train
 from patchsieve.jobs.command_line import run_job
-from patchsieve.pipeline.score.config import DemoConfig, ScoreConfig
+from patchsieve.pipeline.pictures.config import DemoConfig
+from patchsieve.pipeline.score.config import ScoreConfig
 
 
 def run(config: DemoConfig) -> int:
@@ -29,7 +30,7 @@ def run(config: DemoConfig) -> int:
     names = ("shards", "labels", "ranker", "pruned")
     shards, labels, ranker, pruned = (storage.join(config.out, name) for name in names)
     teacher = read_teacher(config.teacher)
-    demo_sheet.check_teacher(teacher)
+    demo_sheet.check_drawable(teacher)
     packed = pack_photos(find_photos(config.images), shards, samples=config.samples, run_id=run_id)
     print("\n".join(packed.lines()), flush=True)
     scoring = ScoreConfig(
@@ -68,9 +69,7 @@ def run(config: DemoConfig) -> int:
     return 0
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point."""
-    run_job("demo", DemoConfig, run, arguments)
+main = partial(run_job, "demo", DemoConfig, run)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from functools import partial
 
 from patchsieve.jobs.command_line import run_job
 from patchsieve.pipeline.runs.config_file import config_to_yaml
@@ -35,9 +35,7 @@ def run(config: EvaluateConfig) -> int:
     return 0
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point."""
-    run_job("evaluate", EvaluateConfig, run, arguments)
+main = partial(run_job, "evaluate", EvaluateConfig, run)
 
 
 if __name__ == "__main__":

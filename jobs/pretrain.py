@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 
 from patchsieve.jobs.command_line import run_job
 from patchsieve.pipeline.pretrain.config import PretrainConfig
@@ -18,9 +18,7 @@ def run(config: PretrainConfig) -> int:
     return 0
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point."""
-    run_job("pretrain", PretrainConfig, run, arguments)
+main = partial(run_job, "pretrain", PretrainConfig, run)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 
 from patchsieve.jobs.command_line import run_job
 from patchsieve.pipeline.runs.config_file import config_to_yaml
@@ -28,9 +28,7 @@ def run(config: PruneConfig) -> int:
     return summary.exit_code
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point."""
-    run_job("prune", PruneConfig, run, arguments)
+main = partial(run_job, "prune", PruneConfig, run)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def _with_score_options(config: _Submit, options: Sequence[str]) -> _Submit:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point."""
+    """Do what the first word of the command line says; `arguments` None: those of the process."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     action, rest = (given[0], given[1:]) if given else ("--help", [])
     cut = rest.index("--") if "--" in rest else len(rest)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 
 from patchsieve.jobs.command_line import run_job
 from patchsieve.pipeline.runs.config_file import config_to_yaml
@@ -31,9 +31,7 @@ def run(config: ScoreConfig) -> int:
     return summary.exit_code
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point."""
-    run_job("score", ScoreConfig, run, arguments)
+main = partial(run_job, "score", ScoreConfig, run)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 
 from patchsieve.jobs.command_line import run_job
 from patchsieve.ranker.train.config import TrainConfig
@@ -25,9 +25,7 @@ def run(config: TrainConfig) -> int:
     return train(plan)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point."""
-    run_job("train", TrainConfig, run, arguments)
+main = partial(run_job, "train", TrainConfig, run)
 
 
 if __name__ == "__main__":

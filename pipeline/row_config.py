@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal, get_args
 
+from patchsieve.pipeline.checks import at_least_one
 from patchsieve.pipeline.errors import UserError
 
 IMAGE_FIELDS = "jpg;jpeg;png;webp;gif;bmp;tif;tiff"
@@ -86,8 +87,7 @@ class RowConfig:
             raise UserError(
                 f"views {self.first_view}:{last} is not a range of at least one view below {VIEW_LIMIT}"
             )
-        if self.size < 1:
-            raise UserError(f"size is {self.size} pixels, must be at least 1")
+        at_least_one("size in pixels", self.size)
         if not self.image_field:
             raise UserError(f"image field is empty, must name fields such as {IMAGE_FIELDS}")
         if not self.decoder:

@@ -18,7 +18,7 @@ import torch
 from patchsieve.pipeline import storage
 from patchsieve.pipeline.pruned.collate import collate_naflex, place_by_coordinate
 from patchsieve.pipeline.pruned.dataset import PrunedDataset
-from patchsieve.pipeline.pruned.index import INDEX_FOLDER, SHARDS_FOLDER
+from patchsieve.pipeline.pruned.index import INDEX, SHARDS_FOLDER
 from patchsieve.pipeline.shards.reader import ShardReader
 from patchsieve.pipeline.units import byte_size
 from patchsieve.ranker.evaluate.config import EvaluateConfig
@@ -41,7 +41,7 @@ def saved_lines(config: PruneConfig) -> list[str]:
     request = make_request(config)
     before = after = kept = images = 0
     for shard in request.shards:
-        data = storage.read_bytes(storage.join(config.out, INDEX_FOLDER, f"{shard.id}.parquet"))
+        data = storage.read_bytes(storage.join(config.out, INDEX.folder, f"{shard.id}.parquet"))
         table = pq.read_table(pa.BufferReader(data), columns=["bytes_before", "bytes_after", "kept"])
         for row in table.to_pylist():
             if row["kept"] is not None:

@@ -23,7 +23,7 @@ RUN = ("command", "run")
 
 
 @dataclasses.dataclass(frozen=True)
-class Metric:
+class RunMetric:
     """A metric by its name within Ray, what it means, and its labels."""
 
     name: str
@@ -48,24 +48,28 @@ OF_ACTOR = (*ON_HOST, "actor")
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("patchsieve_images", "counter", "Images read and decoded", ON_HOST),
-        Metric("patchsieve_views", "counter", "Views scored", ON_HOST),
-        Metric("patchsieve_read_bytes", "counter", "Bytes of shards read", ON_HOST),
-        Metric("patchsieve_worked_seconds", "counter", "Seconds in which teacher or ranker worked", ON_HOST),
-        Metric("patchsieve_waited_seconds", "counter", "Seconds in which it waited for data", ON_HOST),
-        Metric("patchsieve_shards", "counter", "Shards and attempts by outcome", (*RUN, "outcome")),
-        Metric("patchsieve_errors", "counter", "Samples that gave nothing, by stage", (*RUN, "stage")),
-        Metric(
+        RunMetric("patchsieve_images", "counter", "Images read and decoded", ON_HOST),
+        RunMetric("patchsieve_views", "counter", "Views scored", ON_HOST),
+        RunMetric("patchsieve_read_bytes", "counter", "Bytes of shards read", ON_HOST),
+        RunMetric(
+            "patchsieve_worked_seconds", "counter", "Seconds in which teacher or ranker worked", ON_HOST
+        ),
+        RunMetric("patchsieve_waited_seconds", "counter", "Seconds in which it waited for data", ON_HOST),
+        RunMetric("patchsieve_shards", "counter", "Shards and attempts by outcome", (*RUN, "outcome")),
+        RunMetric("patchsieve_errors", "counter", "Samples that gave nothing, by stage", (*RUN, "stage")),
+        RunMetric(
             "patchsieve_shard_seconds", "histogram", "Seconds from a shard's start to its commit", ON_HOST
         ),
-        Metric("patchsieve_shards_left", "gauge", "Shards neither done nor failed"),
-        Metric("patchsieve_actors", "gauge", "Actors by state", (*RUN, "state")),
-        Metric("patchsieve_batch_size", "gauge", "Views or images in a batch", OF_ACTOR),
-        Metric("patchsieve_gpu_memory_bytes", "gauge", "Most GPU memory that an actor has held", OF_ACTOR),
-        Metric("patchsieve_train_step", "gauge", "Step of the newest measurement"),
-        Metric("patchsieve_train_loss", "gauge", "Mean loss since the measurement before"),
-        Metric("patchsieve_train_agreement", "gauge", "Agreement with the teacher on held-out images"),
-        Metric("patchsieve_train_waited_share", "gauge", "Share of its time that training waited for rows"),
+        RunMetric("patchsieve_shards_left", "gauge", "Shards neither done nor failed"),
+        RunMetric("patchsieve_actors", "gauge", "Actors by state", (*RUN, "state")),
+        RunMetric("patchsieve_batch_size", "gauge", "Views or images in a batch", OF_ACTOR),
+        RunMetric("patchsieve_gpu_memory_bytes", "gauge", "Most GPU memory that an actor has held", OF_ACTOR),
+        RunMetric("patchsieve_train_step", "gauge", "Step of the newest measurement"),
+        RunMetric("patchsieve_train_loss", "gauge", "Mean loss since the measurement before"),
+        RunMetric("patchsieve_train_agreement", "gauge", "Agreement with the teacher on held-out images"),
+        RunMetric(
+            "patchsieve_train_waited_share", "gauge", "Share of its time that training waited for rows"
+        ),
     )
 }
 

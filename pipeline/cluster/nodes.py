@@ -6,8 +6,8 @@ import time
 from collections.abc import Collection
 
 import ray
-from ray._common.constants import HEAD_NODE_RESOURCE_NAME
 
+from patchsieve.pipeline.cluster.private_api import autoscaler_limits, drain_deadlines_ms, is_head
 from patchsieve.pipeline.cluster.slots import NodeResources
 
 
@@ -19,7 +19,7 @@ def cluster_nodes(leaving: Collection[str] | None = None) -> list[NodeResources]
             cpus=node["Resources"].get("CPU", 0.0),
             gpus=node["Resources"].get("GPU", 0.0),
             node_id=node["NodeID"],
-            head=HEAD_NODE_RESOURCE_NAME in node["Resources"],
+            head=is_head(node),
         )
         for node in ray.nodes()
         if node["Alive"] and node["NodeID"] not in leaving
@@ -28,9 +28,11 @@ def cluster_nodes(leaving: Collection[str] | None = None) -> list[NodeResources]
 
 def draining_nodes() -> dict[str, float | None]:
     """Seconds until their end by the ids of the nodes that are being drained; None where no end was told."""
-    deadlines = ray._private.state.state.get_draining_nodes()
     now = time.time()
-    return {node: deadline / 1000 - now if deadline else None for node, deadline in deadlines.items()}
+    return {
+        node: deadline_ms / 1000 - now if deadline_ms else None
+        for node, deadline_ms in drain_deadlines_ms().items()
+    }
 
 
 class ClusterView:
@@ -43,7 +45,7 @@ class ClusterView:
         self.draining: dict[str, float | None] = {}
 
     def look(self) -> None:
-        """Ask Ray."""
+        """Take down how they are now."""
         self.draining = draining_nodes()
         self.nodes = {
             node.node_id: node for node in cluster_nodes(self.draining) if node.node_id != self._not_on
@@ -57,5 +59,4 @@ class ClusterView:
 
 def autoscaler_gpus() -> float:
     """GPUs that the cluster's autoscaler may add; 0 where there is none."""
-    most = ray._private.state.state.get_max_resources_from_cluster_config() or {}
-    return float(most.get("GPU", 0))
+    return float(autoscaler_limits().get("GPU", 0))

@@ -6,10 +6,10 @@ import contextlib
 import logging
 import signal
 from collections.abc import Iterator
-from typing import Any
 
 import ray
 
+from patchsieve.pipeline.cluster.private_api import kill_helpers
 from patchsieve.pipeline.errors import PatchsieveError
 from patchsieve.pipeline.runs.stop import SIGNALS, StopRequest
 
@@ -36,17 +36,8 @@ def ray_session(stop: StopRequest) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if began_here:
-            _kill_helpers()
+            kill_helpers()
         raise
     finally:
         if began_here:
             ray.shutdown()
-
-
-def _kill_helpers() -> None:
-    """End the processes of a local Ray that only log and watch; shutting these down in order takes a second."""
-    node: Any = ray._private.worker._global_node
-    for kind, processes in node.all_processes.items() if node is not None else ():
-        if kind not in ("gcs_server", "raylet"):
-            for started in processes:
-                started.process.kill()

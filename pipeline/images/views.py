@@ -47,14 +47,11 @@ def draw_view(
 
     `random`: a share of 0.2 to 1 of the area at an aspect ratio of 3/4 to 4/3, drawn log-uniformly, up to ten
     times until it fits, else the largest central crop of an allowed ratio (Szegedy et al., "Going deeper
-    with convolutions", CVPR 2015, as RandomResizedCrop has it); mirrored in half of the cases. `center`: what
-    remains when the shorter side is resized to 8/7 of `size` and a square of `size` is cut from the middle
-    (7/8 of the shorter side at 224); never mirrored.
+    with convolutions", CVPR 2015, as RandomResizedCrop has it); mirrored in half of the cases. `center`: see
+    `center_box`; the seed, the key and the view do not matter.
     """
     if crop == "center":
-        shorter, resized = min(height, width), (size * 8 + 3) // 7
-        side = max(1, (2 * shorter * size + resized) // (2 * resized))
-        return ViewBox((height - side) // 2, (width - side) // 2, side, side, hflip=False)
+        return center_box(height, width, size=size)
     # All numbers are drawn at once, so that a try that does not fit shifts nothing behind it.
     numbers = KeyedRandom(seed, sample_key, "crop", view).uniform(2 * _TRIES + 3).tolist()
     place_y, place_x, mirror = numbers[2 * _TRIES :]
@@ -69,6 +66,17 @@ def draw_view(
     box_height = min(height, max(1, round(width / _RATIO[0])))
     box_width = min(width, max(1, round(height * _RATIO[1])))
     return ViewBox((height - box_height) // 2, (width - box_width) // 2, box_height, box_width, mirror < 0.5)
+
+
+def center_box(height: int, width: int, *, size: int) -> ViewBox:
+    """The centre crop of an image of `height` x `width` pixels, for views of `size` x `size`; never mirrored.
+
+    It is what remains when the shorter side is resized to 8/7 of `size` and a square of `size` is cut from the middle
+    (7/8 of the shorter side at 224).
+    """
+    shorter, resized = min(height, width), (size * 8 + 3) // 7
+    side = max(1, (2 * shorter * size + resized) // (2 * resized))
+    return ViewBox((height - side) // 2, (width - side) // 2, side, side, hflip=False)
 
 
 def _exp(x: float) -> float:

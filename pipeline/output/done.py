@@ -96,7 +96,7 @@ _RECORD_FIELDS = [field.name for field in dataclasses.fields(Record)]
 class RecordFolder:
     """The record files below one folder, by file name; knows those that it has read before."""
 
-    def __init__(self, url: str, cache_url: str, *, newest_schema: int) -> None:
+    def __init__(self, url: str, cache_url: str, *, newest_schema: int | None) -> None:
         self.url, self._cache_url, self._newest_schema = url, cache_url, newest_schema
         self._entries: dict[str, _Entry] | None = None
         self._stale = False

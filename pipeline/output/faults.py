@@ -1,8 +1,9 @@
-"""Samples that gave nothing: the errors file beside a record, reasons counted, and when a whole shard has failed."""
+"""Samples that gave nothing: the errors file beside a record, written and read; reasons counted; failed shards."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,12 +11,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from patchsieve.pipeline import storage
 from patchsieve.pipeline.identity import canonical_json, digest_of
 from patchsieve.pipeline.output.records import METADATA_KEY, verify_file
 from patchsieve.pipeline.shards.feed import ShardRecord
 from patchsieve.pipeline.shards.reader import Fault
 
 MOST_REASONS = 20
+_FILE_LIMIT = 2**30
 
 ERRORS_VERSION = 1
 """Raised when columns or metadata of errors files change."""
@@ -59,6 +62,20 @@ def failure_reason(
 def errors_digest(faults: Sequence[Fault]) -> str:
     """What ties an errors file to its table: a hash of its rows, "" where there are none."""
     return digest_of([dataclasses.astuple(fault) for fault in faults]) if faults else ""
+
+
+def read_errors(url: str, digest: str) -> Counter[str] | None:
+    """Errors of one shard by stage and reason; None where its errors file is not there, or not the one of `digest`."""
+    try:
+        file = pq.ParquetFile(pa.BufferReader(storage.read_bytes(url, limit=_FILE_LIMIT)))
+        found = json.loads(file.metadata.metadata[METADATA_KEY])["digest"]
+        table = file.read(["stage", "reason"])
+    except (pa.ArrowException, OSError, KeyError, ValueError):
+        return None
+    if found != digest:
+        return None
+    stages, reasons = table.column("stage").to_pylist(), table.column("reason").to_pylist()
+    return Counter(f"{stage}: {reason}" for stage, reason in zip(stages, reasons, strict=True))
 
 
 def write_errors(local_path: Path, faults: Sequence[Fault], shard_name: str, *, run_id: str) -> None:

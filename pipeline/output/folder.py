@@ -1,6 +1,6 @@
 """An output folder: settings fixed once, one record file per shard, and what must happen in which order.
 
-Below the folder, for records named `scores`:
+Below the folder, for records that lie in `scores`:
 
     config.json                what decides the rows (settings.py)
     owner.json                 the run that writes here now (owner.py)
@@ -34,7 +34,7 @@ from patchsieve.pipeline.output import settings as output_settings
 from patchsieve.pipeline.output.done import Check, RecordFolder, State, hash_check
 from patchsieve.pipeline.output.machine import Machine
 from patchsieve.pipeline.output.owner import Owner
-from patchsieve.pipeline.output.records import Record
+from patchsieve.pipeline.output.records import Record, RecordKind
 from patchsieve.pipeline.shards.specs import Shard
 from patchsieve.pipeline.threads import map_threads
 
@@ -83,26 +83,24 @@ class OutputFolder:
     def __init__(
         self,
         url: str,
+        kind: RecordKind,
         *,
         run_id: str,
-        records: str = "scores",
-        schema_version: int = 1,
         beside: Collection[str] = (),
         machine: Machine | None = None,
         on_lost: Callable[[str], None] | None = None,
     ) -> None:
-        """`records`: name of the folder of record files; `schema_version`: the newest that can be read;
-        `beside`: folders below it that runs write other files to.
+        """`kind`: what its records are; `beside`: folders below it that runs write other files to.
 
         `on_lost` is called, from another thread, with the reason when another run takes the folder over.
         """
-        self.url, self.run_id, self.records = url, run_id, records
+        self.url, self.run_id, self._records = url, run_id, kind.folder
         self._beside = tuple(beside)
         self._owner = Owner(url, run_id, machine=machine, on_lost=on_lost)
         self._folder = RecordFolder(
-            storage.join(url, records),
-            storage.join(url, CACHE_FOLDER, f"{records}.parquet"),
-            newest_schema=schema_version,
+            storage.join(url, kind.folder),
+            storage.join(url, CACHE_FOLDER, f"{kind.folder}.parquet"),
+            newest_schema=kind.schema_version,
         )
 
     def stored_config(self) -> dict[str, Any] | None:
@@ -117,7 +115,7 @@ class OutputFolder:
         Raises UserError with every field that differs.
         """
         return output_settings.adopt_config(
-            self.url, rows, other=other, run_id=self.run_id, records=self.records
+            self.url, rows, other=other, run_id=self.run_id, records=self._records
         )
 
     def acquire(self, *, heartbeat: bool = True) -> None:
@@ -130,7 +128,7 @@ class OutputFolder:
 
     def remove_temporaries(self) -> None:
         """Remove what killed processes left half written; for the owner, while none of its own write."""
-        folders = (self.records, ERRORS_FOLDER, FAILED_FOLDER, RUNS_FOLDER, CACHE_FOLDER, *self._beside)
+        folders = (self._records, ERRORS_FOLDER, FAILED_FOLDER, RUNS_FOLDER, CACHE_FOLDER, *self._beside)
         with self._owner.quiet:
             for folder in (self.url, *(storage.join(self.url, name) for name in folders)):
                 storage.remove_temporaries(folder, keep_run_id=None)
@@ -202,7 +200,7 @@ class OutputFolder:
 
     def record_url(self, shard: Shard) -> str:
         """Where the record file of a shard goes."""
-        return storage.join(self.url, self.records, f"{shard.id}.parquet")
+        return storage.join(self.url, self._records, f"{shard.id}.parquet")
 
     def errors_url(self, shard_id: str) -> str:
         """Where the errors file of a shard goes."""

@@ -28,6 +28,17 @@ _FOOTER_END_BYTES = 8
 _MAGIC = b"PAR1"
 
 
+@dataclasses.dataclass(frozen=True)
+class RecordKind:
+    """A kind of record: the folder of an output that its files lie in, and the version of their schema.
+
+    Files of a newer `schema_version` are refused; with None files of any are read, for what all kinds have in common.
+    """
+
+    folder: str
+    schema_version: int | None
+
+
 class RecordError(UserError):
     """A file that is no record: half written, not Parquet, or Parquet of another program."""
 

@@ -12,7 +12,8 @@ from patchsieve.pipeline.identity import canonical_json, digest_of
 from patchsieve.pipeline.output.owner import create_once
 
 CONFIG_FILE = "config.json"
-TABLES_FOLDER = "scores"
+# Written only where it is another one: outputs of score runs came first.
+_FOLDER_NOT_TOLD = "scores"
 _SHOWN_CHARACTERS = 60
 
 
@@ -34,8 +35,8 @@ def stored_config(folder: str) -> dict[str, Any] | None:
 
 
 def records_of(stored: Mapping[str, Any] | None) -> str:
-    """Name of the folder of record files that `config.json` tells; score tables where it tells none."""
-    return str((stored or {}).get("records", TABLES_FOLDER))
+    """Name of the folder of record files that `config.json` tells; that of score tables where it tells none."""
+    return str((stored or {}).get("records", _FOLDER_NOT_TOLD))
 
 
 def adopt_config(
@@ -44,7 +45,7 @@ def adopt_config(
     *,
     other: Mapping[str, Any],
     run_id: str,
-    records: str = TABLES_FOLDER,
+    records: str,
 ) -> dict[str, Any]:
     """Fix the settings of a folder or check that they are the ones it has: `OutputFolder.adopt_config`."""
     url = storage.join(folder, CONFIG_FILE)
@@ -54,7 +55,7 @@ def adopt_config(
         "other": dict(other),
         "run_id": run_id,
     }
-    if records != TABLES_FOLDER:
+    if records != _FOLDER_NOT_TOLD:
         content["records"] = records
     data = json.dumps(content, indent=1, sort_keys=True).encode()
     if create_once(url, data, run_id=run_id):

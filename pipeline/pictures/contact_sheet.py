@@ -10,17 +10,14 @@ from numpy.typing import NDArray
 
 from patchsieve.pipeline.pictures.sheet import (
     HIDDEN_GRAY,
-    Column,
     Pixels,
-    Row,
     Sheet,
+    SheetColumn,
+    SheetRow,
     colours,
     enlarge,
     stretch,
 )
-
-ERROR_SCALE = 80.0
-"""Error of a patch, in gray levels of 255, that is drawn brightest."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,19 +32,6 @@ class ScoredPhoto:
     view: Pixels
     known: NDArray[np.bool_]
     scores: NDArray[np.float32]
-    visible: NDArray[np.int16]
-    reconstruction: Pixels
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ReconstructedPhoto:
-    """One row of a sheet of reconstructions: view, visible patches and reconstruction as in `ScoredPhoto`.
-
-    `caption` may say how good it is.
-    """
-
-    caption: str
-    view: Pixels
     visible: NDArray[np.int16]
     reconstruction: Pixels
 
@@ -73,11 +57,11 @@ def contact_sheet(photos: Sequence[ScoredPhoto], *, title: str, subtitle: str) -
     """A row per photo: the photo, its scores, the better half of its patches, one view, its reconstruction."""
     positions, visible = len(photos[0].known), len(photos[0].visible)
     columns = (
-        Column(title="Photo", detail="the square that is scored"),
-        Column(title="Scores", detail="bright: missed most when left out"),
-        Column(title="Best half", detail=f"{positions // 2} of {positions} patches by score"),
-        Column(title="Teacher sees", detail=f"one view: {visible} of {positions} patches"),
-        Column(title="Teacher reconstructs", detail=f"from these {visible} patches"),
+        SheetColumn(title="Photo", detail="the square that is scored"),
+        SheetColumn(title="Scores", detail="bright: missed most when left out"),
+        SheetColumn(title="Best half", detail=f"{positions // 2} of {positions} patches by score"),
+        SheetColumn(title="Teacher sees", detail=f"one view: {visible} of {positions} patches"),
+        SheetColumn(title="Teacher reconstructs", detail=f"from these {visible} patches"),
     )
     rows = []
     for photo in photos:
@@ -88,7 +72,7 @@ def contact_sheet(photos: Sequence[ScoredPhoto], *, title: str, subtitle: str) -
             only_patches(photo.view, _marked(photo.visible, positions)),
             photo.reconstruction,
         )
-        rows.append(Row(tiles=tiles, caption=photo.caption))
+        rows.append(SheetRow(tiles=tiles, caption=photo.caption))
     return Sheet(
         title=title,
         subtitle=subtitle,
@@ -102,49 +86,6 @@ def contact_sheet(photos: Sequence[ScoredPhoto], *, title: str, subtitle: str) -
             "Gray: patches that are left out, or hidden from the teacher."
         ),
     )
-
-
-def reconstruction_sheet(
-    photos: Sequence[ReconstructedPhoto], *, positions: int, title: str, subtitle: str
-) -> Sheet:
-    """A row per photo: the photo, what is visible, the reconstruction, and how far off each hidden patch is."""
-    visible = len(photos[0].visible)
-    columns = (
-        Column(title="Photo", detail="centre crop"),
-        Column(title="Visible", detail=f"{visible} of {positions} patches"),
-        Column(title="Reconstruction", detail="hidden patches predicted, visible kept"),
-        Column(title="Error", detail="root mean square of each hidden patch"),
-    )
-    rows = []
-    for photo in photos:
-        shown = _marked(photo.visible, positions)
-        error = np.where(shown, np.nan, patch_errors(photo.view, photo.reconstruction, positions))
-        tiles = (
-            photo.view,
-            only_patches(photo.view, shown),
-            photo.reconstruction,
-            colours(enlarge(_square(error / ERROR_SCALE), len(photo.view))),
-        )
-        rows.append(Row(tiles=tiles, caption=photo.caption))
-    return Sheet(
-        title=title,
-        subtitle=subtitle,
-        columns=columns,
-        rows=rows,
-        scale_column=3,
-        low="0",
-        high=f"{ERROR_SCALE:.0f} of 255 or more",
-        note="Gray: hidden from the teacher (second column), or not predicted (fourth).",
-    )
-
-
-def patch_errors(picture: Pixels, other: Pixels, positions: int) -> NDArray[np.float64]:
-    """Root mean square difference of each patch of two pictures `[S, S, 3]`, in gray levels, `[L]`."""
-    grid = round(positions**0.5)
-    side = len(picture) // grid
-    square = (picture.astype(np.float64) - other) ** 2
-    cells: NDArray[np.float64] = square.reshape(grid, side, grid, side, 3).mean((1, 3, 4))
-    return np.sqrt(cells).reshape(-1)
 
 
 def pool_scores(

@@ -20,7 +20,7 @@ from patchsieve.pipeline.teacher.checkpoint import TeacherFile
 MOST_ROWS = 8
 
 
-def check_teacher(teacher: TeacherFile) -> None:
+def check_drawable(teacher: TeacherFile) -> None:
     """Raise UserError for a teacher whose reconstructions cannot be drawn."""
     if teacher.config.output_space == "unknown":
         raise UserError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from patchsieve.pipeline.errors import UserError
-from patchsieve.pipeline.images.patches import unpatchify, visible_count
-from patchsieve.pipeline.pictures.contact_sheet import ReconstructedPhoto, ScoredPhoto, pool_scores
+from patchsieve.pipeline.images.patches import unpatchify
+from patchsieve.pipeline.pictures.contact_sheet import ScoredPhoto, pool_scores
 from patchsieve.pipeline.pictures.demo_photos import PackedPhoto
-from patchsieve.pipeline.pictures.sheet import Pixels, enlarge
-from patchsieve.pipeline.pretrain.report import centre_patches, fixed_orders
+from patchsieve.pipeline.pictures.sheet import Pixels
 from patchsieve.pipeline.scoring.aggregate import dense_scores
 from patchsieve.pipeline.scoring.changes import whole_images
 from patchsieve.pipeline.scoring.scorer import reconstruct
@@ -108,47 +107,6 @@ def scored_photo(
         visible=visible,
         reconstruction=painted(model, pixels, torch.from_numpy(visible)[None])[0],
     )
-
-
-def reconstructed_photos(
-    model: MaskedAutoencoder, photos: Sequence[Tensor], names: Sequence[str], *, mask_ratio: float = 0.75
-) -> list[ReconstructedPhoto]:
-    """Rows for a model card: centre crops of photos (uint8 `[3, H, W]`), masks as in `reconstruction_errors`.
-
-    Captions say the share of the hidden pixels' variance, about their mean in this view, that is explained.
-    """
-    config = model.config
-    patches = centre_patches(photos, config.image_size, config.patch_size)
-    visible = visible_count(config.positions, mask_ratio)
-    shown = fixed_orders(len(patches), config.positions)[:, :visible].sort(dim=1).values
-    pictures = painted(model, patches, shown)
-    rows = []
-    for name, view, places, picture in zip(
-        names, unpatchify(patches, config.patch_size), shown, pictures, strict=True
-    ):
-        row = ReconstructedPhoto(
-            caption="",
-            view=as_picture(view),
-            visible=places.numpy().astype(np.int16),
-            reconstruction=picture,
-        )
-        share = explained_share(row, config.positions)
-        rows.append(
-            dataclasses.replace(row, caption=f"{name}  ({share:.0%} of the hidden variance explained)")
-        )
-    return rows
-
-
-def explained_share(photo: ReconstructedPhoto, positions: int) -> float:
-    """1 - error / variance over the hidden pixels of one view, in gray levels; 0 for a view of one colour."""
-    hidden = np.ones(positions, dtype=bool)
-    hidden[photo.visible] = False
-    grid = round(positions**0.5)
-    pixels = enlarge(hidden.reshape(grid, grid), len(photo.view))
-    truth = photo.view[pixels].astype(np.float64)
-    variance = float(truth.var(axis=0).mean())
-    error = float(((photo.reconstruction[pixels] - truth) ** 2).mean())
-    return 1 - error / variance if variance else 0.0
 
 
 def painted(model: MaskedAutoencoder, pixels: Tensor, visible: Tensor) -> list[Pixels]:

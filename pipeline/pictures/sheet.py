@@ -36,7 +36,7 @@ _INFERNO = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Column:
+class SheetColumn:
     """Title and second line above a column, both as wide as its pictures at most."""
 
     title: str
@@ -44,7 +44,7 @@ class Column:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Row:
+class SheetRow:
     """Pictures of one row, each `[S, S, 3]`, and a line below them."""
 
     tiles: Sequence[Pixels]
@@ -57,8 +57,8 @@ class Sheet:
 
     title: str
     subtitle: str
-    columns: Sequence[Column]
-    rows: Sequence[Row]
+    columns: Sequence[SheetColumn]
+    rows: Sequence[SheetRow]
     scale_column: int
     low: str
     high: str

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from patchsieve.pipeline.checks import at_least_one, flag
 from patchsieve.pipeline.errors import UserError
 
 
@@ -69,10 +70,9 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "warmup_steps", "report_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}, must be at least 1")
+            at_least_one(flag(name), getattr(self, name))
         for name in ("mask_ratio", "decay_share", "decoded_share", "min_scale"):
             if not 0 < getattr(self, name) <= 1:
-                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}, must be in (0, 1]")
+                raise UserError(f"{flag(name)} is {getattr(self, name)}, must be in (0, 1]")
         if not self.shards or not self.held_out:
             raise UserError("pretraining needs shards to train on and --held-out shards to measure on")

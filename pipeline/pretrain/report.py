@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchsieve.pipeline.images.patches import normalise, patchify, visible_count
-from patchsieve.pipeline.images.views import apply_view, draw_view
+from patchsieve.pipeline.images.patches import normalise, patchify, take_patches, visible_count
+from patchsieve.pipeline.images.views import apply_view, center_box
 from patchsieve.pipeline.teacher.model import MaskedAutoencoder
 
 MASK_SEED = 7
@@ -40,22 +40,13 @@ class ReconstructionErrors:
 
 def centre_patches(photos: Sequence[Tensor], size: int, patch_size: int) -> Tensor:
     """Patches of the photos' centre crops, uint8 `[N, L, P]`; photos are uint8 `[3, H, W]`."""
-    views = []
-    for photo in photos:
-        height, width = photo.shape[1:]
-        box = draw_view(0, "", 0, height=height, width=width, crop="center", size=size)
-        views.append(apply_view(photo, box, size))
+    views = [apply_view(photo, center_box(*photo.shape[1:], size=size), size) for photo in photos]
     return patchify(torch.stack(views), patch_size)
 
 
 def fixed_orders(count: int, positions: int) -> Tensor:
     """One permutation of the grid per photo, int64 `[count, positions]`, the same ones every time."""
     return torch.from_numpy(np.random.default_rng(MASK_SEED).random((count, positions)).argsort(1))
-
-
-def take(patches_NLP: Tensor, positions_NK: Tensor) -> Tensor:
-    """Patches at the given positions, `[N, K, P]`."""
-    return patches_NLP.gather(1, positions_NK[..., None].expand(-1, -1, patches_NLP.shape[-1]))
 
 
 def nearest_visible(visible_NV: Tensor, hidden_NH: Tensor, grid: int) -> Tensor:
@@ -85,7 +76,7 @@ def reconstruction_errors(
     order = fixed_orders(len(patches), patches.shape[1])
     visible = visible_count(patches.shape[1], mask_ratio)
     seen_at, hidden_at = order[:, :visible], order[:, visible:]
-    seen, truth = take(patches, seen_at), take(patches, hidden_at)
+    seen, truth = take_patches(patches, seen_at), take_patches(patches, hidden_at)
     channels = truth.reshape(-1, 3)
 
     def error(prediction: Tensor) -> float:
@@ -98,7 +89,7 @@ def reconstruction_errors(
         photos=len(photos),
         mask_ratio=mask_ratio,
         teacher=error(predict(seen, seen_at, hidden_at)),
-        nearest_visible=error(take(patch_means, nearest)),
+        nearest_visible=error(take_patches(patch_means, nearest)),
         mean_visible=error(mean_seen[:, None]),
         zero=error(torch.zeros_like(truth)),
         variance=(channels - channels.mean(0)).square().mean().item(),

@@ -13,7 +13,6 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from patchsieve.pipeline.errors import UserError
-from patchsieve.pipeline.images.patches import normalise, patchify, visible_count
+from patchsieve.pipeline.images.patches import normalise, patchify, take_patches, visible_count
 from patchsieve.pipeline.images.views import ViewBox, apply_view
 from patchsieve.pipeline.pretrain.config import PretrainConfig
-from patchsieve.pipeline.pretrain.report import centre_patches, fixed_orders, take
+from patchsieve.pipeline.pretrain.report import centre_patches, fixed_orders
 from patchsieve.pipeline.teacher.architecture import TeacherConfig
 from patchsieve.pipeline.teacher.model import MaskedAutoencoder
+from patchsieve.pipeline.threads import Prefetch
 
 FULL_SHARE = 0.15
 """Last share of the steps, in which all hidden patches are decoded."""
@@ -90,9 +90,9 @@ def hidden_error(
     `order_NL`: a permutation of the grid for each image, its first `visible` entries being visible.
     """
     seen, hidden = order_NL[:, :visible], order_NL[:, visible : visible + decoded]
-    latent = model.encode(take(patches_NLP, seen), seen)
+    latent = model.encode(take_patches(patches_NLP, seen), seen)
     predicted = model.decode(latent, seen, hidden, decoded)
-    target = in_target_space(take(patches_NLP, hidden), model.config.output_space)
+    target = in_target_space(take_patches(patches_NLP, hidden), model.config.output_space)
     return (predicted.float() - target).square().mean()
 
 
@@ -176,11 +176,9 @@ class Pretraining:
     def run(self, *, every: int, report: Callable[[int, float, float], None]) -> None:
         """Train to the recipe's last step; every `every` steps measure, `report(step, loss, error)` and save."""
         total, counted = 0.0, 0
-        with ThreadPoolExecutor(1) as ahead:
-            following = ahead.submit(self.batch, self.step)
-            while self.step < self.config.steps:
-                patches, order = following.result()
-                following = ahead.submit(self.batch, self.step + 1)
+        steps = range(self.step, self.config.steps)
+        with Prefetch(map(self.batch, steps), depth=1, name="training batches") as batches:
+            for patches, order in batches:
                 total, counted = total + self.train_step(patches, order), counted + 1
                 if self.step % every == 0 or self.step == self.config.steps:
                     error = self.held_out_error()

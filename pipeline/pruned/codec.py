@@ -69,7 +69,7 @@ class ImageCodec:
         return {"format": "WEBP", "quality": self.quality, "method": 4}
 
 
-def pack(pixels_3SS: Tensor, record: PackedRecord) -> Tensor:
+def pack_mosaic(pixels_3SS: Tensor, record: PackedRecord) -> Tensor:
     """The mosaic of the kept blocks of a crop, uint8 `[3, H, W]` from uint8 `[3, S, S]`.
 
     Places that are left in the last row are filled with the last block's mean colour. Raises ValueError for a crop of
@@ -84,8 +84,8 @@ def pack(pixels_3SS: Tensor, record: PackedRecord) -> Tensor:
     return rows.permute(2, 0, 3, 1, 4).reshape(3, height, width)
 
 
-def unpack(mosaic_3HW: Tensor, record: PackedRecord) -> Tensor:
-    """The kept blocks of a mosaic, uint8 `[K, 3, B, B]` from uint8 `[3, H, W]`: the inverse of `pack`."""
+def unpack_mosaic(mosaic_3HW: Tensor, record: PackedRecord) -> Tensor:
+    """The kept blocks of a mosaic, uint8 `[K, 3, B, B]` from uint8 `[3, H, W]`: the inverse of `pack_mosaic`."""
     if mosaic_3HW.shape != (3, *record.mosaic_size):
         raise ValueError(f"a mosaic of {list(mosaic_3HW.shape)} for a record of {record.mosaic_size}")
     block = record.block

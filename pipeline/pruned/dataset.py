@@ -161,7 +161,7 @@ class PrunedDataset(IterableDataset[PrunedSample]):
                     if sample is not None:
                         sample = decode_fields(sample, self._decoders)
                 except ContentError as error:
-                    if not self._handler(_told(shard, item, error)):
+                    if not self._handler(_located(shard, item, error)):
                         return False
                     continue
                 if sample is not None:
@@ -169,9 +169,9 @@ class PrunedDataset(IterableDataset[PrunedSample]):
         return True
 
 
-def _told(shard: Shard, item: Sample | Fault, error: ContentError) -> ContentError:
+def _located(shard: Shard, item: Sample | Fault, error: ContentError) -> ContentError:
     """The error with the place where it arose."""
     what = item.key if isinstance(item, Sample) else item.sample_key or item.member
-    told = ContentError(": ".join(part for part in (shard.name, what, str(error)) if part))
-    told.__cause__ = error.__cause__
-    return told
+    located = ContentError(": ".join(part for part in (shard.name, what, str(error)) if part))
+    located.__cause__ = error.__cause__
+    return located

@@ -18,14 +18,13 @@ from numpy.typing import NDArray
 
 from patchsieve.pipeline.identity import canonical_json, digest_of
 from patchsieve.pipeline.output.faults import errors_digest
-from patchsieve.pipeline.output.records import METADATA_KEY, verify_file
+from patchsieve.pipeline.output.records import METADATA_KEY, RecordKind, verify_file
 from patchsieve.pipeline.shards.feed import ShardRecord
 from patchsieve.pipeline.shards.reader import Fault
 
-SCHEMA_VERSION = 1
-"""Raised when columns or metadata change; older versions stay readable. Not part of the identity."""
+INDEX = RecordKind("index", schema_version=1)
+"""Its version is raised when columns or metadata change; older ones stay readable. Not part of the identity."""
 
-INDEX_FOLDER = "index"
 SHARDS_FOLDER = "shards"
 MAX_POSITIONS = 2**15 - 1
 """Positions are numbered by int16."""
@@ -108,7 +107,7 @@ def index_metadata(
     folder, `size` and `sha256` of the tar; empty for the format `index`. `provenance` holds at least `run_id`.
     """
     return {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": INDEX.schema_version,
         "identity": digest_of(fields),
         "shard": dataclasses.asdict(shard),
         "config": fields,

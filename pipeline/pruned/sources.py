@@ -20,9 +20,9 @@ from torch import Tensor
 from patchsieve.pipeline import storage
 from patchsieve.pipeline.errors import ContentError, UserError
 from patchsieve.pipeline.images.decode import decode_image
-from patchsieve.pipeline.images.views import ViewBox, apply_view, draw_view
+from patchsieve.pipeline.images.views import ViewBox, apply_view, center_box
 from patchsieve.pipeline.output.records import parse_footer
-from patchsieve.pipeline.pruned.codec import decode_mosaic, unpack
+from patchsieve.pipeline.pruned.codec import decode_mosaic, unpack_mosaic
 from patchsieve.pipeline.pruned.format import MAX_GRID, MAX_SIDE, RECORD_FIELD, PackedRecord, mosaic_columns
 from patchsieve.pipeline.pruned.sample import PrunedSample, gather_patches
 from patchsieve.pipeline.row_config import IMAGE_FIELDS
@@ -59,12 +59,10 @@ class PackedSource:
     """Shards that `prune` wrote with `--format packed`."""
 
     def open(self, shard: Shard) -> ReadSample:
-        """See `Source`."""
-
         def read(sample: Sample) -> PrunedSample:
             record = PackedRecord.from_json(_field(sample, RECORD_FIELD))
             mosaic = decode_mosaic(_field(sample, record.image_field), record)
-            blocks_K3BB = unpack(mosaic, record)
+            blocks_K3BB = unpack_mosaic(mosaic, record)
             return PrunedSample(
                 shard=shard.name,
                 key=sample.key,
@@ -150,7 +148,7 @@ class OnlineSource:
             original_size = crop = None
             if self.transform is None:
                 height, width = image.shape[1:]
-                box = draw_view(0, "", 0, height=height, width=width, crop="center", size=self.size)
+                box = center_box(height, width, size=self.size)
                 original_size, crop = (height, width), (box.top, box.left, box.height, box.width)
                 pixels_3SS = apply_view(image, box, self.size)
             else:

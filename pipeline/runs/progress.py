@@ -157,7 +157,6 @@ class TerminalDisplay:
         self._live.stop()
 
     def update(self, totals: Totals) -> None:
-        """Redraw."""
         shown = cells(totals, self._meter.update(totals))
         table = Table(*shown, box=None, pad_edge=False)
         table.add_row(*shown.values())

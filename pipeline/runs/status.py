@@ -6,16 +6,16 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import tyro
 
 from patchsieve.pipeline import storage
 from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.output.faults import read_errors
 from patchsieve.pipeline.output.folder import RUNS_FOLDER, OutputFolder
 from patchsieve.pipeline.output.owner import OWNER_FILE
-from patchsieve.pipeline.output.records import METADATA_KEY, Record
+from patchsieve.pipeline.output.records import Record, RecordKind
 from patchsieve.pipeline.output.settings import CONFIG_FILE, records_of, stored_config
 from patchsieve.pipeline.runs.end import LISTED, listed
 from patchsieve.pipeline.shards.specs import shard_id
@@ -23,6 +23,16 @@ from patchsieve.pipeline.threads import map_threads
 
 _RUN_LIMIT = 2**30
 _OTHER_ATTEMPT = "errors file is of another attempt: reasons unknown"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StatusConfig:
+    """Say what of an output folder is done, missing or failed; exits 1 while something is."""
+
+    out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    """Output folder of a score or prune run (any fsspec URL)."""
+    json: bool = False
+    """Print JSON instead of lines."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,7 +63,7 @@ class FolderStatus:
 def read_status(url: str) -> FolderStatus:
     """Status of an output folder. Raises UserError where there is none, InfrastructureError."""
     config, run = stored_config(url), last_run(url)
-    output = OutputFolder(url, run_id="status", records=records_of(config))
+    output = OutputFolder(url, RecordKind(records_of(config), None), run_id="status")
     owner = _read_json(storage.join(url, OWNER_FILE))
     if config is None and run is None and owner is None:
         raise UserError(
@@ -112,24 +122,12 @@ def _shards_of(run: Mapping[str, Any], done: Mapping[str, Record]) -> tuple[dict
 
 
 def _count_errors(output: OutputFolder, done: Mapping[str, Record]) -> dict[str, int]:
-    with_errors = [(key, record) for key, record in done.items() if record.errors]
+    with_errors = [key for key, record in done.items() if record.errors]
+    found = map_threads(lambda key: read_errors(output.errors_url(key), done[key].errors), with_errors)
     counts = Counter[str]()
-    for counted in map_threads(lambda item: _errors_of(output.errors_url(item[0]), item[1]), with_errors):
-        counts.update(counted)
+    for key, counted in zip(with_errors, found, strict=True):
+        counts.update({_OTHER_ATTEMPT: max(1, done[key].quarantined)} if counted is None else counted)
     return dict(counts.most_common())
-
-
-def _errors_of(url: str, record: Record) -> Counter[str]:
-    try:
-        file = pq.ParquetFile(pa.BufferReader(storage.read_bytes(url, limit=_RUN_LIMIT)))
-        digest = json.loads(file.metadata.metadata[METADATA_KEY])["digest"]
-        table = file.read(["stage", "reason"])
-    except (pa.ArrowException, OSError, KeyError, ValueError):
-        digest = None
-    if digest != record.errors:
-        return Counter({_OTHER_ATTEMPT: max(1, record.quarantined)})
-    stages, reasons = table.column("stage").to_pylist(), table.column("reason").to_pylist()
-    return Counter(f"{stage}: {reason}" for stage, reason in zip(stages, reasons, strict=True))
 
 
 def status_lines(status: FolderStatus) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from patchsieve.pipeline.checks import at_least_one, flag
 from patchsieve.pipeline.errors import UserError
 
 Hidden = Annotated[tuple[str, ...], tyro.conf.Suppress]
@@ -58,8 +59,7 @@ class SubmitConfig(CorporaConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.max_jobs < 1:
-            raise UserError(f"--max-jobs is {self.max_jobs}, must be at least 1")
+        at_least_one(flag("max_jobs"), self.max_jobs)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from patchsieve.pipeline.output.settings import stored_config
 from patchsieve.pipeline.schedule.tick import Corpus
 from patchsieve.pipeline.shards.specs import SHARD_SUFFIX, Shard, listed_shards
 from patchsieve.pipeline.storage import ObjectInfo
+from patchsieve.pipeline.tables.schema import SCORES
 from patchsieve.pipeline.threads import map_threads
 from patchsieve.pipeline.units import duration
 
@@ -143,7 +144,7 @@ def _outcomes(out: str, shards: Sequence[Shard]) -> tuple[set[str], set[str]]:
     config = stored_config(out)
     if config is None:
         return set(), set()
-    output = OutputFolder(out, run_id="schedule")
+    output = OutputFolder(out, SCORES, run_id="schedule")
     checks = output.check(shards, config["identity"])
     done = {key for key, check in checks.items() if check.state is State.DONE}
     given_up = output.failed()

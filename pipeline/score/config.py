@@ -1,7 +1,4 @@
-"""Configuration of the jobs score, status and demo: frozen dataclasses that check themselves and are the command line.
-
-Imports neither torch nor ray, so that `--help` answers at once.
-"""
+"""Configuration of `patchsieve score`; imports neither torch nor ray, so that `--help` answers at once."""
 
 from __future__ import annotations
 
@@ -10,6 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from patchsieve.pipeline.checks import at_least_one, flag
 from patchsieve.pipeline.cluster.slots import HeadUse
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.row_config import (
@@ -116,9 +114,7 @@ class ScoreConfig:
         if self.frozen_tokens != "auto" and self.estimator != "frozen":
             raise UserError(f"--frozen-tokens {self.frozen_tokens} is for --estimator frozen")
         for name in ("max_actors", "limit_shards", "batch_size", "cpus_per_actor"):
-            value = getattr(self, name)
-            if isinstance(value, int) and value < 1:
-                raise UserError(f"--{name.replace('_', '-')} is {value}, must be at least 1")
+            at_least_one(flag(name), getattr(self, name))
         if not self.shards:
             raise UserError("no shards given: name a path, a glob, a brace range, a directory or @list.txt")
         if not 0 <= self.max_bad <= 1:
@@ -155,37 +151,3 @@ class ScoreConfig:
             image_field=self.image_field,
             decoder=decoder,
         )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StatusConfig:
-    """Say what of an output folder is done, missing or failed; exits 1 while something is."""
-
-    out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-    """Output folder of a score run (any fsspec URL)."""
-    json: bool = False
-    """Print JSON instead of lines."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DemoConfig:
-    """Score photographs with the bundled teacher on two actors, draw what it found, and train a small ranker on it."""
-
-    out: str = "demo-out"
-    """Output folder (any fsspec URL). Run again on it to resume."""
-    images: str | None = None
-    """A folder with photos of your own; by default those that scikit-image ships."""
-    teacher: str = "tiny"
-    """Any teacher of `patchsieve score` that predicts pixels."""
-    views: str = "11"
-    """Views per sample; 11 show every patch once, 22 twice, and so on."""
-    samples: int = 80
-    """Samples made of the photos: each photo whole, and three to nine overlapping crops of it."""
-    max_actors: int = 2
-    """At most this many actors."""
-
-    def __post_init__(self) -> None:
-        if self.samples < 4:
-            raise UserError(
-                f"--samples is {self.samples}, must be at least 4: a photo whole, and three crops"
-            )

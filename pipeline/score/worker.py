@@ -23,6 +23,7 @@ from patchsieve.pipeline.score.shard import ShardScoring, teacher_record
 from patchsieve.pipeline.scoring.scorer import Scorer
 from patchsieve.pipeline.shards.specs import Shard
 from patchsieve.pipeline.storage import remove_dead_scratch
+from patchsieve.pipeline.tables.schema import SCORES
 from patchsieve.pipeline.teacher.build import build_teacher
 from patchsieve.pipeline.teacher.checkpoint import TeacherFile
 from patchsieve.pipeline.teacher.ready import choose_precision
@@ -80,7 +81,7 @@ class ScoringWorker:
             scorer,
             teacher_record(self._file),
             rows,
-            OutputFolder(order.out, run_id=order.run_id),
+            OutputFolder(order.out, SCORES, run_id=order.run_id),
             provenance=provenance,
             threads=order.decode_threads,
         )

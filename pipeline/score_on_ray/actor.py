@@ -54,12 +54,14 @@ class ScoringActor:
         return self._worker.progress()
 
 
-# Untyped in Ray's stubs: concurrency groups. As many shards at once as an actor may hold; questions are answered
-# meanwhile.
-_remote: Any = ray.remote
-_RemoteScoringActor = _remote(
-    max_restarts=0, max_task_retries=0, concurrency_groups={"score": MOST_SLOTS, "control": 2}
-)(ScoringActor)
+# As many shards at once as an actor may hold; questions are answered meanwhile.
+ACTOR_OPTIONS = {
+    "max_restarts": 0,
+    "max_task_retries": 0,
+    "concurrency_groups": {"score": MOST_SLOTS, "control": 2},
+}
+_remote: Any = ray.remote  # untyped in Ray's stubs: concurrency groups
+_RemoteScoringActor = _remote(**ACTOR_OPTIONS)(ScoringActor)
 
 
 def new_actor(teacher: Any, *, cpus: float, gpus: float, not_on: str = "") -> Any:

@@ -27,14 +27,14 @@ class QueueEvents:
 
     def __init__(self, run_id: str) -> None:
         self._metrics = RunMetrics("score", run_id)
-        self._told: tuple[int, ...] = ()
+        self._last: tuple[int, ...] = ()
 
     def actor_ready(self, actor: PooledActor, batch_size: int) -> None:
         """An actor takes shards from now on; `batch_size` in views."""
         assert actor.info is not None
         self._metrics.set("patchsieve_batch_size", batch_size, host=actor.node, actor=actor.name)
-        told = {"device": actor.info.device, "batch_size": batch_size}
-        log_event("actor ready", {**_where(actor), **told})
+        fields = {"device": actor.info.device, "batch_size": batch_size}
+        log_event("actor ready", {**_where(actor), **fields})
 
     def progressed(self, actor: PooledActor, now: Progress) -> None:
         """An actor tells new totals; `actor` still has those of before."""
@@ -64,14 +64,14 @@ class QueueEvents:
     def attempt_failed(self, shard: Shard, actor: PooledActor, reason: str) -> None:
         """A shard gave an error; it may be tried again."""
         self._metrics.count("patchsieve_shards", 1, outcome="error")
-        told = {"shard": shard.name, **_where(actor), "reason": reason}
-        log_event("attempt failed", told, level=logging.WARNING)
+        fields = {"shard": shard.name, **_where(actor), "reason": reason}
+        log_event("attempt failed", fields, level=logging.WARNING)
 
     def shard_failed(self, shard: Shard, failure: Failure) -> None:
         """A shard was given up."""
         self._metrics.count("patchsieve_shards", 1, outcome="failed")
-        told = {"shard": shard.name, "attempts": failure.attempts, "reason": failure.reason}
-        log_event("shard failed", told, level=logging.ERROR)
+        fields = {"shard": shard.name, "attempts": failure.attempts, "reason": failure.reason}
+        log_event("shard failed", fields, level=logging.ERROR)
 
     def node_draining(self, actor: PooledActor, seconds_left: float | None) -> None:
         """An actor's node will end."""
@@ -87,16 +87,16 @@ class QueueEvents:
         """An actor is no more; the shards that it held are tried again."""
         self._metrics.count("patchsieve_shards", len(held), outcome=OUTCOMES[why])
         level = logging.INFO if why is Gone.RETIRED else logging.WARNING
-        told = {"why": why.name.lower(), "reason": reason, "shards": [shard.name for shard in held]}
-        log_event("actor gone", {**_where(actor), **told}, level=level)
+        fields = {"why": why.name.lower(), "reason": reason, "shards": [shard.name for shard in held]}
+        log_event("actor gone", {**_where(actor), **fields}, level=level)
 
     def totals(self, totals: Totals, draining: int) -> None:
         """The counts of now; `draining`: of the actors, those whose nodes will end."""
         states = {"ready": totals.actors - draining, "starting": totals.starting, "draining": draining}
         left = totals.shards - totals.done - totals.failed
-        if (now := (left, *states.values())) == self._told:
+        if (now := (left, *states.values())) == self._last:
             return
-        self._told = now
+        self._last = now
         self._metrics.set("patchsieve_shards_left", left)
         for state, count in states.items():
             self._metrics.set("patchsieve_actors", count, state=state)

@@ -10,6 +10,7 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayTaskError
 
+from patchsieve.pipeline.cluster.private_api import node_of_actor
 from patchsieve.pipeline.cluster.slots import ActorSize
 from patchsieve.pipeline.output.machine import process_space, process_start
 from patchsieve.pipeline.score.messages import ActorInfo, Progress
@@ -59,7 +60,7 @@ class Call:
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
+class CallResult:
     """The end of a call: its value or its error."""
 
     call: Call
@@ -95,7 +96,7 @@ class ActorPool:
         """Whether such a call is under way on this actor."""
         return any(call.kind == kind and call.actor == actor.name for call in self._calls.values())
 
-    def wait(self, timeout_s: float) -> list[Answer]:
+    def wait(self, timeout_s: float) -> list[CallResult]:
         """Answers that arrive before the time is over; returns early with the first ones."""
         if not self._calls:
             time.sleep(timeout_s)
@@ -106,15 +107,15 @@ class ActorPool:
             ready, _ = ray.wait(pending, num_returns=len(pending), timeout=0)
         return [self._answer(reference) for reference in ready]
 
-    def _answer(self, reference: Any) -> Answer:
+    def _answer(self, reference: Any) -> CallResult:
         call = self._calls.pop(reference)
         try:
-            return Answer(call, value=ray.get(reference))
+            return CallResult(call, value=ray.get(reference))
         except RayTaskError as error:
             cause = error.cause if isinstance(error.cause, Exception) else error
-            return Answer(call, error=cause)
+            return CallResult(call, error=cause)
         except Exception as error:
-            return Answer(call, error=error)
+            return CallResult(call, error=error)
 
     def remove(self, actor: PooledActor) -> None:
         """Kill an actor, dead or alive, and forget its calls."""
@@ -144,15 +145,9 @@ def why_gone(error: Exception, actor: PooledActor) -> Gone | None:
     if isinstance(error, ActorUnavailableError) or error.preempted:
         return Gone.LOST
     alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-    return Gone.DIED if _node_id(actor) in {*alive, ""} else Gone.LOST
-
-
-def _node_id(actor: PooledActor) -> str:
-    """The node of an actor, or the one at which it waited for its turn: those die with it. Empty if there was none."""
-    if actor.info is not None:
-        return actor.info.node_id
-    known: dict[str, Any] = ray._private.state.actors(actor.handle._actor_id.hex())
-    return str(known.get("Address", {}).get("NodeID", ""))
+    # One that has not answered yet died with the node at which it waited for its turn.
+    node = actor.info.node_id if actor.info is not None else node_of_actor(actor.handle)
+    return Gone.DIED if node in {*alive, ""} else Gone.LOST
 
 
 def init_failure(error: Exception) -> str | None:

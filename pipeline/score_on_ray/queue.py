@@ -19,7 +19,7 @@ from patchsieve.pipeline.runs.progress import Totals
 from patchsieve.pipeline.score.messages import ActorInfo, Progress, ShardResult
 from patchsieve.pipeline.score_on_ray.events import QueueEvents, Tally
 from patchsieve.pipeline.score_on_ray.policy import Gone, QueuePolicy, may_finish
-from patchsieve.pipeline.score_on_ray.pool import ActorPool, Answer, PooledActor, init_failure, why_gone
+from patchsieve.pipeline.score_on_ray.pool import ActorPool, CallResult, PooledActor, init_failure, why_gone
 from patchsieve.pipeline.score_on_ray.start import ActorStart, QueueOptions
 from patchsieve.pipeline.shards.specs import Shard
 
@@ -133,7 +133,7 @@ class ShardQueue:
     def _holds(self, actor: PooledActor) -> bool:
         return actor.configured and bool(self._policy.holding(actor.name))
 
-    def _receive(self, answer: Answer) -> None:
+    def _receive(self, answer: CallResult) -> None:
         actor = self._pool.actors.get(answer.call.actor)
         if actor is None:
             return
@@ -168,7 +168,7 @@ class ShardQueue:
             self._events.progressed(actor, now)
             actor.progress = now
 
-    def _receive_result(self, answer: Answer, actor: PooledActor) -> None:
+    def _receive_result(self, answer: CallResult, actor: PooledActor) -> None:
         shard, result = self._shards[answer.call.shard], answer.value
         actor.moved_at = self._clock()
         self._note_progress(actor, result.progress)
@@ -183,7 +183,7 @@ class ShardQueue:
         self._policy.give_up(actor.name, answer.call.shard, result.failed)
         self._record_failures()
 
-    def _receive_error(self, answer: Answer, actor: PooledActor, error: Exception) -> None:
+    def _receive_error(self, answer: CallResult, actor: PooledActor, error: Exception) -> None:
         gone = why_gone(error, actor)
         if gone is not None:
             self._lose(actor, gone, error)

@@ -23,23 +23,24 @@ from patchsieve.pipeline.score.config import parse_views
 from patchsieve.pipeline.score.request import ScoreRequest
 from patchsieve.pipeline.score_on_ray.queue import ShardQueue
 from patchsieve.pipeline.score_on_ray.start import QueueOptions
-from patchsieve.pipeline.score_on_ray.summary import RunSummary, summarise
+from patchsieve.pipeline.score_on_ray.summary import ScoreSummary, score_summary
+from patchsieve.pipeline.tables.schema import SCORES
 
 
-def score(request: ScoreRequest, display: Display, *, settings: bytes) -> RunSummary:
+def score(request: ScoreRequest, display: Display, *, settings: bytes) -> ScoreSummary:
     """Score what is left of the request; rerun to resume.
 
     `settings`: the resolved configuration, kept as `score.yaml` beside the tables. Raises UserError where the
     output belongs to a live run or holds other rows.
     """
-    output = OutputFolder(request.config.out, run_id=new_run_id())
-    run = _Run(request, output, settings)
+    output = OutputFolder(request.config.out, SCORES, run_id=new_run_id())
+    run = _ScoreRun(request, output, settings)
     with run_events(request.config.log_format, job="score", run_id=output.run_id):
         run.check_stored_settings()
         return run_to_end(run, output, display)
 
 
-class _Run:
+class _ScoreRun:
     def __init__(self, request: ScoreRequest, output: OutputFolder, settings: bytes) -> None:
         self._request, self._output, self._settings = request, output, settings
         self._plan = Plan(todo=list(request.shards), done={}, changed=[])
@@ -58,7 +59,7 @@ class _Run:
         self._output.adopt_config(self._request.fields(rows), other=dataclasses.asdict(self._request.config))
         return rows
 
-    def execute(self, display: Display, stop: StopRequest) -> RunSummary:
+    def execute(self, display: Display, stop: StopRequest) -> ScoreSummary:
         self._record.acquire()
         config = self._request.config
         if self._rows is not None:
@@ -123,9 +124,9 @@ class _Run:
         self._rows = self._adopt(self._request.rows(precision))
         return self._rows
 
-    def finish(self, state: str, stopped_code: int | None) -> RunSummary:
+    def finish(self, state: str, stopped_code: int | None) -> ScoreSummary:
         config, queue = self._request.config, self._queue
-        summary = summarise(
+        summary = score_summary(
             run_id=self._output.run_id,
             state=state,
             names={shard.id: shard.name for shard in self._request.shards},

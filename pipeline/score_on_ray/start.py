@@ -10,7 +10,7 @@ from patchsieve.pipeline.cluster.slots import ActorSize, decode_share
 from patchsieve.pipeline.row_config import Precision, RowConfig
 from patchsieve.pipeline.runs.log import LogFormat
 from patchsieve.pipeline.score.messages import WorkOrder
-from patchsieve.pipeline.score_on_ray.pool import ActorPool, Answer, PooledActor
+from patchsieve.pipeline.score_on_ray.pool import ActorPool, CallResult, PooledActor
 from patchsieve.pipeline.shards.specs import Shard
 
 
@@ -53,12 +53,12 @@ class ActorStart:
         self._rows, self._resolve = rows, resolve
         self._resolving = False
 
-    def receive_info(self, answer: Answer, actor: PooledActor) -> None:
+    def receive_info(self, answer: CallResult, actor: PooledActor) -> None:
         """An actor has loaded its teacher."""
         actor.info = answer.value
         self._go_on(actor)
 
-    def receive_precision(self, answer: Answer) -> None:
+    def receive_precision(self, answer: CallResult) -> None:
         """An actor has chosen; where another was asked before and lost, the first answer counts."""
         self._rows = self._rows or self._resolve(answer.value)
         for waiting in self._pool.actors.values():

@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # it brings torch, which `patchsieve status` can do without
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RunSummary(RunEnd):
+class ScoreSummary(RunEnd):
     """The end of a score run: `rows` of all shards that were asked for, the rest of this run. Times in seconds."""
 
     rows: int
@@ -37,20 +37,20 @@ class RunSummary(RunEnd):
         ]
 
 
-def summarise(
+def score_summary(
     *,
     before: Mapping[str, Record],
     results: Mapping[str, ShardResult],
     waited_share: float,
     views: int,
     **run: Any,
-) -> RunSummary:
+) -> ScoreSummary:
     """Sum a score run up. `views`: of an image; `run`: the rest of what `end_of_run` takes."""
     committed = [result for result in results.values() if result.failed is None]
     rows = sum(item.rows for item in before.values()) + sum(item.rows for item in committed)
     # Rows, not samples: of those, `--sample` may have left most aside.
     end = end_of_run(before=before, results=results, good=rows / views, **run)
-    return RunSummary(
+    return ScoreSummary(
         **vars(end),
         rows=rows,
         images=sum(result.images for result in committed),

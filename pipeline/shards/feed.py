@@ -6,21 +6,20 @@ At the end it tells what the shard was: `ShardRecord`.
 from __future__ import annotations
 
 import dataclasses
-import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 from patchsieve.pipeline.shards.reader import Fault, Rejected, Sample, ShardReader
+from patchsieve.pipeline.threads import Prefetch
 
 MAX_BYTES = 256 * 2**20
-"""Bytes of samples as read that wait in memory; a single larger one still goes through."""
+"""Bytes of samples as read that wait in memory: no other sample is read while there are so many."""
 
 T = TypeVar("T")
 
 
-def weight_of(item: Sample | Fault) -> int:
+def bytes_held(item: Sample | Fault) -> int:
     """Bytes of the members that a sample, or what was refused of one, holds in memory."""
     if isinstance(item, Sample):
         return sum(map(len, item.fields.values()))
@@ -30,8 +29,8 @@ def weight_of(item: Sample | Fault) -> int:
 class ShardFeed(Generic[T]):
     """What `prepare` makes of each sample or fault, in shard order.
 
-    At most `ahead` samples, and `MAX_BYTES` of them, are in memory. `position`: bytes of the archive whose samples
-    were yielded; `samples`, `size`, `sha256` and `damaged` hold once it has ended.
+    At most `ahead` samples, and about `MAX_BYTES` of them, wait. `position`: bytes of the archive whose samples were
+    yielded; `samples`, `size`, `sha256` and `damaged` hold once it has ended.
     """
 
     def __init__(
@@ -45,20 +44,20 @@ class ShardFeed(Generic[T]):
     ) -> None:
         """`takes`: by its key, whether a sample is prepared at all; it counts either way."""
         self._reader, self._prepare, self._takes = reader, prepare, takes
-        self._pool, self._ahead = pool, ahead
-        self._queue: deque[tuple[Future[T], int, int]] = deque()
-        self._held = self._held_bytes = 0
-        self._changed = threading.Condition()
+        self._pool = pool
         self._closed = False
-        self._error: BaseException | None = None
-        self._ended = False
         self.samples = 0
         self.position = 0
         self.size = 0
         self.sha256 = ""
         self.damaged = False
-        self._thread = threading.Thread(target=self._read, name=f"read {reader.shard.id}", daemon=True)
-        self._thread.start()
+        self._prefetch = Prefetch(
+            self._read(),
+            depth=ahead,
+            name=f"read {reader.shard.id}",
+            weight=lambda item: item[2],
+            most=MAX_BYTES,
+        )
 
     def record(self, faults: Sequence[Fault]) -> ShardRecord:
         """The shard as it was read, for its record file, once the feed has ended; `faults`: all there were."""
@@ -73,67 +72,28 @@ class ShardFeed(Generic[T]):
         )
 
     def __iter__(self) -> Iterator[T]:
-        while True:
-            with self._changed:
-                while not self._queue and not self._ended:
-                    self._changed.wait()
-                if not self._queue:
-                    break
-                future, position, weight = self._queue.popleft()
+        for future, position, _ in self._prefetch:
             prepared = future.result()
             self.position = position
             yield prepared
-            with self._changed:
-                self._held -= 1
-                self._held_bytes -= weight
-                self._changed.notify_all()
-        if self._error is not None:
-            raise self._error
 
     def close(self) -> None:
         """Stop reading and wait for the thread; safe to call twice."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-        self._thread.join()
-        for future, _, _ in self._queue:
+        self._closed = True
+        for future, *_ in self._prefetch.close():
             future.cancel()
 
-    def _read(self) -> None:
-        try:
-            with self._reader as reader:
-                for item in reader:
-                    self._put(item)
-                    if self._closed:
-                        return
-                self.size, self.sha256, self.damaged = reader.size, reader.sha256, reader.damaged
-        except BaseException as error:
-            self._error = error
-        finally:
-            with self._changed:
-                self._ended = True
-                self._changed.notify_all()
-
-    def _put(self, item: Sample | Fault) -> None:
-        key = item.key if isinstance(item, Sample) else item.sample_key
-        if key is not None:
-            self.samples += 1
-            if not self._takes(key):
-                return
-        weight = weight_of(item)
-        with self._changed:
-            while not self._closed and self._full(weight):
-                self._changed.wait()
-            if self._closed:
-                return
-            future = self._pool.submit(self._prepare, item)
-            self._queue.append((future, self._reader.position, weight))
-            self._held += 1
-            self._held_bytes += weight
-            self._changed.notify_all()
-
-    def _full(self, weight: int) -> bool:
-        return self._held >= self._ahead or (self._held > 0 and self._held_bytes + weight > MAX_BYTES)
+    def _read(self) -> Iterator[tuple[Future[T], int, int]]:
+        """On a thread: what is being prepared, the place behind it in the archive, and its bytes as read."""
+        with self._reader as reader:
+            for item in reader:
+                if self._closed:
+                    return
+                key = item.key if isinstance(item, Sample) else item.sample_key
+                self.samples += key is not None
+                if key is None or self._takes(key):
+                    yield self._pool.submit(self._prepare, item), reader.position, bytes_held(item)
+            self.size, self.sha256, self.damaged = reader.size, reader.sha256, reader.damaged
 
 
 def count_samples(faults: Sequence[Fault]) -> int:

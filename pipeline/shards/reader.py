@@ -131,7 +131,7 @@ class ShardReader:
     def __iter__(self) -> Iterator[Sample | Fault]:
         assert self._stream is not None, "use it in a with statement"
         archive = TarStream(self._read, self._stream.size)
-        run: _Run | None = None
+        group: _MemberGroup | None = None
         damage: str | None = None
         try:
             for member in archive:
@@ -139,16 +139,18 @@ class ShardReader:
                 if not key.rpartition("/")[2]:
                     yield self._nameless(member, archive)
                     continue
-                if run is not None and not run.continues(key, field):
-                    yield run.result()
-                    run = None
-                if run is None:
-                    run = _Run(key, member.name, self._is_new(key), keep_rejected=self._keep_rejected)
-                self._add(run, field, member, archive)
+                if group is not None and not group.continues(key, field):
+                    yield group.result()
+                    group = None
+                if group is None:
+                    group = _MemberGroup(
+                        key, member.name, self._is_new(key), keep_rejected=self._keep_rejected
+                    )
+                self._add(group, field, member, archive)
         except DamagedArchiveError as error:
             damage = str(error)
-        if run is not None:
-            yield run.result()
+        if group is not None:
+            yield group.result()
         if damage is not None:
             self.damaged = True
             yield Fault(None, None, "archive", damage)
@@ -181,15 +183,15 @@ class ShardReader:
         self._seen.add(digest)
         return True
 
-    def _add(self, run: _Run, field: str, member: Member, archive: TarStream) -> None:
+    def _add(self, group: _MemberGroup, field: str, member: Member, archive: TarStream) -> None:
         problem = member.problem
         if problem is None and member.size > self._limit:
             problem = f"{member.size} bytes, more than the limit of {self._limit}"
-        elif problem is None and run.bytes_kept + member.size > 4 * self._limit:
+        elif problem is None and group.bytes_kept + member.size > 4 * self._limit:
             problem = f"its sample has more than the limit of {4 * self._limit} bytes"
-        wanted = (run.bad is None or self._keep_rejected) and self._keep(field)
+        wanted = (group.bad is None or self._keep_rejected) and self._keep(field)
         data = archive.read_data() if wanted and problem is None else None
-        run.add(field, member.name, data, problem if wanted else None)
+        group.add(field, member.name, data, problem if wanted else None)
 
     def _finish(self) -> None:
         assert self._stream is not None
@@ -200,7 +202,7 @@ class ShardReader:
         self.sha256 = self._digest.hexdigest()
 
 
-class _Run:
+class _MemberGroup:
     """Adjacent members of one key; `bad` says why they make no sample."""
 
     def __init__(self, key: str, first_member: str, is_new: bool, *, keep_rejected: bool) -> None:
@@ -216,11 +218,11 @@ class _Run:
             self.bad = "the member's name is not UTF-8"
 
     def continues(self, key: str, field: str) -> bool:
-        """Whether such a member belongs to this run: a field given twice begins another one, a duplicate."""
+        """Whether such a member belongs to this group: a field given twice begins another one, a duplicate."""
         return key == self._raw_key and field not in self._sample.members
 
     def add(self, field: str, member: str, data: bytes | None, problem: str | None) -> None:
-        """Take in a member of this run."""
+        """Take in a member of this group."""
         sample = self._sample
         if self._rejected is not None and data is not None and len(self._rejected) < MAX_MEMBERS:
             # The same bytes that the sample's fields hold, not a copy of them.

@@ -163,7 +163,7 @@ def _entries(spec: str, *, in_list: bool) -> Iterator[str | list[ObjectInfo]]:
         if not storage.has_pattern(url):
             yield url
             continue
-        matched = _told(partial(storage.glob, url), url)
+        matched = _or_refuse(partial(storage.glob, url), url)
         if not matched:
             raise UserError(f"nothing matches {storage.redact(text)}")
         yield matched
@@ -172,7 +172,7 @@ def _entries(spec: str, *, in_list: bool) -> Iterator[str | list[ObjectInfo]]:
 def _list_entries(spec: str) -> Iterator[str | list[ObjectInfo]]:
     url = storage.absolute_url(spec)
     try:
-        text = _told(lambda: storage.read_bytes(url, limit=LIST_LIMIT), url).decode("utf-8-sig")
+        text = _or_refuse(lambda: storage.read_bytes(url, limit=LIST_LIMIT), url).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(f"the list {storage.redact(spec)} is not UTF-8 text") from None
     for line in text.split("\n"):  # not splitlines: a name may hold its other separators
@@ -184,7 +184,7 @@ def _list_entries(spec: str) -> Iterator[str | list[ObjectInfo]]:
 def _objects(entries: list[str | list[ObjectInfo]]) -> Iterator[ObjectInfo]:
     """The files behind the entries; all plain URLs are looked up together."""
     urls = [entry for entry in entries if isinstance(entry, str)]
-    looked_up = _told(lambda: storage.stat_many(urls), "the shards")
+    looked_up = _or_refuse(lambda: storage.stat_many(urls), "the shards")
     missing = [url for url, info in zip(urls, looked_up, strict=True) if info is None]
     if missing:
         shown = ", ".join(storage.redact(url) for url in missing[:_SHOWN])
@@ -201,13 +201,13 @@ def _files(info: ObjectInfo) -> Iterator[ObjectInfo]:
     if not info.is_folder:
         yield info
         return
-    found = _told(lambda: storage.list_folder(info.url, suffix=SHARD_SUFFIX), info.url)
+    found = _or_refuse(lambda: storage.list_folder(info.url, suffix=SHARD_SUFFIX), info.url)
     if not found:
         raise UserError(f"no *{SHARD_SUFFIX} directly in the folder {storage.redact(info.url)}")
     yield from found
 
 
-def _told(call: Callable[[], T], what: str) -> T:
+def _or_refuse(call: Callable[[], T], what: str) -> T:
     """The result of the call; a store that does not answer is here something that the user has to know at once."""
     try:
         return call()

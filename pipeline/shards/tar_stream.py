@@ -219,15 +219,15 @@ class TarStream:
 
 def _checksum_holds(header: bytes) -> bool:
     field = header[148:156]
-    told = _OCTAL.match(field.lstrip(b" \0"))
-    if told is None:
+    digits = _OCTAL.match(field.lstrip(b" \0"))
+    if digits is None:
         return False
     unsigned = sum(header) - sum(field) + 8 * ord(" ")
-    if int(told[0], 8) == unsigned:
+    if int(digits[0], 8) == unsigned:
         return True
     # Some old programs summed the bytes as signed numbers.
     high = sum(byte >= 128 for byte in header) - sum(byte >= 128 for byte in field)
-    return int(told[0], 8) == unsigned - 256 * high
+    return int(digits[0], 8) == unsigned - 256 * high
 
 
 def _ustar_name(header: bytes) -> bytes:

@@ -9,7 +9,6 @@ import os
 import re
 import stat as python_stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import fsspec
@@ -26,6 +25,7 @@ from patchsieve.pipeline.storage.urls import (
     split_name,
     split_url,
 )
+from patchsieve.pipeline.threads import map_threads
 
 # A stalled server is given up after this long without a byte; a whole object may take as long as it likes.
 CONNECT_TIMEOUT_S = 30.0
@@ -36,7 +36,6 @@ _HTTP = {"http", "https"}
 _NO_USERS = {"s3", "gs"}
 # From so many objects of one folder on, listing it (a request per thousand) is cheaper than asking for each.
 _LIST_FROM = 64
-_LOOKUP_THREADS = 32
 # What stores call the mark of an object's version, the most exact first.
 _TAG_FIELDS = ("ETag", "etag", "blob_id", "content_md5", "md5Hash", "LastModified", "Last-Modified")
 _CHANGE_FIELDS = ("LastModified", "last_modified", "mtime", "modified")
@@ -130,24 +129,24 @@ def _local_info(url: str, status: os.stat_result) -> ObjectInfo:
     return ObjectInfo(url, status.st_size, str(status.st_mtime_ns), modified=status.st_mtime)
 
 
-def _remote_info(url: str, told: Mapping[str, Any]) -> ObjectInfo:
-    if told.get("type") == "directory":
+def _remote_info(url: str, entry: Mapping[str, Any]) -> ObjectInfo:
+    if entry.get("type") == "directory":
         return ObjectInfo(url, None, "", is_folder=True)
-    size = told.get("size")
-    return ObjectInfo(url, None if size is None else int(size), _tag(told), modified=_modified(told))
+    size = entry.get("size")
+    return ObjectInfo(url, None if size is None else int(size), _tag(entry), modified=_modified(entry))
 
 
-def _tag(told: Mapping[str, Any]) -> str:
+def _tag(entry: Mapping[str, Any]) -> str:
     for field in (*_TAG_FIELDS, *_TIME_FIELDS):
-        value = told.get(field)
+        value = entry.get(field)
         if value:
             return str(value).strip().removeprefix("W/").strip('"')
     return ""
 
 
-def _modified(told: Mapping[str, Any]) -> float | None:
+def _modified(entry: Mapping[str, Any]) -> float | None:
     for field in _CHANGE_FIELDS:
-        value = told.get(field)
+        value = entry.get(field)
         if isinstance(value, datetime.datetime):
             # Stores tell the world's time, some without saying so.
             return value.replace(tzinfo=value.tzinfo or datetime.UTC).timestamp()
@@ -212,8 +211,8 @@ def _from_listing(
     url: str, path: str, entries: Iterable[Mapping[str, Any]], wanted: Callable[[str], bool]
 ) -> list[ObjectInfo]:
     found = []
-    for told in entries:
-        full = str(told["name"]).rstrip("/")
+    for entry in entries:
+        full = str(entry["name"]).rstrip("/")
         name = full.rpartition("/")[2]
         # Some stores list the folder itself, and a web page links to more than its folder.
         if is_http(url):
@@ -221,7 +220,7 @@ def _from_listing(
         else:
             listed = full.strip("/") != path.strip("/")
         if listed and wanted(name):
-            found.append(_remote_info(join(url, name), told))
+            found.append(_remote_info(join(url, name), entry))
     return found
 
 
@@ -281,8 +280,7 @@ def stat_many(urls: Sequence[str]) -> list[ObjectInfo | None]:
         # A local look-up takes microseconds, less than handing it to a thread.
         found.update((url, _stat_or_none(url)) for url in single)
     else:
-        with ThreadPoolExecutor(min(_LOOKUP_THREADS, len(single))) as pool:
-            found.update(zip(single, pool.map(_stat_or_none, single), strict=True))
+        found.update(zip(single, map_threads(_stat_or_none, single), strict=True))
     return [found[url] for url in urls]
 
 

@@ -106,8 +106,8 @@ def is_missing(error: BaseException) -> bool:
     if not isinstance(error, FileNotFoundError):
         return False
     cause = error.__cause__
-    told_otherwise = cause is not None and not isinstance(cause, FileNotFoundError) and from_store(cause)
-    return not told_otherwise or status_of(error) in {404, 410}
+    other_fault = cause is not None and not isinstance(cause, FileNotFoundError) and from_store(cause)
+    return not other_fault or status_of(error) in {404, 410}
 
 
 def is_transient(error: BaseException) -> bool:

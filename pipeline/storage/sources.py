@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
@@ -20,6 +19,7 @@ from patchsieve.pipeline.storage.retry import (
     with_retry,
 )
 from patchsieve.pipeline.storage.urls import canonical_url, is_local, local_path
+from patchsieve.pipeline.threads import Prefetch
 
 CHUNK = 2**20
 # Two of these are in memory per stream: the one in use and the one that is fetched meanwhile.
@@ -82,19 +82,15 @@ def _local_chunks(url: str, start: int, size: int) -> Generator[bytes, None, Non
 
 
 def _range_chunks(url: str, start: int, size: int) -> Generator[bytes, None, None]:
-    if start >= size:
-        return
-    pool = ThreadPoolExecutor(1, thread_name_prefix="fetch")
+    starts = range(start, size, RANGE_BLOCK)
+    blocks = Prefetch(
+        (fetch_range(url, at, min(at + RANGE_BLOCK, size)) for at in starts), depth=1, name="fetch"
+    )
     try:
-        following = pool.submit(fetch_range, url, start, min(start + RANGE_BLOCK, size))
-        while start < size:
-            block = following.result()
-            start += len(block)
-            if start < size:
-                following = pool.submit(fetch_range, url, start, min(start + RANGE_BLOCK, size))
-            yield block
+        yield from blocks
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        # Without waiting: the store may have stalled.
+        blocks.close(wait=False)
 
 
 def _http_chunks(url: str, start: int, size: int) -> Generator[bytes, None, None]:
@@ -117,8 +113,8 @@ def _http_chunks(url: str, start: int, size: int) -> Generator[bytes, None, None
             resumptions += 1
             pause = next(pauses, None) if is_transient(error) and resumptions <= _MAX_RESUMPTIONS else None
             if pause is None:
-                told = f"{canonical_url(url)} broke off after {start} of {size} bytes"
-                raise InfrastructureError(f"{told}: {describe_error(error)}") from None
+                broken = f"{canonical_url(url)} broke off after {start} of {size} bytes"
+                raise InfrastructureError(f"{broken}: {describe_error(error)}") from None
             time.sleep(pause)
 
 
@@ -140,10 +136,9 @@ def _http_answer(url: str, start: int, size: int | None, *, stop: int | None = N
     # A known size and block size 0 make fsspec stream one answer, without looking the object up again.
     answer = store.open(path, "rb", block_size=0, size=size or stop, headers=headers)
     try:
-        told = answer.r.headers
-        partial = answer.r.status == 206
+        partial, given = answer.r.status == 206, answer.r.headers
         total = (
-            told.get("Content-Range", "").rpartition("/")[2] if partial else told.get("Content-Length", "")
+            given.get("Content-Range", "").rpartition("/")[2] if partial else given.get("Content-Length", "")
         )
         if size is not None and total.isdigit() and int(total) != size:
             raise InfrastructureError(f"{canonical_url(url)} changed while it was read")

@@ -38,11 +38,6 @@ class ByteStream:
         self._rest = memoryview(b"")
         self._chunks = chunks_of(info.url, self.position, self.size)
 
-    @property
-    def size_expected(self) -> int:
-        """The bytes of the whole object as the store reported them when it was opened."""
-        return self.size
-
     def read(self, count: int) -> bytes:
         """The next `count` bytes, fewer only where the object ends."""
         missing = min(count, self.size - self.position)
@@ -130,11 +125,9 @@ class RandomAccessFile(io.RawIOBase):
         return self._position
 
     def readable(self) -> bool:
-        """Always."""
         return True
 
     def seekable(self) -> bool:
-        """Always."""
         return True
 
 

@@ -35,7 +35,7 @@ def _writing(call: Callable[[], T], url: str) -> T:
     """The result of a write; UserError where the user has to act, InfrastructureError for any other fault."""
     what = f"writing {canonical_url(url)}"
 
-    def told() -> T:
+    def attempt() -> T:
         try:
             return call()
         except OSError as error:
@@ -44,7 +44,7 @@ def _writing(call: Callable[[], T], url: str) -> T:
             raise
 
     try:
-        return with_retry(told, what=what)
+        return with_retry(attempt, what=what)
     except FileNotFoundError:
         raise InfrastructureError(
             f"{what}: its folder or bucket is not there, or was removed meanwhile"

@@ -16,10 +16,9 @@ from patchsieve.pipeline import storage
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.identity import canonical_json
 from patchsieve.pipeline.output.records import RecordError, RecordFooter, read_footer
-from patchsieve.pipeline.tables.schema import SCHEMA_VERSION
+from patchsieve.pipeline.tables.schema import SCORES
 from patchsieve.pipeline.threads import map_threads
 
-TABLE_FOLDER = "scores"
 TABLE_SUFFIX = ".parquet"
 
 
@@ -132,15 +131,15 @@ def _tables_of(source: str) -> list[storage.ObjectInfo]:
             return [storage.stat(url)]
         except FileNotFoundError:
             raise UserError(f"no score table at {source}") from None
-    for folder in (storage.join(url, TABLE_FOLDER), url):
+    for folder in (storage.join(url, SCORES.folder), url):
         found = storage.list_folder(folder, suffix=TABLE_SUFFIX)
         if found:
             return found
-    raise UserError(f"no score table in {source}: expected {TABLE_FOLDER}/*{TABLE_SUFFIX} below it")
+    raise UserError(f"no score table in {source}: expected {SCORES.folder}/*{TABLE_SUFFIX} below it")
 
 
 def _table_footer(info: storage.ObjectInfo) -> RecordFooter:
-    return read_footer(info.url, size=info.size, newest_schema=SCHEMA_VERSION)
+    return read_footer(info.url, size=info.size, newest_schema=SCORES.schema_version)
 
 
 def _table_file(info: storage.ObjectInfo) -> TableFile:

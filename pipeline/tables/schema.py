@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from patchsieve.pipeline.identity import digest_of
 from patchsieve.pipeline.output.faults import errors_digest
+from patchsieve.pipeline.output.records import RecordKind
 from patchsieve.pipeline.row_config import Crop, RowConfig, Store
 from patchsieve.pipeline.shards.feed import ShardRecord
 from patchsieve.pipeline.shards.reader import Fault
 
-SCHEMA_VERSION = 1
-"""Raised when columns or metadata change; older versions stay readable. Not part of the row identity."""
+SCORES = RecordKind("scores", schema_version=1)
+"""Its version is raised when columns or metadata change; older ones stay readable. Not part of the row identity."""
 
 ROWS_VERSION = 1
 """Raised only when the same settings give other values in the rows. Part of the row identity."""
@@ -126,7 +127,7 @@ def table_metadata(
 ) -> dict[str, Any]:
     """What a table says of itself; `provenance` holds at least `run_id`, and never decides anything."""
     return {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": SCORES.schema_version,
         "rows_version": ROWS_VERSION,
         "identity": row_identity(config, teacher.digest, teacher.output_space),
         "shard": dataclasses.asdict(shard),

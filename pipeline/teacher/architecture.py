@@ -12,6 +12,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from patchsieve.pipeline.checks import at_least_one
 from patchsieve.pipeline.errors import UserError
 
 OutputSpace = Literal["pixels", "normalised", "unknown"]
@@ -62,8 +63,7 @@ class TeacherConfig(PatchGrid):
 
     def __post_init__(self) -> None:
         for name in ("image_size", "patch_size", "width", "depth", "heads"):
-            if getattr(self, name) < 1:
-                raise UserError(f"teacher: {name} is {getattr(self, name)}, must be at least 1")
+            at_least_one(f"teacher: {name}", getattr(self, name))
         if self.image_size % self.patch_size:
             raise UserError(
                 f"teacher: image size {self.image_size} is not a multiple of patch size {self.patch_size}"

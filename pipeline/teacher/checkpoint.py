@@ -18,7 +18,7 @@ from torch import Tensor
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.teacher.architecture import OutputSpace, TeacherConfig
 from patchsieve.pipeline.teacher.formats import complete_state, infer_config, our_names
-from patchsieve.pipeline.teacher.sources import Source, open_source
+from patchsieve.pipeline.teacher.sources import RawCheckpoint, read_checkpoint
 
 _PUBLISHED_PIXELS = re.compile(r"mae_visualize_vit_|facebook(/|--)vit-mae-(base|large|huge)\b")
 _PUBLISHED_NORMALISED = re.compile(r"mae_pretrain_vit_\w+_full")
@@ -53,30 +53,30 @@ def read_teacher(spec: str, *, output_space: str | None = None) -> TeacherFile:
     Raises UserError, one line with the way out, for anything that is no teacher with a decoder; InfrastructureError
     where a URL cannot be read now.
     """
-    source = open_source(spec)
-    weights = our_names(source.weights, source=source.name)
-    settings = _settings(source)
-    settings["output_space"] = output_space or settings.get("output_space") or _output_space(source)
-    config = infer_config(weights, settings, source=source.name)
-    state = complete_state(weights, config, source=source.name)
+    raw = read_checkpoint(spec)
+    weights = our_names(raw.weights, source=raw.name)
+    settings = _settings(raw)
+    settings["output_space"] = output_space or settings.get("output_space") or _output_space(raw)
+    config = infer_config(weights, settings, source=raw.name)
+    state = complete_state(weights, config, source=raw.name)
     digest = weights_digest(config, state)
-    if source.settings.get("digest", digest) != digest:
-        raise UserError(f"{source.name}: these are not the weights that the JSON file beside them describes")
-    return TeacherFile(config, source.name, digest, source.licence, state)
+    if raw.settings.get("digest", digest) != digest:
+        raise UserError(f"{raw.name}: these are not the weights that the JSON file beside them describes")
+    return TeacherFile(config, raw.name, digest, raw.licence, state)
 
 
-def _settings(source: Source) -> dict[str, Any]:
+def _settings(raw: RawCheckpoint) -> dict[str, Any]:
     """Fields of TeacherConfig that stand beside the weights."""
-    hub = source.hub_config
+    hub = raw.hub_config
     if not hub:
-        config = source.settings.get("config", {})
+        config = raw.settings.get("config", {})
         if not isinstance(config, dict):
-            raise UserError(f'{source.name}: "config" in its JSON file is not an object')
+            raise UserError(f'{raw.name}: "config" in its JSON file is not an object')
         return dict(config)
     kind, activation = hub["model_type"], hub.get("hidden_act", "gelu")
     if kind != "vit_mae" or activation != "gelu":
         raise UserError(
-            f"{source.name} is a {kind} model with {activation} activation; a teacher is a vit_mae with gelu"
+            f"{raw.name} is a {kind} model with {activation} activation; a teacher is a vit_mae with gelu"
         )
     fields = {
         "heads": "num_attention_heads",
@@ -86,12 +86,12 @@ def _settings(source: Source) -> dict[str, Any]:
     return {ours: hub[theirs] for ours, theirs in fields.items() if theirs in hub}
 
 
-def _output_space(source: Source) -> OutputSpace:
-    if _PUBLISHED_PIXELS.search(source.origin):
+def _output_space(raw: RawCheckpoint) -> OutputSpace:
+    if _PUBLISHED_PIXELS.search(raw.origin):
         return "pixels"
-    if _PUBLISHED_NORMALISED.search(source.origin):
+    if _PUBLISHED_NORMALISED.search(raw.origin):
         return "normalised"
-    normalised = source.arguments.get("norm_pix_loss", source.hub_config.get("norm_pix_loss"))
+    normalised = raw.arguments.get("norm_pix_loss", raw.hub_config.get("norm_pix_loss"))
     return "unknown" if normalised is None else "normalised" if normalised else "pixels"
 
 

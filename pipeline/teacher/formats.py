@@ -113,10 +113,10 @@ def infer_config(weights: Mapping[str, Tensor], settings: Mapping[str, Any], *, 
     if "pos_embed" in weights:
         known["image_size"] = _grid(weights["pos_embed"], source) * patch_size
     known.update(settings)
-    if untold := [name for name in ("image_size", "heads", "decoder_heads") if known.get(name) is None]:
-        example = ", ".join(f'"{name}": ...' for name in untold)
+    if unknown := [name for name in ("image_size", "heads", "decoder_heads") if known.get(name) is None]:
+        example = ", ".join(f'"{name}": ...' for name in unknown)
         raise UserError(
-            f"{source} does not tell its {' and '.join(untold)}: put a JSON file of the same name beside it that "
+            f"{source} does not tell its {' and '.join(unknown)}: put a JSON file of the same name beside it that "
             f'holds {{"config": {{{example}}}}}'
         )
     return TeacherConfig(**known)

@@ -47,8 +47,8 @@ _FAIR_LICENCE = "CC-BY-NC-4.0"
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
-    """What was found: weights under the file's own names, and what stands beside them.
+class RawCheckpoint:
+    """A teacher as it was found: weights under the file's own names, and what stands beside them.
 
     `settings`: our JSON; `hub_config`: Hugging Face's; `arguments`: the release's training arguments; each empty
     where there is none. `origin`: full path, URL or hub name, for telling published files by their names.
@@ -63,7 +63,7 @@ class Source:
     licence: str | None
 
 
-def open_source(spec: str) -> Source:
+def read_checkpoint(spec: str) -> RawCheckpoint:
     """Find and read a teacher. Raises UserError with the way out for what is not there or cannot be read."""
     if spec == "tiny":
         return _read_folder(str(TINY), name="tiny")
@@ -86,7 +86,7 @@ def open_source(spec: str) -> Source:
     )
 
 
-def _read_hub(repository: str) -> Source:
+def _read_hub(repository: str) -> RawCheckpoint:
     from huggingface_hub import snapshot_download
 
     try:
@@ -105,14 +105,14 @@ def _read_hub(repository: str) -> Source:
     return _read_folder(folder, name=repository)
 
 
-def _read_folder(url: str, *, name: str | None = None) -> Source:
+def _read_folder(url: str, *, name: str | None = None) -> RawCheckpoint:
     for file in _FILES_IN_FOLDER:
         if exists(join(url, file)):
-            source = _read_file(join(url, file))
+            raw = _read_file(join(url, file))
             card = _licence_of_card(join(url, "README.md")) if is_local(url) else None
-            shown = name or source.settings.get("name") or os.path.basename(canonical_url(url))
+            shown = name or raw.settings.get("name") or os.path.basename(canonical_url(url))
             return dataclasses.replace(
-                source, name=shown, origin=name or canonical_url(url), licence=source.licence or card
+                raw, name=shown, origin=name or canonical_url(url), licence=raw.licence or card
             )
     raise UserError(f"no teacher in {canonical_url(url)}: it holds none of {', '.join(_FILES_IN_FOLDER)}")
 
@@ -127,7 +127,7 @@ def _licence_of_card(url: str) -> str | None:
     return stated[1] if stated else None
 
 
-def _read_file(url: str) -> Source:
+def _read_file(url: str) -> RawCheckpoint:
     shown = canonical_url(url)
     file = os.path.basename(shown)
     found = (_read_json(join(split_name(url)[0], name)) for name in _settings_names(url, file))
@@ -136,7 +136,7 @@ def _read_file(url: str) -> Source:
     settings = {} if hub_config else settings
     weights, arguments = _read_weights(url, shown)
     licence = _FAIR_LICENCE if _FAIR_FILE.match(file) else None
-    return Source(
+    return RawCheckpoint(
         name=str(settings.get("name") or file),
         origin=shown,
         weights=weights,

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.threads import Prefetch
 from patchsieve.ranker.batches.batch import Batch, join, mirror
 from patchsieve.ranker.batches.index import TableIndex
 from patchsieve.ranker.batches.order import Piece, ReadingOrder, Window
-from patchsieve.ranker.batches.prefetch import Prefetch
 from patchsieve.ranker.batches.rows import StoredRows, StoredWindow
 
 WINDOW_BYTES = 256 * 2**20

@@ -10,7 +10,7 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
-from patchsieve.pipeline.pruned.codec import flatten_dropped, pack
+from patchsieve.pipeline.pruned.codec import flatten_dropped, pack_mosaic
 from patchsieve.pipeline.pruned.format import PackedRecord, mosaic_columns
 from patchsieve.pipeline.pruned.index import IndexRow
 from patchsieve.pipeline.shards.reader import Fault
@@ -95,4 +95,4 @@ def _image_files(
         crop=crop,
         codec=spec.codec.name,
     )
-    return spec.codec.encode(pack(image.pixels, record)), record.to_json()
+    return spec.codec.encode(pack_mosaic(image.pixels, record)), record.to_json()

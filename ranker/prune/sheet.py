@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 
 from patchsieve.pipeline.images.patches import unpatchify
 from patchsieve.pipeline.pictures.contact_sheet import only_patches
-from patchsieve.pipeline.pictures.sheet import Column, Row, Sheet, colours, draw_sheet, enlarge, stretch
+from patchsieve.pipeline.pictures.sheet import (
+    Sheet,
+    SheetColumn,
+    SheetRow,
+    colours,
+    draw_sheet,
+    enlarge,
+    stretch,
+)
 from patchsieve.ranker.prune.feed import Prepared
 from patchsieve.ranker.prune.request import PruneRequest
 from patchsieve.ranker.select.selection import Mask
@@ -28,10 +36,10 @@ def draw_choices(
     """A picture, uint8 `[H, W, 3]`: a row for each of the first photos, with the patches of every way to prune."""
     grid, size = request.spec.grid, request.source.image_size
     columns = [
-        Column(title="Photo", detail=f"the {request.spec.crop} crop"),
-        Column(title="Scores", detail=f"of {request.source.name}"),
+        SheetColumn(title="Photo", detail=f"the {request.spec.crop} crop"),
+        SheetColumn(title="Scores", detail=f"of {request.source.name}"),
         *(
-            Column(title=f"Keep {label}", detail=f"{keep.mean():.1%} of the patches")
+            SheetColumn(title=f"Keep {label}", detail=f"{keep.mean():.1%} of the patches")
             for label, keep in masks.items()
         ),
     ]
@@ -41,7 +49,7 @@ def draw_choices(
         photo = pixels.permute(1, 2, 0).numpy()
         heat = colours(enlarge(stretch(scores_L.reshape(grid, grid)), size))
         kept = [only_patches(photo, keep_NL[number]) for keep_NL in masks.values()]
-        rows.append(Row(tiles=(photo, heat, *kept), caption=image.sample.key))
+        rows.append(SheetRow(tiles=(photo, heat, *kept), caption=image.sample.key))
     return draw_sheet(
         Sheet(
             title="patchsieve prune",

@@ -22,7 +22,7 @@ from patchsieve.pipeline import storage
 from patchsieve.pipeline.identity import canonical_json, digest_of
 from patchsieve.pipeline.output.faults import count_reasons
 from patchsieve.pipeline.output.folder import OutputFolder
-from patchsieve.pipeline.output.records import METADATA_KEY, verify_file
+from patchsieve.pipeline.output.records import METADATA_KEY, RecordKind, verify_file
 from patchsieve.pipeline.shards.reader import Fault
 from patchsieve.pipeline.shards.specs import Shard
 from patchsieve.pipeline.storage import scratch_folder
@@ -34,8 +34,7 @@ from patchsieve.ranker.select.patch_scorer import PatchScorer
 from patchsieve.ranker.select.selection import log_masses
 from patchsieve.ranker.select.selector import Selector
 
-SURVEY_FOLDER = "survey"
-SCHEMA_VERSION = 1
+SURVEY = RecordKind("survey", schema_version=1)
 _LIMIT = 2**32
 
 
@@ -94,7 +93,7 @@ class ShardSurvey:
                         images += len(scores)
                     record = feed.record(faults)
                     metadata = {
-                        "schema_version": SCHEMA_VERSION,
+                        "schema_version": SURVEY.schema_version,
                         "identity": digest_of(self._fields),
                         "shard": dataclasses.asdict(record),
                         "errors": {"rows": 0, "digest": ""},

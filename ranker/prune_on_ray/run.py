@@ -11,7 +11,7 @@ from patchsieve.pipeline.cluster.session import ray_session
 from patchsieve.pipeline.errors import PatchsieveError
 from patchsieve.pipeline.identity import digest_of
 from patchsieve.pipeline.output.folder import OutputFolder, Plan, new_run_id
-from patchsieve.pipeline.pruned.index import INDEX_FOLDER, SCHEMA_VERSION
+from patchsieve.pipeline.pruned.index import INDEX
 from patchsieve.pipeline.runs.config_file import with_run_id
 from patchsieve.pipeline.runs.log import run_events
 from patchsieve.pipeline.runs.owned import RunRecord, run_to_end
@@ -21,7 +21,7 @@ from patchsieve.pipeline.shards.specs import Shard
 from patchsieve.pipeline.threads import map_threads
 from patchsieve.ranker.prune.plan import freeze_plan, read_plan, stored_precision
 from patchsieve.ranker.prune.request import PruneRequest
-from patchsieve.ranker.prune.survey import SURVEY_FOLDER, budget_of, remove_survey
+from patchsieve.ranker.prune.survey import SURVEY, budget_of, remove_survey
 from patchsieve.ranker.prune_on_ray.events import PruneEvents
 from patchsieve.ranker.prune_on_ray.summary import PruneSummary, summarise
 from patchsieve.ranker.prune_on_ray.waves import PruneWaves, choose_precision
@@ -37,10 +37,9 @@ def prune(request: PruneRequest, display: Display, *, settings: bytes) -> PruneS
     """
     output = OutputFolder(
         request.config.out,
+        INDEX,
         run_id=new_run_id(),
-        records=INDEX_FOLDER,
-        schema_version=SCHEMA_VERSION,
-        beside=(*request.tar_folders, SURVEY_FOLDER),
+        beside=(*request.tar_folders, SURVEY.folder),
     )
     run = _Run(request, output, settings)
     with run_events(request.config.log_format, job="prune", run_id=output.run_id):
@@ -118,7 +117,7 @@ class _Run:
         if asked.choice is not None:
             images = plan_images(asked.choice, asked.shards)
             self._request = asked.with_thresholds(images=images.threshold)
-        survey = OutputFolder(asked.config.out, run_id=self._output.run_id, records=SURVEY_FOLDER)
+        survey = OutputFolder(asked.config.out, SURVEY, run_id=self._output.run_id)
         ranked: list[Shard] = []
         if asked.selector.target is not None:
             failed = self._survey(survey, display, session)

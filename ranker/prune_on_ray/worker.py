@@ -16,12 +16,12 @@ from patchsieve.pipeline.errors import PatchsieveError, UserError
 from patchsieve.pipeline.output.access import prove_access
 from patchsieve.pipeline.output.folder import OutputFolder
 from patchsieve.pipeline.output.machine import library_versions
-from patchsieve.pipeline.pruned.index import INDEX_FOLDER
+from patchsieve.pipeline.pruned.index import INDEX
 from patchsieve.pipeline.row_config import Precision
 from patchsieve.pipeline.storage import remove_dead_scratch
 from patchsieve.ranker.prune.request import PruneRequest
 from patchsieve.ranker.prune.shard import PruneResult, ShardPruning
-from patchsieve.ranker.prune.survey import SURVEY_FOLDER, ShardSurvey
+from patchsieve.ranker.prune.survey import SURVEY, ShardSurvey
 from patchsieve.ranker.select.patch_scorer import PatchScorer, PatchSource, choose_source_precision
 
 Task = Literal["prune", "survey"]
@@ -159,7 +159,7 @@ class PruneWorker:
             self._scorer,
             request.selector,
             request.spec,
-            OutputFolder(request.config.out, run_id=self._order.run_id, records=INDEX_FOLDER),
+            OutputFolder(request.config.out, INDEX, run_id=self._order.run_id),
             choice=request.choice,
             fields=request.fields,
             provenance=self._provenance(),
@@ -172,7 +172,7 @@ class PruneWorker:
         return ShardSurvey(
             self._scorer,
             request.spec,
-            OutputFolder(request.config.out, run_id=self._order.run_id, records=SURVEY_FOLDER),
+            OutputFolder(request.config.out, SURVEY, run_id=self._order.run_id),
             choice=request.choice,
             fields=request.survey_fields,
             provenance=self._provenance(),

@@ -56,7 +56,7 @@ class Faults:
     def put_in_actors(self, monkeypatch: Any = None) -> None:
         """From now on, actors that this process asks for have the faults."""
         target, name = scoring_actor, "_RemoteScoringActor"
-        stand_in = _ActorsWithFaults(self, scoring_actor._RemoteScoringActor._default_options)
+        stand_in = _ActorsWithFaults(self)
         if monkeypatch is None:
             setattr(target, name, stand_in)
         else:
@@ -73,12 +73,13 @@ class Faults:
         actor_gone = QueuePolicy.actor_gone
 
         def marked(policy: QueuePolicy, actor: str, why: Gone, *arguments: Any) -> None:
-            self._mark(f"gone.{why.name}")
+            self.mark(f"gone.{why.name}")
             actor_gone(policy, actor, why, *arguments)
 
         setattr(QueuePolicy, "actor_gone", marked)  # noqa: B010
 
-    def _mark(self, what: str) -> int:
+    def mark(self, what: str) -> int:
+        """Note that it happened; returns how often by now."""
         with (Path(self.folder) / what).open("a") as file:
             file.write(f"{os.getpid()}\n")
         return self.marks(what)
@@ -87,12 +88,12 @@ class Faults:
         def faulty(item: Any, *arguments: Any) -> Any:
             key = getattr(item, "key", None)
             if key in self.kill or (key in self.kill_once and not self.marks(f"kill_once.{key}")):
-                self._mark(f"kill.{key}" if key in self.kill else f"kill_once.{key}")
+                self.mark(f"kill.{key}" if key in self.kill else f"kill_once.{key}")
                 os.kill(os.getpid(), signal.SIGKILL)
-            if key in self.block_once and self._mark(f"block_once.{key}") == 1:
+            if key in self.block_once and self.mark(f"block_once.{key}") == 1:
                 threading.Event().wait()
             if key in self.hold:
-                self._mark(f"hold.{key}")
+                self.mark(f"hold.{key}")
                 deadline = time.monotonic() + HOLD_S
                 ways = [Path(self.folder, name) for name in ("go", f"go.{key}")]
                 while not any(way.exists() for way in ways) and time.monotonic() < deadline:
@@ -115,7 +116,7 @@ class FaultyActor(ScoringActor):
     """The real actor in a process with faults."""
 
     def __init__(self, teacher: TeacherFile, faults: Faults) -> None:
-        faults._mark("made")
+        faults.mark("made")
         if faults.refuse:
             raise OSError(faults.refuse)
         faults.put_in_process()
@@ -127,11 +128,10 @@ class _ActorsWithFaults:
     """Stands in for Ray's class of the real actor, with the same options."""
 
     faults: Faults
-    defaults: dict[str, Any]
 
     def options(self, **options: Any) -> _Maker:
         remote: Any = ray.remote
-        return _Maker(remote(**self.defaults)(FaultyActor).options(**options), self.faults)
+        return _Maker(remote(**scoring_actor.ACTOR_OPTIONS)(FaultyActor).options(**options), self.faults)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 from patchsieve.pipeline.identity import digest_of
 from patchsieve.pipeline.output.folder import OutputFolder, new_run_id
 from patchsieve.pipeline.output.records import read_footer
-from patchsieve.pipeline.pruned.index import INDEX_FOLDER
+from patchsieve.pipeline.pruned.index import INDEX
 from patchsieve.ranker.model.checkpoint import save_ranker
 from patchsieve.ranker.prune.config import PruneConfig
 from patchsieve.ranker.prune.request import PruneRequest, make_request
@@ -48,7 +48,7 @@ def prune_config(shards: Iterable[Path | str], out: Path | str, ranker: str, **c
 
 def pruning_of(request: PruneRequest, *, threads: int = 2) -> ShardPruning:
     """What an actor does with a shard, in this process."""
-    output = OutputFolder(request.config.out, run_id=new_run_id(), records=INDEX_FOLDER)
+    output = OutputFolder(request.config.out, INDEX, run_id=new_run_id())
     scorer = PatchScorer(request.source, device=torch.device("cpu"), batch_size=request.config.batch_size)
     return ShardPruning(
         scorer,
@@ -86,13 +86,13 @@ def members_of(path: Path) -> list[tuple[str, bytes]]:
 
 def index_of(out: Path | str) -> list[Row]:
     """Rows of all indexes, in the order of their shards' ids."""
-    files = sorted((Path(out) / INDEX_FOLDER).glob("*.parquet"))
+    files = sorted((Path(out) / INDEX.folder).glob("*.parquet"))
     return [row for file in files for row in pq.read_table(file).to_pylist()]
 
 
 def index_footers(out: Path | str) -> dict[str, dict[str, Any]]:
     """What the indexes say of themselves, by shard name."""
-    footers = [read_footer(str(file)) for file in sorted((Path(out) / INDEX_FOLDER).glob("*.parquet"))]
+    footers = [read_footer(str(file)) for file in sorted((Path(out) / INDEX.folder).glob("*.parquet"))]
     return {footer.metadata["shard"]["name"]: footer.metadata for footer in footers}
 
 

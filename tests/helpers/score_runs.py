@@ -21,10 +21,11 @@ from patchsieve.pipeline.score.config import ScoreConfig
 from patchsieve.pipeline.score.messages import ShardResult
 from patchsieve.pipeline.score.request import make_request
 from patchsieve.pipeline.score.shard import ShardScoring, teacher_record
-from patchsieve.pipeline.score_on_ray.summary import RunSummary
+from patchsieve.pipeline.score_on_ray.summary import ScoreSummary
 from patchsieve.pipeline.scoring.scorer import Scorer
 from patchsieve.pipeline.shards.specs import Shard
 from patchsieve.pipeline.tables.reader import read_scores
+from patchsieve.pipeline.tables.schema import SCORES
 from patchsieve.pipeline.teacher.architecture import OutputSpace
 from patchsieve.pipeline.teacher.build import build_teacher, save_teacher
 from tests.helpers.servers import Trouble
@@ -78,7 +79,7 @@ class Watched:
         self.seen.append(totals)
 
 
-def run_score(config: ScoreConfig, display: Watched | None = None) -> RunSummary:
+def run_score(config: ScoreConfig, display: Watched | None = None) -> ScoreSummary:
     """The job on the Ray of this process."""
     from patchsieve.pipeline.score_on_ray.run import score
 
@@ -94,7 +95,7 @@ def local_scoring(
     rows = request.known_rows(None)
     assert rows is not None, "give a precision"
     assert isinstance(config.batch_size, int)
-    output = OutputFolder(config.out, run_id=run_id or new_run_id())
+    output = OutputFolder(config.out, SCORES, run_id=run_id or new_run_id())
     output.adopt_config(request.fields(rows), other={})
     todo = output.plan(request.shards, digest_of(request.fields(rows))).todo
     threads = torch.get_num_threads()

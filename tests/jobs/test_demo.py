@@ -72,7 +72,7 @@ def test_tables_of_random_crops_make_no_map(tmp_path) -> None:
 def test_a_teacher_that_does_not_tell_what_it_predicts_is_refused(tmp_path) -> None:
     teacher = read_teacher(save_small_teacher(tmp_path, output_space="unknown"))
     with pytest.raises(UserError, match="cannot be drawn"):
-        demo_sheet.check_teacher(teacher)
+        demo_sheet.check_drawable(teacher)
 
 
 def test_too_few_samples_are_refused(capsys) -> None:

@@ -21,13 +21,13 @@ from patchsieve.pipeline.identity import digest_of
 from patchsieve.pipeline.output.done import State
 from patchsieve.pipeline.output.folder import OutputFolder
 from patchsieve.pipeline.pruned.dataset import PrunedDataset
-from patchsieve.pipeline.pruned.index import INDEX_FOLDER
+from patchsieve.pipeline.pruned.index import INDEX
 from patchsieve.pipeline.pruned.sample import PrunedSample
 from patchsieve.pipeline.runs.status import read_status
 from patchsieve.pipeline.schedule.config import ListConfig, OnceConfig
 from patchsieve.pipeline.schedule.run import list_corpora, tick_once
 from patchsieve.pipeline.shards.specs import Shard, expand_shards
-from patchsieve.pipeline.tables.schema import row_fields
+from patchsieve.pipeline.tables.schema import SCORES, row_fields
 from patchsieve.ranker.prune.request import make_request
 from tests.helpers.impatient import impatient_s3
 from tests.helpers.photos import photo_samples, write_shard
@@ -50,7 +50,7 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Store]:
 def fill(url: str, scratch: Path) -> tuple[OutputFolder, list[Shard]]:
     """An output of five shards: two done, one of them with errors, one failed."""
     shards = [make_shard(b"x" * (10 + number), f"/data/part-{number}.tar") for number in range(5)]
-    output = OutputFolder(url, run_id="run-1")
+    output = OutputFolder(url, SCORES, run_id="run-1")
     output.adopt_config(ROWS, other={})
     output.write_run({"state": "running"}, shards=shards)
     commit(output, scratch, shards[0], [])
@@ -143,7 +143,7 @@ class Corpora:
 
     def finish(self, corpus: str) -> None:
         """What a job does."""
-        output = OutputFolder(self.store.url(f"tables/{corpus}"), run_id="run-1")
+        output = OutputFolder(self.store.url(f"tables/{corpus}"), SCORES, run_id="run-1")
         output.adopt_config(row_fields(CONFIG, TEACHER.digest), other={})
         for shard in expand_shards([self.store.url(f"corpora/{corpus}")]):
             table = write_table(self.scratch / "t.parquet", shard_record(shard, b"x" * 10), run_id="run-1")
@@ -224,15 +224,13 @@ def test_pruned_from_store_to_store_and_read_from_there(s3: S3Store, tmp_path: P
     for number in range(2):
         written = (expected / "shards" / f"{number}.tar").read_bytes()
         assert storage.read_bytes(f"{out}/shards/{number}.tar") == written
-    indexes = [info.url for info in storage.list_folder(f"{out}/{INDEX_FOLDER}")]
+    indexes = [info.url for info in storage.list_folder(f"{out}/{INDEX.folder}")]
     assert len(indexes) == 2
     for url in indexes:
         ours = pq.read_table(pa.BufferReader(storage.read_bytes(url)))
-        assert ours.equals(pq.read_table(expected / INDEX_FOLDER / storage.split_name(url)[1]))
+        assert ours.equals(pq.read_table(expected / INDEX.folder / storage.split_name(url)[1]))
     request = make_request(config)
-    checks = OutputFolder(out, run_id="later", records=INDEX_FOLDER).check(
-        request.shards, digest_of(request.fields)
-    )
+    checks = OutputFolder(out, INDEX, run_id="later").check(request.shards, digest_of(request.fields))
     assert {check.state for check in checks.values()} == {State.DONE}
 
     here = [values(sample) for sample in PrunedDataset(str(expected / "shards"))]

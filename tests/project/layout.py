@@ -31,6 +31,7 @@ WRITERS = {
 SECOND_ARGUMENT_SAVES = {"torch.save"}
 RETURNS_BYTES = {"safetensors.torch.save", "safetensors.numpy.save"}
 TARGET_KEYWORDS = {"where", "file", "filename", "fname", "fp", "path", "f"}
+PRIVATE_IN_RAY = re.compile(r"^ray\.((core|dashboard|includes|scripts)\b|(.*\.)?_(?!_))")
 FOLDER_CALLS = re.compile(r"^(os\.(replace|rename|renames|link|symlink|truncate)|shutil\.(copy\w*|move))$")
 PATH_WRITERS = {"write_text", "write_bytes", "touch", "hardlink_to", "symlink_to"}
 
@@ -209,6 +210,24 @@ def only_catches_pickle_errors(tree: ast.Module, used: Import) -> bool:
     }
     names = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == "pickle"]
     return bool(names) and all(id(node) in caught for node in names)
+
+
+def private_ray(tree: ast.Module) -> list[str]:
+    """What is no public API of Ray: its private modules, and underscored attributes in files that know Ray.
+
+    What an object is cannot be read off, so of all objects but the file's own (`self`, `cls`).
+    """
+    used = [i for i in imports(tree) if i.module.split(".")[0] == "ray"]
+    names = [(i.line, f"{i.module}.{i.name}" if i.name else i.module) for i in used]
+    attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)] if used else []
+    names += [(node.lineno, dotted(node)) for node in attributes if dotted(node.value) == "ray"]
+    found = {f"line {line}: {name}" for line, name in names if PRIVATE_IN_RAY.search(name)}
+    found |= {
+        f"line {node.lineno}: {dotted(node)}"
+        for node in attributes
+        if re.match(r"_(?!_)", node.attr) and dotted(node.value) not in {"self", "cls"}
+    }
+    return sorted(found)
 
 
 def shell_use(tree: ast.Module) -> list[str]:

@@ -41,6 +41,7 @@ LIGHT_FILES = [
     "patchsieve/__init__.py",
     "pipeline/row_config.py",
     "pipeline/score/config.py",
+    "pipeline/pictures/config.py",
     "pipeline/pretrain/config.py",
     "pipeline/schedule/config.py",
     "ranker/train/config.py",
@@ -59,6 +60,8 @@ SCORING_LIBRARIES = {
     *("numpy", "PIL", "safetensors", "yaml", "huggingface_hub"),
 }
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "skimage": "scikit-image", "huggingface_hub": "timm"}
+
+PRIVATE_RAY_FILE = "pipeline/cluster/private_api.py"
 
 MAX_LINES = 400
 MAX_JOB_LINES = 80
@@ -163,6 +166,11 @@ def test_files_are_short() -> None:
 def test_only_storage_writes_to_what_is_not_scratch() -> None:
     others = [file for file in sources() if room_of(file) != STORAGE]
     assert broken(lambda file: layout.writes(tree_of(file)), others) == {}
+
+
+def test_private_api_of_ray_is_used_in_one_file() -> None:
+    files = python_files("patchsieve", *PACKAGES, "tests", "benchmarks")
+    assert broken(lambda file: layout.private_ray(tree_of(file)), files).keys() == {PRIVATE_RAY_FILE}
 
 
 def test_nothing_is_unpickled() -> None:

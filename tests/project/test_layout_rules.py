@@ -122,6 +122,37 @@ def test_commands_without_a_shell_pass() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from ray._raylet import GcsClient",
+        "from ray import _private",
+        "import ray.core.generated",
+        "from ray.autoscaler._private.util import prepare_config",
+        "def f():\n    import ray._private.state",
+        "import ray\nray._private.state.actors()",
+        "import ray\nray.core.generated",
+        "from ray import get\nactor._actor_id",
+        "from ray import get\nself._actor._actor_id",
+    ],
+)
+def test_private_api_of_ray_is_found(source: str) -> None:
+    assert len(layout.private_ray(ast.parse(source))) == 1
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import ray\nself._actor.score.remote(ray.get(x))",
+        "from ray.util.annotations import RayDeprecationWarning",
+        "import ray\nray.__version__",
+        "model._blocks",
+    ],
+)
+def test_public_api_of_ray_passes(source: str) -> None:
+    assert layout.private_ray(ast.parse(source)) == []
+
+
 def test_computed_imports_are_found() -> None:
     assert layout.computed_imports(ast.parse("importlib.import_module(name)"))
     assert layout.computed_imports(ast.parse("__import__('a' + b)"))

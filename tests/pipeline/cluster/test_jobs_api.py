@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -10,13 +11,17 @@ import sys
 import tomllib
 import zipfile
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
+import ray
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from patchsieve.jobs.schedule import main as schedule
+from patchsieve.pipeline.cluster.jobs_api import JobsApi, Submission
 from tests.helpers.checkout import ROOT
 from tests.helpers.photos import photo_samples, write_shard
 from tests.helpers.score_processes import leftovers, wait_until
@@ -63,12 +68,47 @@ def submit(address: str, *command: str, key: str) -> subprocess.CompletedProcess
     )
 
 
-def test_what_is_uploaded_is_the_code_of_the_jobs(tmp_path: Path) -> None:
-    from ray._private.runtime_env.packaging import create_package
+class _JobsServer(BaseHTTPRequestHandler):
+    """As much of the Jobs API as submitting takes; `packages` are the archives that it was sent."""
 
-    package = tmp_path / "package.zip"
-    create_package(str(ROOT), package, include_gitignore=True, excludes=[])
-    uploaded = set(zipfile.ZipFile(package).namelist())
+    packages: list[bytes]
+
+    def do_GET(self) -> None:
+        known = self.path == "/api/version"
+        self._answer(200 if known else 404, {"version": "4", "ray_version": ray.__version__} if known else {})
+
+    def do_PUT(self) -> None:
+        self.packages.append(self._body())
+        self._answer(200, {})
+
+    def do_POST(self) -> None:
+        key = json.loads(self._body())["submission_id"]
+        self._answer(200, {"job_id": key, "submission_id": key})
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def _body(self) -> bytes:
+        return self.rfile.read(int(self.headers["Content-Length"]))
+
+    def _answer(self, status: int, content: dict[str, Any]) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def test_what_is_uploaded_is_the_code_of_the_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    packages: list[bytes] = []
+    monkeypatch.setattr(_JobsServer, "packages", packages, raising=False)
+    with ThreadingHTTPServer(("127.0.0.1", 0), _JobsServer) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        jobs = JobsApi(f"http://127.0.0.1:{server.server_port}")
+        assert jobs.submit(Submission(id="one", command=["true"], out="out", working_dir=str(ROOT)))
+        server.shutdown()
+    (package,) = packages
+    uploaded = set(zipfile.ZipFile(io.BytesIO(package)).namelist())
     folders = ("jobs", "pipeline", "ranker")
     files = [p.relative_to(ROOT) for folder in folders for p in (ROOT / folder).rglob("*.py")]
     code = {f"patchsieve/{file.as_posix()}" for file in files}

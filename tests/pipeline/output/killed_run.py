@@ -19,7 +19,7 @@ from patchsieve.pipeline.output.faults import write_errors
 from patchsieve.pipeline.output.folder import OutputFolder, new_run_id
 from patchsieve.pipeline.shards.reader import Fault
 from patchsieve.pipeline.shards.specs import Shard
-from patchsieve.pipeline.tables.schema import row_fields, row_identity
+from patchsieve.pipeline.tables.schema import SCORES, row_fields, row_identity
 from tests.helpers.tables import CONFIG, TEACHER, make_shard, shard_record, write_table
 
 CONTENTS = {"healed": b"good now", "worse": b"bad now!", "lost": b"unreadable"}
@@ -45,14 +45,14 @@ def prepare(base: Path, folder: Path) -> None:
     record = shard_record(worse, CONTENTS["worse"], quarantined=1)
     write_table(base / "worse.parquet", record, faults=FAULTS)
     write_errors(base / "worse-errors.parquet", FAULTS, worse.name, run_id="run-0")
-    output = OutputFolder(str(folder), run_id="run-0")
+    output = OutputFolder(str(folder), SCORES, run_id="run-0")
     output.commit(old, base / "old.parquet", base / "old-errors.parquet")
     output.record_failed(worse, 3, "the store was away")
 
 
 def play(base: Path, folder: Path) -> None:
     """One whole run."""
-    output = OutputFolder(str(folder), run_id=new_run_id())
+    output = OutputFolder(str(folder), SCORES, run_id=new_run_id())
     output.acquire(heartbeat=False)
     output.adopt_config(row_fields(CONFIG, TEACHER.digest), other={"threads": 2})
     everything = shards()

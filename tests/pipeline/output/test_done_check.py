@@ -16,7 +16,7 @@ from patchsieve.pipeline.output.done import State, compare, same_content
 from patchsieve.pipeline.output.folder import OutputFolder
 from patchsieve.pipeline.shards.reader import Fault
 from patchsieve.pipeline.shards.specs import Shard, shard_id
-from patchsieve.pipeline.tables.schema import SCHEMA_VERSION, row_identity
+from patchsieve.pipeline.tables.schema import SCORES, row_identity
 from tests.helpers.tables import CONFIG, TEACHER, record_of, shard_record, write_table
 
 IDENTITY = row_identity(CONFIG, TEACHER.digest)
@@ -39,7 +39,7 @@ def shard_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def output(tmp_path: Path) -> OutputFolder:
-    return OutputFolder(str(tmp_path / "out"), run_id="run-1")
+    return OutputFolder(str(tmp_path / "out"), SCORES, run_id="run-1")
 
 
 def commit(output: OutputFolder, path: Path, **changes) -> Shard:
@@ -53,7 +53,7 @@ def commit(output: OutputFolder, path: Path, **changes) -> Shard:
 
 def fresh(output: OutputFolder) -> OutputFolder:
     """The folder as another run sees it."""
-    return OutputFolder(output.url, run_id="run-2")
+    return OutputFolder(output.url, SCORES, run_id="run-2")
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_a_table_that_cannot_be_read_is_missing(
 
 
 def test_a_table_of_a_newer_release_is_not_overwritten(output: OutputFolder, shard_file: Path) -> None:
-    shard = commit(output, shard_file, schema_version=SCHEMA_VERSION + 1)
+    shard = commit(output, shard_file, schema_version=2)
     with pytest.raises(UserError, match="schema version 2"):
         output.check([shard], IDENTITY)
 

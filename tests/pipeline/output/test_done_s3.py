@@ -12,6 +12,7 @@ from patchsieve.pipeline import storage
 from patchsieve.pipeline.output.done import State
 from patchsieve.pipeline.output.folder import OutputFolder
 from patchsieve.pipeline.shards.specs import expand_shards
+from patchsieve.pipeline.tables.schema import SCORES
 from tests.helpers.impatient import impatient_s3
 from tests.helpers.servers import S3Store
 from tests.helpers.tables import shard_record, write_table
@@ -31,7 +32,7 @@ def requests(store: S3Store, shards_done: int) -> tuple[int, int]:
     """Footers that a new process reads to decide on all shards, and requests in all; it keeps what it read."""
     store.asked.clear()
     shards = expand_shards([store.url("corpus")])
-    output = OutputFolder(store.url("out"), run_id="run-2")
+    output = OutputFolder(store.url("out"), SCORES, run_id="run-2")
     checks = output.check(shards, IDENTITY)
     assert [check.state for check in checks.values()].count(State.DONE) == shards_done
     asked = (store.count("GET out/scores/"), len(store.asked))
@@ -43,7 +44,7 @@ def test_footers_are_read_once(s3: S3Store, tmp_path: Path) -> None:
     def score(number: int) -> None:
         (shard,) = expand_shards([s3.url(f"corpus/{number:02d}.tar")])
         table = write_table(tmp_path / "t.parquet", shard_record(shard, CONTENT), images=1 + number % 2)
-        OutputFolder(s3.url("out"), run_id="run-1").commit(shard, table, None)
+        OutputFolder(s3.url("out"), SCORES, run_id="run-1").commit(shard, table, None)
 
     for number in range(SHARDS):
         storage.commit_bytes(CONTENT, s3.url(f"corpus/{number:02d}.tar"), run_id="r")

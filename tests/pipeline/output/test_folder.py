@@ -22,7 +22,7 @@ from patchsieve.pipeline.output.folder import OutputFolder, new_run_id
 from patchsieve.pipeline.runs.status import read_status
 from patchsieve.pipeline.shards.reader import Fault
 from patchsieve.pipeline.tables.reader import read_scores
-from patchsieve.pipeline.tables.schema import row_fields, row_identity
+from patchsieve.pipeline.tables.schema import SCORES, row_fields, row_identity
 from tests.helpers.checkout import ROOT
 from tests.helpers.servers import S3Store, serve_s3
 from tests.helpers.tables import CONFIG, TEACHER, make_shard, record_of, write_table
@@ -56,22 +56,22 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_first_run_fixes_the_settings(tmp_path: Path) -> None:
-    first = OutputFolder(str(tmp_path), run_id="run-1")
+    first = OutputFolder(str(tmp_path), SCORES, run_id="run-1")
     assert first.stored_config() is None
     adopted = first.adopt_config(ROWS, other={"threads": 2})
     stored = {"identity": IDENTITY, "rows": ROWS, "other": {"threads": 2}, "run_id": "run-1"}
     assert adopted == first.stored_config() == stored
-    later = OutputFolder(str(tmp_path), run_id="run-2").adopt_config(ROWS, other={"threads": 8})
+    later = OutputFolder(str(tmp_path), SCORES, run_id="run-2").adopt_config(ROWS, other={"threads": 8})
     assert later == adopted
 
 
 def test_other_rows_are_refused_by_every_field_that_differs(tmp_path: Path) -> None:
-    OutputFolder(str(tmp_path), run_id="run-1").adopt_config(ROWS, other={})
+    OutputFolder(str(tmp_path), SCORES, run_id="run-1").adopt_config(ROWS, other={})
     before = tree(tmp_path)
     asked = {**ROWS, "mask_ratio": 0.75, "masks": "spread", "teacher": "f" * 64, "shade": 1}
     del asked["seed"]
     with pytest.raises(UserError) as refused:
-        OutputFolder(str(tmp_path), run_id="run-2").adopt_config(asked, other={})
+        OutputFolder(str(tmp_path), SCORES, run_id="run-2").adopt_config(asked, other={})
     text = str(refused.value)
     for difference in (
         "mask_ratio: 0.9 -> 0.75",
@@ -91,7 +91,7 @@ def test_of_runs_that_start_together_one_fixes_the_settings(tmp_path: Path) -> N
     start, adopted, refused = threading.Barrier(6), [], []
 
     def adopt(seed: int) -> None:
-        output = OutputFolder(str(tmp_path), run_id=f"run-{seed}")
+        output = OutputFolder(str(tmp_path), SCORES, run_id=f"run-{seed}")
         start.wait()
         try:
             adopted.append(output.adopt_config({**ROWS, "seed": seed}, other={})["rows"]["seed"])
@@ -112,7 +112,7 @@ def test_of_runs_that_start_together_one_fixes_the_settings(tmp_path: Path) -> N
 def test_a_config_that_is_not_ours_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match=r"config\.json was not written by patchsieve, or is damaged"):
-        OutputFolder(str(tmp_path), run_id="run-1").adopt_config(ROWS, other={})
+        OutputFolder(str(tmp_path), SCORES, run_id="run-1").adopt_config(ROWS, other={})
 
 
 def test_a_store_without_exclusive_creation_is_named_once(
@@ -122,14 +122,14 @@ def test_a_store_without_exclusive_creation_is_named_once(
     owner._say_not_exclusive.cache_clear()
     url = s3.url("out")
     with caplog.at_level(logging.WARNING, "patchsieve"):
-        output = OutputFolder(url, run_id="run-1")
+        output = OutputFolder(url, SCORES, run_id="run-1")
         output.acquire(heartbeat=False)
         output.adopt_config(ROWS, other={})
         with pytest.raises(UserError, match="seed: 0 -> 1"):
-            OutputFolder(url, run_id="run-2").adopt_config({**ROWS, "seed": 1}, other={})
+            OutputFolder(url, SCORES, run_id="run-2").adopt_config({**ROWS, "seed": 1}, other={})
         output.release()
     assert len([line for line in caplog.messages if "ignores the condition" in line]) == 1
-    assert OutputFolder(url, run_id="run-3").stored_config() == {
+    assert OutputFolder(url, SCORES, run_id="run-3").stored_config() == {
         "identity": IDENTITY,
         "rows": ROWS,
         "other": {},
@@ -143,7 +143,7 @@ def test_a_store_without_exclusive_creation_is_named_once(
 def test_a_whole_run_on_an_object_store(s3: S3Store, tmp_path: Path) -> None:
     url = s3.url("out")
     shard, bad = make_shard(b"good"), make_shard(b"bad", "/data/b.tar")
-    output = OutputFolder(url, run_id=new_run_id())
+    output = OutputFolder(url, SCORES, run_id=new_run_id())
     output.acquire(heartbeat=False)
     identity = output.adopt_config(ROWS, other={})["identity"]
     assert output.plan([shard, bad], identity).todo == [shard, bad]
@@ -156,7 +156,7 @@ def test_a_whole_run_on_an_object_store(s3: S3Store, tmp_path: Path) -> None:
     output.write_run({"state": "incomplete"}, shards=[shard, bad])
     output.release()
 
-    again = OutputFolder(url, run_id=new_run_id())
+    again = OutputFolder(url, SCORES, run_id=new_run_id())
     plan = again.plan([shard, bad], identity)
     assert plan.todo == [bad]
     assert plan.done[shard.id].rows == 12
@@ -249,7 +249,7 @@ def without_run_id(files: dict[str, bytes]) -> dict[str, object]:
 
 def test_a_failed_commit_leaves_the_shard_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shard = make_shard(b"good")
-    output = OutputFolder(str(tmp_path / "out"), run_id="run-1")
+    output = OutputFolder(str(tmp_path / "out"), SCORES, run_id="run-1")
     table = write_table(tmp_path / "a.parquet", record_of(b"good"))
 
     def store_is_full(*arguments: object, **options: object) -> None:
@@ -269,7 +269,7 @@ def test_temporaries_of_dead_runs_are_removed(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"half")
     (tmp_path / "notes.tmp").write_text("a user's own file")
-    output = OutputFolder(str(tmp_path), run_id="run-1")
+    output = OutputFolder(str(tmp_path), SCORES, run_id="run-1")
     output.acquire()
     assert not output.owner_lost
     output.release()

@@ -12,21 +12,18 @@ from PIL import Image
 
 from patchsieve.pipeline.images.patches import patchify, take_patches
 from patchsieve.pipeline.pictures.contact_sheet import (
-    ReconstructedPhoto,
     ScoredPhoto,
     best_half,
     contact_sheet,
     only_patches,
-    patch_errors,
     pool_scores,
-    reconstruction_sheet,
 )
-from patchsieve.pipeline.pictures.rows import as_picture, explained_share, painted, reconstructed_photos
+from patchsieve.pipeline.pictures.rows import as_picture, painted
 from patchsieve.pipeline.pictures.sheet import (
     HIDDEN_GRAY,
-    Column,
-    Row,
     Sheet,
+    SheetColumn,
+    SheetRow,
     colours,
     draw_sheet,
     enlarge,
@@ -205,46 +202,12 @@ def test_painted_views_keep_what_is_visible_and_show_the_prediction_elsewhere(sp
         assert np.abs(patch(picture, position) - wanted).max() <= 0.5 + 1e-3
 
 
-def test_reconstruction_sheet_shows_errors_of_hidden_patches_only() -> None:
-    reconstruction = VIEW.copy()
-    patch(reconstruction, 3)[:] = np.where(patch(VIEW, 3) > 128, patch(VIEW, 3) - 40, patch(VIEW, 3) + 40)
-    photo = ReconstructedPhoto(caption="a", view=VIEW, visible=VISIBLE, reconstruction=reconstruction)
-    errors = patch_errors(VIEW, reconstruction, GRID**2)
-    assert errors.tolist() == [40.0 if position == 3 else 0.0 for position in range(36)]
-    sheet = reconstruction_sheet([photo], positions=GRID**2, title="t", subtitle="s")
-    picture = draw_sheet(sheet)
-    assert np.array_equal(tile(picture, sheet, 0, 0), VIEW)
-    assert np.array_equal(patch(tile(picture, sheet, 0, 1), 7), patch(VIEW, 7))
-    assert (patch(tile(picture, sheet, 0, 1), 8) == HIDDEN_GRAY).all()
-    assert np.array_equal(tile(picture, sheet, 0, 2), reconstruction)
-    drawn = tile(picture, sheet, 0, 3)
-    for position, expected in ((3, colours(np.array(0.5))), (4, colours(np.array(0.0))), (7, HIDDEN_GRAY)):
-        assert (patch(drawn, position) == expected).all()
-
-
-def test_reconstructions_of_photos_come_with_what_they_explain() -> None:
-    model = random_teacher(SMALL)
-    photos = [torch.from_numpy(photo_pixels(seed, 90, 70 + seed)).permute(2, 0, 1) for seed in range(3)]
-    rows = reconstructed_photos(model, photos, ["a", "b", "c"])
-    assert [row.caption.split()[0] for row in rows] == ["a", "b", "c"]
-    for row in rows:
-        assert len(row.visible) == 9
-        hidden = [p for p in range(36) if p not in row.visible]
-        truth = np.concatenate([patch(row.view, p).reshape(-1, 3) for p in hidden]).astype(float)
-        drawn = np.concatenate([patch(row.reconstruction, p).reshape(-1, 3) for p in hidden])
-        share = 1 - ((drawn - truth) ** 2).mean() / ((truth - truth.mean(0)) ** 2).mean()
-        assert explained_share(row, 36) == pytest.approx(share)
-        assert f"({share:.0%} of" in row.caption
-    perfect = dataclasses.replace(rows[0], reconstruction=rows[0].view)
-    assert explained_share(perfect, 36) == 1
-
-
 def test_a_sheet_of_one_tile_has_room_for_its_scale() -> None:
-    row = Row(tiles=[VIEW], caption="")
+    row = SheetRow(tiles=[VIEW], caption="")
     sheet = Sheet(
         title="",
         subtitle="",
-        columns=[Column(title="a", detail="b")],
+        columns=[SheetColumn(title="a", detail="b")],
         rows=[row],
         scale_column=0,
         low="0",

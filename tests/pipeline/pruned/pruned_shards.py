@@ -15,7 +15,7 @@ import torch
 
 from patchsieve.pipeline.images.decode import decode_image
 from patchsieve.pipeline.images.views import apply_view, draw_view
-from patchsieve.pipeline.pruned.codec import ImageCodec, pack
+from patchsieve.pipeline.pruned.codec import ImageCodec, pack_mosaic
 from patchsieve.pipeline.pruned.format import PackedRecord, mosaic_columns
 from patchsieve.pipeline.shards.specs import Shard, expand_shards
 from patchsieve.pipeline.shards.writer import PrunedTar
@@ -72,7 +72,7 @@ def make_photos(
 
 def packed_members(photo: Photo) -> dict[str, bytes]:
     """The fields of the packed sample."""
-    mosaic = ImageCodec(photo.record.codec).encode(pack(photo.crop_pixels, photo.record))
+    mosaic = ImageCodec(photo.record.codec).encode(pack_mosaic(photo.crop_pixels, photo.record))
     packed = {photo.record.image_field: mosaic, "patches.json": photo.record.to_json()}
     return {**packed, **{name: data for name, data in photo.fields.items() if name != "jpg"}}
 

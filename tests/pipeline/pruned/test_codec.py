@@ -10,7 +10,13 @@ import torch
 from PIL import Image
 
 from patchsieve.pipeline.errors import ContentError, UserError
-from patchsieve.pipeline.pruned.codec import ImageCodec, decode_mosaic, flatten_dropped, pack, unpack
+from patchsieve.pipeline.pruned.codec import (
+    ImageCodec,
+    decode_mosaic,
+    flatten_dropped,
+    pack_mosaic,
+    unpack_mosaic,
+)
 from patchsieve.pipeline.pruned.format import PackedRecord
 from tests.helpers.photos import photo_pixels
 
@@ -41,20 +47,20 @@ def psnr(one: torch.Tensor, other: torch.Tensor) -> float:
 def test_mosaics_hold_the_blocks_in_order(block: int, columns: int) -> None:
     pixels = crop(4 * block)
     kept = record(0, 3, 6, 9, 15, block=block, columns=columns)
-    mosaic = pack(pixels, kept)
+    mosaic = pack_mosaic(pixels, kept)
     assert mosaic.shape == (3, *kept.mosaic_size)
     for number, position in enumerate(kept.positions):
         row, column = divmod(position, 4)
         expected = pixels[:, row * block : (row + 1) * block, column * block : (column + 1) * block]
         y, x = number // columns * block, number % columns * block
         assert torch.equal(mosaic[:, y : y + block, x : x + block], expected)
-        assert torch.equal(unpack(mosaic, kept)[number], expected)
+        assert torch.equal(unpack_mosaic(mosaic, kept)[number], expected)
 
 
 def test_spare_places_have_one_colour() -> None:
     kept = record(0, 3, 6, columns=2)
-    spare = pack(crop(), kept)[:, 16:, 16:]
-    mean = unpack(pack(crop(), kept), kept)[2].double().mean(dim=(1, 2))
+    spare = pack_mosaic(crop(), kept)[:, 16:, 16:]
+    mean = unpack_mosaic(pack_mosaic(crop(), kept), kept)[2].double().mean(dim=(1, 2))
     assert torch.equal(spare, mean.round().byte()[:, None, None].expand(3, 16, 16))
 
 
@@ -69,7 +75,7 @@ def test_spare_places_have_one_colour() -> None:
 )
 def test_files_come_back(codec: ImageCodec, least: float | None) -> None:
     kept = record(1, 2, 7, 8, 12, columns=5, codec=codec.name)
-    mosaic = pack(crop(), kept)
+    mosaic = pack_mosaic(crop(), kept)
     data = codec.encode(mosaic)
     decoded = decode_mosaic(data, kept)
     assert codec.lossless == (least is None)
@@ -121,9 +127,9 @@ def test_codecs_that_are_none(name: str, quality: int) -> None:
 
 def test_files_that_do_not_fit_their_record() -> None:
     kept = record(1, 2, 7, columns=3, codec="jpeg")
-    good = ImageCodec("jpeg").encode(pack(crop(), kept))
+    good = ImageCodec("jpeg").encode(pack_mosaic(crop(), kept))
     for data, reason in [
-        (ImageCodec("png").encode(pack(crop(), kept)), "is png, not jpeg"),
+        (ImageCodec("png").encode(pack_mosaic(crop(), kept)), "is png, not jpeg"),
         (ImageCodec("jpeg").encode(crop()), "64 x 64 pixels where its record says 16 x 48"),
         (b"GIF89a", "another kind of file"),
         (b"", "another kind of file"),
@@ -135,8 +141,8 @@ def test_files_that_do_not_fit_their_record() -> None:
 
 def test_sizes_that_do_not_fit_are_told() -> None:
     with pytest.raises(ValueError, match="a crop of 64 px"):
-        pack(crop(80), record(0))
+        pack_mosaic(crop(80), record(0))
     with pytest.raises(ValueError, match="a mosaic of"):
-        unpack(crop(16), record(0, 1))
+        unpack_mosaic(crop(16), record(0, 1))
     with pytest.raises(ValueError, match="a mask of"):
         flatten_dropped(crop(), np.ones(15, np.bool_), 4)

@@ -83,8 +83,8 @@ def test_driver_and_actors_tell_the_same_run(tmp_path: Path, capsys: pytest.Capt
     assert (out / "score.yaml").read_text().startswith(f"# run {run_id}\n")
 
     # The actor's own lines are in Ray's log of its process.
-    node: Any = ray._private.worker._global_node
-    logs = Path(node.get_logs_dir_path())
+    context = ray.get_runtime_context()
+    logs = Path(context.get_temp_dir(), context.get_session_name(), "logs")
 
     def of_actor() -> list[dict[str, Any]]:
         text = "".join(file.read_text(errors="replace") for file in logs.glob("worker-*.err"))

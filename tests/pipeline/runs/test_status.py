@@ -14,7 +14,7 @@ from patchsieve.pipeline.output.machine import Machine
 from patchsieve.pipeline.runs.status import read_status
 from patchsieve.pipeline.shards.reader import Fault
 from patchsieve.pipeline.shards.specs import Shard
-from patchsieve.pipeline.tables.schema import row_fields, row_identity
+from patchsieve.pipeline.tables.schema import SCORES, row_fields, row_identity
 from tests.helpers.tables import CONFIG, TEACHER, make_shard, shard_record, write_table
 
 ROWS = row_fields(CONFIG, TEACHER.digest)
@@ -50,7 +50,7 @@ def shards() -> list[Shard]:
 @pytest.fixture
 def output(tmp_path: Path, shards: list[Shard]) -> OutputFolder:
     """A run asked for five shards: two done, one of them with errors, one failed, two not reached."""
-    output = OutputFolder(str(tmp_path / "out"), run_id="run-1")
+    output = OutputFolder(str(tmp_path / "out"), SCORES, run_id="run-1")
     output.adopt_config(ROWS, other={})
     output.write_run({"state": "running", "started": 5}, shards=shards)
     commit(output, tmp_path, shards[0], [])
@@ -71,7 +71,7 @@ def test_every_shard_is_counted_once(output: OutputFolder) -> None:
 
 
 def test_the_last_run_says_what_is_missing(output: OutputFolder, shards: list[Shard]) -> None:
-    later = OutputFolder(output.url, run_id="run-2")
+    later = OutputFolder(output.url, SCORES, run_id="run-2")
     later.write_run({"state": "running"}, shards=shards[:4])
     later.write_run({"state": "complete"}, shards=shards[:4])
     status = read_status(output.url)
@@ -82,7 +82,7 @@ def test_the_last_run_says_what_is_missing(output: OutputFolder, shards: list[Sh
 def test_rows_of_a_shard_that_changed_are_not_done(
     output: OutputFolder, shards: list[Shard], tmp_path: Path
 ) -> None:
-    later = OutputFolder(output.url, run_id="run-2")
+    later = OutputFolder(output.url, SCORES, run_id="run-2")
     later.write_run({"state": "running"}, shards=shards, changed=[shards[0].id, shards[1].id])
     status = read_status(output.url)
     assert (status.done, status.missing, status.rows, status.errors) == (0, 4, 0, {})
@@ -122,7 +122,7 @@ def test_tables_of_other_rows_are_not_counted(
 
 
 def test_a_run_that_is_still_at_it_is_named(output: OutputFolder) -> None:
-    running = OutputFolder(output.url, run_id="run-2", machine=Machine(host="node-7"))
+    running = OutputFolder(output.url, SCORES, run_id="run-2", machine=Machine(host="node-7"))
     running.acquire()
     owner = read_status(output.url).owner
     assert owner is not None
@@ -149,7 +149,7 @@ def test_what_is_no_output_folder_is_refused(tmp_path: Path, make: bool) -> None
 def test_a_run_that_has_not_resolved_its_settings_yet_has_a_status(
     tmp_path: Path, shards: list[Shard]
 ) -> None:
-    output = OutputFolder(str(tmp_path), run_id="run-1")
+    output = OutputFolder(str(tmp_path), SCORES, run_id="run-1")
     output.write_run({"state": "running"}, shards=shards)
     status = read_status(str(tmp_path))
     assert (status.done, status.missing, status.rows) == (0, 5, 0)
@@ -158,7 +158,7 @@ def test_a_run_that_has_not_resolved_its_settings_yet_has_a_status(
 def test_100_000_shards_make_a_small_run_record(tmp_path: Path) -> None:
     name = "s3://bucket/a/long/path/to/the/corpus/part-{:06d}.tar"
     shards = [make_shard(b"", name.format(number)) for number in range(100_000)]
-    output = OutputFolder(str(tmp_path), run_id="run-1")
+    output = OutputFolder(str(tmp_path), SCORES, run_id="run-1")
     output.write_run({"state": "running"}, shards=shards)
     assert (tmp_path / "runs" / "run-1.json").stat().st_size < 2_000_000
     assert read_status(str(tmp_path)).missing == 100_000
@@ -168,7 +168,7 @@ def test_100_000_shards_make_a_small_run_record(tmp_path: Path) -> None:
     "names", [[], ["/data/a.tar"], ["a.tar", "b.tar"], ["/data/a.tar", "/data/a.tar.tar"]]
 )
 def test_shard_names_survive_their_common_prefix(tmp_path: Path, names: list[str]) -> None:
-    output = OutputFolder(str(tmp_path), run_id="run-1")
+    output = OutputFolder(str(tmp_path), SCORES, run_id="run-1")
     shards = [make_shard(b"1", name) for name in names]
     output.write_run({"state": "running"}, shards=shards)
     assert read_status(str(tmp_path)).missing == len(names)

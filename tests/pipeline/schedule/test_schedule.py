@@ -17,7 +17,7 @@ from patchsieve.pipeline.schedule.config import ListConfig, OnceConfig, RunConfi
 from patchsieve.pipeline.schedule.corpora import OWNER_LOOK_S, find_corpora, shard_list
 from patchsieve.pipeline.schedule.run import list_corpora, list_lines, run_schedule, tick_once
 from patchsieve.pipeline.shards.specs import Shard, expand_shards
-from patchsieve.pipeline.tables.schema import row_fields
+from patchsieve.pipeline.tables.schema import SCORES, row_fields
 from tests.helpers.tables import CONFIG, TEACHER, shard_record, write_table
 
 NOW = 1_700_000_000.0
@@ -68,7 +68,7 @@ class Bench:
         return expand_shards([str(file)])[0]
 
     def output(self, corpus: str) -> OutputFolder:
-        output = OutputFolder(f"{self.folder}/out/{corpus}", run_id="run-1")
+        output = OutputFolder(f"{self.folder}/out/{corpus}", SCORES, run_id="run-1")
         output.adopt_config(row_fields(CONFIG, TEACHER.digest), other={})
         return output
 

@@ -13,14 +13,12 @@ import itertools
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
-from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.cluster_utils import Cluster
-from ray.core.generated import autoscaler_pb2
 
 from tests.helpers.checkout import ROOT
 
@@ -117,10 +115,14 @@ def _node_of(nodes: list[Any], pid: int) -> Any:
 
 
 def _drain(address: str, node_id: str, *, seconds: int) -> None:
-    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")  # type: ignore[attr-defined]
-    deadline_ms = int(time.time() * 1000) + 1000 * seconds
-    accepted, why_not = GcsClient(address=address).drain_node(node_id, reason, "test", deadline_ms)
-    assert accepted, why_not
+    ray = Path(sys.executable).with_name("ray")
+    node = ["--address", address, "--node-id", node_id, "--deadline-remaining-seconds", str(seconds)]
+    reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "test"]
+    subprocess.run(
+        [ray, "drain-node", *node, *reason],
+        check=True,
+        stdout=sys.stderr,
+    )
 
 
 if __name__ == "__main__":

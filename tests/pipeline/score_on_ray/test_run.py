@@ -21,7 +21,7 @@ from patchsieve.pipeline.score.config import ScoreConfig
 from patchsieve.pipeline.score_on_ray import policy as queue_policy
 from patchsieve.pipeline.score_on_ray import queue as shard_queue
 from patchsieve.pipeline.score_on_ray.policy import MOST_SLOTS, QueuePolicy
-from patchsieve.pipeline.score_on_ray.summary import RunSummary
+from patchsieve.pipeline.score_on_ray.summary import ScoreSummary
 from patchsieve.pipeline.shards.specs import shard_id
 from tests.helpers.checkout import ROOT
 from tests.helpers.photos import photo, photo_samples, write_shard
@@ -44,7 +44,7 @@ class Run(NamedTuple):
     """A run to the end, and what it showed meanwhile."""
 
     config: ScoreConfig
-    summary: RunSummary
+    summary: ScoreSummary
     display: Watched
 
 

@@ -12,7 +12,7 @@ from patchsieve.pipeline.output.records import Record
 from patchsieve.pipeline.runs.end import LISTED
 from patchsieve.pipeline.runs.status import FolderStatus, status_lines
 from patchsieve.pipeline.score.messages import Progress, ShardResult
-from patchsieve.pipeline.score_on_ray.summary import RunSummary, summarise
+from patchsieve.pipeline.score_on_ray.summary import ScoreSummary, score_summary
 
 VIEWS = 4
 
@@ -52,7 +52,7 @@ def record(images: int = 10, bad: int = 0, **changes: Any) -> Record:
     return dataclasses.replace(whole, **changes)
 
 
-def summary_of(*, results: list[ShardResult], **changes: Any) -> RunSummary:
+def summary_of(*, results: list[ShardResult], **changes: Any) -> ScoreSummary:
     options: dict[str, Any] = {
         "run_id": "run-1",
         "state": "complete",
@@ -67,7 +67,7 @@ def summary_of(*, results: list[ShardResult], **changes: Any) -> RunSummary:
         "max_bad": 0.05,
         "salvage": False,
     }
-    return summarise(**{**options, **changes})
+    return score_summary(**{**options, **changes})
 
 
 def test_a_complete_run_over_two() -> None:

@@ -18,6 +18,7 @@ from patchsieve.pipeline.errors import InfrastructureError
 from patchsieve.pipeline.output.folder import OutputFolder
 from patchsieve.pipeline.shards.specs import expand_shards
 from patchsieve.pipeline.storage import retry as storage_retry
+from patchsieve.pipeline.tables.schema import SCORES
 from tests.helpers.checkout import ROOT
 from tests.helpers.impatient import impatient_s3
 from tests.helpers.servers import S3Store, Trouble, s3_for_this_process
@@ -125,7 +126,7 @@ def test_a_table_above_the_limit_of_a_single_put(
     monkeypatch.setattr("s3fs.core.calculate_chunksize", lambda size, **options: part)
     storage.commit_bytes(DATA, alone.url("corpus/a.tar"), run_id="r")
     (shard,) = expand_shards([alone.url("corpus")])
-    output = OutputFolder(alone.url("out"), run_id="run-1")
+    output = OutputFolder(alone.url("out"), SCORES, run_id="run-1")
     small = write_table(tmp_path / "small.parquet", shard_record(shard, DATA), images=1)
     output.commit(shard, small, None)
     url = output.record_url(shard)

@@ -16,7 +16,7 @@ from patchsieve.pipeline.output.folder import OutputFolder
 from patchsieve.ranker.prune.config import PruneConfig
 from patchsieve.ranker.prune.plan import freeze_plan, read_plan, stored_precision
 from patchsieve.ranker.prune.request import make_request
-from patchsieve.ranker.prune.survey import SURVEY_FOLDER, ShardSurvey, budget_of
+from patchsieve.ranker.prune.survey import SURVEY, ShardSurvey, budget_of
 from patchsieve.ranker.select.patch_scorer import PatchScorer
 from tests.helpers.photos import photo_samples, write_shard
 from tests.helpers.prune_runs import index_of, prune_config, pruning_of, save_small_ranker
@@ -155,7 +155,7 @@ def test_a_budget_is_met_and_frozen(folder: Path, ranker: str, tmp_path: Path) -
     config = prune_config(shards, tmp_path / "out", ranker, target_ratio=0.4, floor=2)
     request = make_request(config)
     assert read_plan(request) is None
-    survey = OutputFolder(config.out, run_id="run", records=SURVEY_FOLDER)
+    survey = OutputFolder(config.out, SURVEY, run_id="run")
     work = ShardSurvey(
         PatchScorer(request.source, device=torch.device("cpu"), batch_size=4),
         request.spec,

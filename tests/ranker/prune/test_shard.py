@@ -13,7 +13,7 @@ import torch
 
 from patchsieve.pipeline.images.decode import decode_image
 from patchsieve.pipeline.images.views import apply_view, draw_view
-from patchsieve.pipeline.pruned.codec import decode_mosaic, flatten_dropped, unpack
+from patchsieve.pipeline.pruned.codec import decode_mosaic, flatten_dropped, unpack_mosaic
 from patchsieve.pipeline.pruned.format import PackedRecord
 from patchsieve.pipeline.shards.specs import expand_shards
 from patchsieve.ranker.model.api import rank_images
@@ -82,7 +82,7 @@ def test_masks_and_pixels_are_those_of_the_ranker(shard: Path, ranker: str, tmp_
             len(mosaic) + len(files[f"{key}.patches.json"]),
         )
         blocks = crop_of(data, 2 * SIZE).reshape(3, GRID, 32, GRID, 32).permute(1, 3, 0, 2, 4)
-        kept = unpack(decode_mosaic(mosaic, record), record)
+        kept = unpack_mosaic(decode_mosaic(mosaic, record), record)
         assert torch.equal(kept, blocks.reshape(-1, 3, 32, 32)[positions])
     assert (result.images, result.kept, result.patches) == (COUNT, 8 * COUNT, 16 * COUNT)
 
@@ -107,7 +107,7 @@ def test_all_patches_kept_give_the_crop_back(shard: Path, ranker: str, tmp_path:
     for name, data in members_of(shard):
         if name.endswith(".jpg"):
             record = PackedRecord.from_json(files[name.replace(".jpg", ".patches.json")])
-            blocks = unpack(decode_mosaic(files[name.replace(".jpg", ".patches.png")], record), record)
+            blocks = unpack_mosaic(decode_mosaic(files[name.replace(".jpg", ".patches.png")], record), record)
             whole = blocks.reshape(GRID, GRID, 3, 16, 16).permute(2, 0, 3, 1, 4).reshape(3, SIZE, SIZE)
             assert torch.equal(whole, crop_of(data))
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from patchsieve.ranker.batches.prefetch import Prefetch
+from patchsieve.pipeline.threads import Prefetch
 
 
 def test_items_come_in_order_and_end() -> None:
@@ -37,6 +37,37 @@ def test_no_more_than_depth_are_made_ahead() -> None:
         while count < 7:
             assert made.acquire(timeout=20)
     assert count == 7
+
+
+def test_none_is_made_while_those_that_wait_weigh_enough() -> None:
+    made = threading.Semaphore(0)
+
+    def weights() -> Iterator[int]:
+        for weight in (3, 3, 1, 9, 1):
+            made.release()
+            yield weight
+
+    with Prefetch(weights(), depth=10, name="weights", weight=lambda item: item, most=5) as ahead:
+        # The third waits until the first is taken, the fourth, however heavy, is then made: less than five wait.
+        for expected in (2, 0, 2, 0, 1):
+            for _ in range(expected):
+                assert made.acquire(timeout=20)
+            next(ahead)
+        assert list(ahead) == []
+
+
+def test_what_nobody_took_is_given_back() -> None:
+    full = threading.Event()
+
+    def numbers() -> Iterator[int]:
+        yield from range(3)
+        full.set()
+
+    ahead = Prefetch(numbers(), depth=5, name="numbers")
+    assert next(ahead) == 0
+    assert full.wait(20)
+    assert ahead.close() == [1, 2]
+    assert ahead.close() == []
 
 
 def test_an_exception_comes_after_the_items_before_it() -> None:

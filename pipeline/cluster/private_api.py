@@ -1,0 +1,60 @@
+"""The one file that uses Ray's private API: what it is asked for there, and why nothing public tells it.
+
+Checked against Ray 2.60, to whose minor releases the project is pinned; `ray.util.state`, the public door to most of
+this, is alpha and answers only where a dashboard runs, which a local run starts without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from ray._common.constants import HEAD_NODE_RESOURCE_NAME
+
+
+def is_head(node: Mapping[str, Any]) -> bool:
+    """Whether an entry of `ray.nodes()` is the cluster's head.
+
+    The head has a resource of its own, whose name is a private constant; `ray.nodes()` tells it in no other way.
+    """
+    return HEAD_NODE_RESOURCE_NAME in node["Resources"]
+
+
+def drain_deadlines_ms() -> dict[str, int]:
+    """Deadline by node id of the nodes that are being drained, in milliseconds of Unix time; 0 where none was told.
+
+    To `ray.nodes()` such a node is as alive as any other until it ends; its actors are to hear of it before that.
+    """
+    deadlines: dict[str, int] = ray._private.state.state.get_draining_nodes()
+    return deadlines
+
+
+def autoscaler_limits() -> dict[str, int]:
+    """The most of each resource that the cluster's autoscaler may bring it to; empty without an autoscaler.
+
+    `ray.autoscaler.sdk` takes requests and tells nothing. Without this, a cluster that begins without workers would
+    look like one that has no GPUs.
+    """
+    return ray._private.state.state.get_max_resources_from_cluster_config() or {}
+
+
+def node_of_actor(actor: Any) -> str:
+    """Id of the node that an actor is on, or waits for its turn at; empty where there was none yet.
+
+    `actor`: a handle. One that has not answered cannot be asked itself, and the error of its death has no node's id.
+    """
+    known: dict[str, Any] = ray._private.state.actors(actor._actor_id.hex())
+    return str(known.get("Address", {}).get("NodeID", ""))
+
+
+def kill_helpers() -> None:
+    """End the processes of the local Ray that only log and watch.
+
+    `ray.shutdown` takes a second to end them in order, of the two in which a stopped run has to be over.
+    """
+    node: Any = ray._private.worker._global_node
+    for kind, processes in node.all_processes.items() if node is not None else ():
+        if kind not in ("gcs_server", "raylet"):
+            for started in processes:
+                started.process.kill()
