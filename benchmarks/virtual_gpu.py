@@ -32,6 +32,7 @@ from patchsieve.pipeline.score.shard import ShardScoring, teacher_record
 from patchsieve.pipeline.score.view_feed import views_here
 from patchsieve.pipeline.scoring.views import View
 from patchsieve.pipeline.shards.specs import expand_shards
+from patchsieve.pipeline.tables.schema import SCORES
 
 SHARDS = 3
 PHOTOS = 50
@@ -103,7 +104,7 @@ def run_rate(rate: int, options: Options, folder: Path, files: list[bytes]) -> d
             VirtualGpu(rate, options.batch_size),
             teacher_record(teacher),
             rows,
-            OutputFolder(str(folder / f"out-{rate}-{number}"), run_id=new_run_id()),
+            OutputFolder(str(folder / f"out-{rate}-{number}"), SCORES, run_id=new_run_id()),
             provenance={},
             threads=1,
         )
