@@ -41,12 +41,15 @@ class TableBatches:
         flip: bool = False,
         window_bytes: int = WINDOW_BYTES,
         decode_threads: int = 1,
+        pinned: bool = False,
     ) -> None:
         """`batch_size`: rows per worker; `flip` mirrors half of the rows, others in every epoch.
 
-        `decode_threads` decode stored views. Raises UserError where the tables do not fill one batch per worker.
+        `decode_threads` decode views; `pinned`: batches are for a GPU (see `Batch.pin_memory`). Raises UserError where
+        the tables do not fill one batch per worker.
         """
-        self._index, self._flip, self._decode_threads = index, flip, decode_threads
+        self._index, self._flip = index, flip
+        self._decode_threads, self._pinned = decode_threads, pinned
         self._order = ReadingOrder(
             rows=index.train_rows,
             sizes=index.sizes,
@@ -105,7 +108,8 @@ class TableBatches:
                     parts.append(self._turned(part, mirrored[place:stop]))
                     place = stop
                     if sum(map(len, parts)) == size:
-                        yield join(parts, epoch=epoch, step=step)
+                        batch = join(parts, epoch=epoch, step=step)
+                        yield batch.pin_memory() if self._pinned else batch
                         step += 1
                         parts = []
                 # Else this window would stay while the one after the next is read.

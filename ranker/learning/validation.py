@@ -68,17 +68,25 @@ class _Chunk:
 class Validation:
     """The held-out images of one worker, in memory."""
 
-    def __init__(self, plan: ValidationPlan, index: TableIndex, *, rank: int = 0, ranks: int = 1) -> None:
+    def __init__(
+        self,
+        plan: ValidationPlan,
+        index: TableIndex,
+        *,
+        rank: int = 0,
+        ranks: int = 1,
+        decode_threads: int = 1,
+    ) -> None:
         """Read them: row groups in turn, of which only the held-out rows stay. Raises as `StoredRows` does."""
         self._plan = plan
         self._shape = index.grid**2 if plan.kind == "whole images" else index.visible
         if plan.kind == "whole images":
-            self._chunks = _whole_images(plan, index, rank, ranks)
+            self._chunks = _whole_images(plan, index, rank, ranks, decode_threads)
         else:
             self._chunks = [
                 _Chunk(patches=batch.patches, positions=batch.positions, targets=batch.scores.numpy())
                 for number in plan.slices[rank::ranks]
-                for batch, _ in _held_out(index, int(number))
+                for batch, _ in _held_out(index, int(number), decode_threads)
             ]
 
     def __len__(self) -> int:
@@ -99,11 +107,11 @@ class Validation:
         )
 
 
-def _held_out(index: TableIndex, number: int) -> Iterator[tuple[Batch, str]]:
+def _held_out(index: TableIndex, number: int, decode_threads: int) -> Iterator[tuple[Batch, str]]:
     """The held-out rows of a slice in chunks, and what tells images of equal keys apart."""
     stored = StoredRows(index, number, held_out=True)
     group = image_group(index.files[index.file_of[number]])
-    with ThreadPoolExecutor(1, thread_name_prefix="decode views") as pool:
+    with ThreadPoolExecutor(decode_threads, thread_name_prefix="decode views") as pool:
         for start in range(0, len(stored), CHUNK):
             yield stored.take(np.arange(start, min(start + CHUNK, len(stored))), pool), group
 
@@ -134,11 +142,13 @@ class _Image:
         return dense_scores(np.stack(self._visible), np.stack(self._scores), len(self._seen_L), aggregate)
 
 
-def _whole_images(plan: ValidationPlan, index: TableIndex, rank: int, ranks: int) -> list[_Chunk]:
+def _whole_images(
+    plan: ValidationPlan, index: TableIndex, rank: int, ranks: int, decode_threads: int
+) -> list[_Chunk]:
     """Every worker reads all slices and keeps its images: the views of one image may lie in several slices."""
     images: dict[str, _Image] = {}
     for number in plan.slices:
-        for batch, group in _held_out(index, int(number)):
+        for batch, group in _held_out(index, int(number), decode_threads):
             for i, key in enumerate(batch.sample_keys):
                 name = json.dumps([group, key])
                 if _share_of(name, ranks) == rank:

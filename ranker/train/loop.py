@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +37,12 @@ _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 State = dict[str, Any]
 Report = Callable[[dict[str, Any], Callable[[], State]], None]
 """Takes the newest measurement and what makes the checkpoint's content; every worker calls it at the same steps."""
+
+
+def read_state(local_path: Path) -> State:
+    """A worker's state out of a file that `torch.save` wrote, in main memory whatever device it was on."""
+    state: State = torch.load(local_path, map_location="cpu", weights_only=True)
+    return state
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -93,7 +100,13 @@ class Fit:
             ranker.load_state_dict(state["ranker"])
             self.training.load_state(state["training"])
             self.progress = Progress(**state["progress"])
-        self._validation = Validation(plan.validation, plan.index, rank=worker.rank, ranks=worker.ranks)
+        self._validation = Validation(
+            plan.validation,
+            plan.index,
+            rank=worker.rank,
+            ranks=worker.ranks,
+            decode_threads=worker.decode_threads,
+        )
         self._batches = TableBatches(
             plan.index,
             batch_size=plan.recipe.batch_size // (worker.ranks * plan.recipe.accumulate),
@@ -101,6 +114,8 @@ class Fit:
             rank=worker.rank,
             ranks=worker.ranks,
             flip=config.flip,
+            decode_threads=worker.decode_threads,
+            pinned=worker.device.type == "cuda",
         )
 
     def run(self, report: Report) -> Progress:
@@ -124,7 +139,7 @@ class Fit:
         return self.progress
 
     def state(self) -> State:
-        """What a later run goes on from: tensors, numbers and texts, as `torch.load` reads without unpickling."""
+        """What a later run goes on from, as `read_state` gives it back: tensors, numbers and texts."""
         return {
             "ranker": self._ranker.state_dict(),
             "training": self.training.state(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, prepare_model
 from patchsieve.pipeline import storage
 from patchsieve.pipeline.cluster.metrics import RunMetrics
 from patchsieve.pipeline.cluster.session import ray_session
+from patchsieve.pipeline.cluster.slots import MOST_DECODE_CPUS
 from patchsieve.pipeline.compute.device import keep_freed_memory
 from patchsieve.pipeline.errors import PatchsieveError
 from patchsieve.pipeline.output.folder import new_run_id
@@ -29,7 +31,7 @@ from patchsieve.pipeline.storage import scratch_folder
 from patchsieve.ranker.model.initial_weights import TEACHER_WEIGHTS, initial_ranker, read_tables_teacher
 from patchsieve.ranker.model.ranker import Ranker
 from patchsieve.ranker.train.curves import plot_note
-from patchsieve.ranker.train.loop import Fit, State
+from patchsieve.ranker.train.loop import Fit, State, read_state
 from patchsieve.ranker.train.plan import TrainPlan
 from patchsieve.ranker.train.progress import follow, numbers_of, outcome, print_point
 from patchsieve.ranker.train.record import TrainRecord, begin, begun, check_resume, write_settings
@@ -160,7 +162,12 @@ def _work(settings: dict[str, Any]) -> None:
     plan: TrainPlan = settings["plan"]
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
-    worker = Worker(rank=context.get_world_rank(), ranks=context.get_world_size(), device=device)
+    worker = Worker(
+        rank=context.get_world_rank(),
+        ranks=context.get_world_size(),
+        device=device,
+        decode_threads=_decode_threads(device, context.get_local_world_size()),
+    )
     ranker = Ranker(plan.ranker).to(device)
     ranker.load_state_dict(ray.get(settings["weights"]))
     model = None
@@ -173,7 +180,7 @@ def _work(settings: dict[str, Any]) -> None:
         ranker,
         worker=worker,
         model=model,
-        state=_checkpoint(device),
+        state=_checkpoint(),
         run_id=settings["run_id"],
     )
 
@@ -191,10 +198,16 @@ def _work(settings: dict[str, Any]) -> None:
     fit.run(report)
 
 
-def _checkpoint(device: torch.device) -> State | None:
+def _decode_threads(device: torch.device, local_workers: int) -> int:
+    """Beside a GPU, a worker's share of its node's processors, less one for its steps; on processors its only one."""
+    if device.type == "cpu":
+        return 1
+    return max(1, min((os.cpu_count() or 1) // local_workers - 1, MOST_DECODE_CPUS))
+
+
+def _checkpoint() -> State | None:
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return None
     with checkpoint.as_directory() as folder:
-        state: State = torch.load(Path(folder) / STATE_FILE, map_location=device, weights_only=True)
-    return state
+        return read_state(Path(folder) / STATE_FILE)

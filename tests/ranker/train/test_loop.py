@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from patchsieve.pipeline.errors import UserError
 from patchsieve.ranker.baselines.baselines import BaselineSources, make_baseline
 from patchsieve.ranker.model.checkpoint import load_ranker
 from patchsieve.ranker.model.initial_weights import initial_ranker
-from patchsieve.ranker.train.loop import Fit, State
+from patchsieve.ranker.train.loop import Fit, State, read_state
 from patchsieve.ranker.train.plan import TrainPlan, make_plan
 from patchsieve.ranker.train.progress import follow, numbers_of, outcome, point_line, print_point, read_curve
 from patchsieve.ranker.train.record import begin, begun, check_resume, some_rows, write_settings
@@ -40,11 +41,9 @@ def a_plan(table: str, out: Path, **changes: object) -> TrainPlan:
 
 def through_a_file(state: State) -> State:
     """The state as a checkpoint gives it back."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    buffer.seek(0)
-    loaded: State = torch.load(buffer, weights_only=True)
-    return loaded
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save(state, Path(folder) / "state.pt")
+        return read_state(Path(folder) / "state.pt")
 
 
 def fit(plan: TrainPlan, state: State | None = None, *, before: Callable[[int], None] | None = None) -> Any:
@@ -79,6 +78,26 @@ def test_from_every_checkpoint_on_the_steps_are_the_same(table: str, tmp_path: P
             for point in points:
                 del point["seconds"], point["waited"]
         assert ours == theirs
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_fed_from_pinned_memory_and_goes_on_from_main_memory(table: str, tmp_path: Path) -> None:
+    plan, device = a_plan(table, tmp_path / "out", epochs=4, measure_every=2), torch.device("cuda")
+    record = begin(plan, run_id="run-1")
+
+    def a_fit(state: State | None) -> Fit:
+        ranker = initial_ranker(plan.ranker).to(device)
+        return Fit(plan, record, ranker, worker=Worker(device=device), state=state, run_id="run-1")
+
+    found: list[State] = []
+    a_fit(None).run(lambda _newest, content: found.append(through_a_file(content())))
+    assert {values.device.type for values in found[0]["ranker"].values()} == {"cpu"}
+    later = a_fit(found[0])
+    averages = later.training._optimiser.state.values()
+    assert {one["step"].device.type for one in averages} == {"cpu"}
+    assert {one["exp_avg"].device.type for one in averages} == {"cuda"}
+    with later._batches.stream() as stream:
+        assert next(stream).patches.is_pinned()
 
 
 def test_checkpoints_by_the_clock_hold_what_was_not_measured_yet(table: str, tmp_path: Path) -> None:
