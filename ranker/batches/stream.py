@@ -80,14 +80,6 @@ class TableBatches:
             )
         return Prefetch(self._batches(epoch, step, epochs), depth=ahead, name="training batches")
 
-    def held_out(self, *, ahead: int = BATCHES_AHEAD) -> Prefetch[Batch]:
-        """The rows of held-out images, each once, in the order of the tables and never mirrored.
-
-        Row groups are dealt out over the ranks, so ranks differ in their number of rows, and the last batch may be
-        short. Pixels lie together with those of other images: a pass reads nearly whole tables.
-        """
-        return Prefetch(self._held_out(), depth=ahead, name="held-out batches")
-
     def _batches(self, epoch: int, step: int, epochs: int | None) -> Iterator[Batch]:
         size = self._order.batch_size
         with (
@@ -132,24 +124,5 @@ class TableBatches:
             epoch, step = epoch + 1, 0
 
     def _read(self, epoch: int, piece: Piece) -> StoredRows:
-        order = self._order.group_order(epoch, piece.group)[piece.start : piece.stop]
-        return StoredRows(self._index, piece.group, held_out=False, order=order)
-
-    def _held_out(self) -> Iterator[Batch]:
-        size = self._order.batch_size
-        groups = np.flatnonzero(self._index.held_out_rows)[self._order.rank :: self._order.ranks]
-        step, parts = 0, list[Batch]()
-        with ThreadPoolExecutor(self._decode_threads, thread_name_prefix="decode views") as pool:
-            for group in groups:
-                stored = StoredRows(self._index, int(group), held_out=True)
-                place = 0
-                while place < len(stored):
-                    stop = min(len(stored), place + size - sum(map(len, parts)))
-                    parts.append(stored.take(np.arange(place, stop), pool))
-                    place = stop
-                    if sum(map(len, parts)) == size:
-                        yield join(parts, epoch=0, step=step)
-                        step, parts = step + 1, []
-                del stored
-        if parts:
-            yield join(parts, epoch=0, step=step)
+        order = self._order.slice_order(epoch, piece.slice)[piece.start : piece.stop]
+        return StoredRows(self._index, piece.slice, held_out=False, order=order)

@@ -10,8 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -19,9 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from patchsieve.pipeline.scoring.aggregate import Aggregate, dense_scores
-from patchsieve.ranker.batches.batch import Batch
 from patchsieve.ranker.batches.index import TableIndex
-from patchsieve.ranker.batches.rows import StoredRows
+from patchsieve.ranker.batches.rows import held_out_batches
 from patchsieve.ranker.learning.agreement import spearman
 from patchsieve.ranker.learning.temperature import fit_temperature
 from patchsieve.ranker.learning.training import Training
@@ -77,7 +75,7 @@ class Validation:
         ranks: int = 1,
         decode_threads: int = 1,
     ) -> None:
-        """Read them: row groups in turn, of which only the held-out rows stay. Raises as `StoredRows` does."""
+        """Read them: slices in turn, of which only the held-out rows stay. Raises as `StoredRows` does."""
         self._plan = plan
         self._shape = index.grid**2 if plan.kind == "whole images" else index.visible
         if plan.kind == "whole images":
@@ -86,7 +84,9 @@ class Validation:
             self._chunks = [
                 _Chunk(patches=batch.patches, positions=batch.positions, targets=batch.scores.numpy())
                 for number in plan.slices[rank::ranks]
-                for batch, _ in _held_out(index, int(number), decode_threads)
+                for batch in held_out_batches(
+                    index, int(number), batch_size=CHUNK, decode_threads=decode_threads
+                )
             ]
 
     def __len__(self) -> int:
@@ -105,15 +105,6 @@ class Validation:
             scores=gather(np.concatenate([empty, *scores])),
             targets=gather(np.concatenate([empty, *targets])),
         )
-
-
-def _held_out(index: TableIndex, number: int, decode_threads: int) -> Iterator[tuple[Batch, str]]:
-    """The held-out rows of a slice in chunks, and what tells images of equal keys apart."""
-    stored = StoredRows(index, number, held_out=True)
-    group = image_group(index.files[index.file_of[number]])
-    with ThreadPoolExecutor(decode_threads, thread_name_prefix="decode views") as pool:
-        for start in range(0, len(stored), CHUNK):
-            yield stored.take(np.arange(start, min(start + CHUNK, len(stored))), pool), group
 
 
 class _Image:
@@ -148,7 +139,8 @@ def _whole_images(
     """Every worker reads all slices and keeps its images: the views of one image may lie in several slices."""
     images: dict[str, _Image] = {}
     for number in plan.slices:
-        for batch, group in _held_out(index, int(number), decode_threads):
+        group = image_group(index.files[index.file_of[number]])
+        for batch in held_out_batches(index, int(number), batch_size=CHUNK, decode_threads=decode_threads):
             for i, key in enumerate(batch.sample_keys):
                 name = json.dumps([group, key])
                 if _share_of(name, ranks) == rank:
