@@ -34,7 +34,7 @@ from patchsieve.ranker.train.curves import plot_note
 from patchsieve.ranker.train.loop import Fit, State, read_state
 from patchsieve.ranker.train.plan import TrainPlan
 from patchsieve.ranker.train.progress import follow, numbers_of, outcome, print_point
-from patchsieve.ranker.train.record import TrainRecord, begin, begun, check_resume, write_settings
+from patchsieve.ranker.train.record import begin, begun, check_resume, write_settings
 from patchsieve.ranker.train.workers import Worker
 
 STATE_FILE = "state.pt"
@@ -63,16 +63,17 @@ def train(plan: TrainPlan) -> int:
         try:
             owner.acquire()
             storage.remove_temporaries(out, keep_run_id=owner.run_id)
-            record = begun(out)
             # Another run may have begun, and ended, before this one owned the folder.
+            record = begun(out)
             check_resume(plan, record)
-            record = record or begin(plan, run_id=owner.run_id)
+            if record is None:
+                begin(plan, run_id=owner.run_id)
             write_settings(config, run_id=owner.run_id)
             if people and (note := plot_note()):
                 print(note, flush=True)
             log_event("run begun", {"out": config.out, "images": plan.images, "steps": plan.recipe.steps})
             with ray_session(stop), follow(out, _teller(owner.run_id, people=people)):
-                _fit(plan, record, weights, owner.run_id)
+                _fit(plan, weights, owner.run_id)
         except KeyboardInterrupt:
             return _stopped(stop, people=people)
         except PatchsieveError as error:
@@ -120,7 +121,7 @@ def _initial_weights(plan: TrainPlan) -> dict[str, torch.Tensor]:
     return initial_ranker(plan.ranker, config.weights, teacher=teacher, seed=config.seed).state_dict()
 
 
-def _fit(plan: TrainPlan, record: TrainRecord, weights: dict[str, torch.Tensor], run_id: str) -> None:
+def _fit(plan: TrainPlan, weights: dict[str, torch.Tensor], run_id: str) -> None:
     config = plan.config
     # Left to itself, Ray Train knows fewer stores than we do, and looks for their credentials elsewhere.
     store, path = storage.arrow_filesystem(config.out)
@@ -128,7 +129,7 @@ def _fit(plan: TrainPlan, record: TrainRecord, weights: dict[str, torch.Tensor],
     trainer = TorchTrainer(
         _work,
         # Workers may be on machines that see neither the file nor the hub.
-        train_loop_config={"plan": plan, "record": record, "weights": ray.put(weights), "run_id": run_id},
+        train_loop_config={"plan": plan, "weights": ray.put(weights), "run_id": run_id},
         # One processor's worth of matrix products per worker, whatever the node offers besides.
         scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=gpus),
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
@@ -176,7 +177,6 @@ def _work(settings: dict[str, Any]) -> None:
         model = prepare_model(ranker, parallel_strategy_kwargs={"broadcast_buffers": False})
     fit = Fit(
         plan,
-        settings["record"],
         ranker,
         worker=worker,
         model=model,
