@@ -22,8 +22,8 @@ from patchsieve.pipeline.errors import PatchsieveError, UserError
 from patchsieve.pipeline.row_config import Precision
 from patchsieve.pipeline.shards.specs import Shard
 from patchsieve.ranker.prune.config import PruneConfig
+from patchsieve.ranker.prune.ranking import PruneResult
 from patchsieve.ranker.prune.request import PruneRequest
-from patchsieve.ranker.prune.shard import PruneResult
 from patchsieve.ranker.prune_on_ray.worker import (
     Answer,
     PruneWorker,
