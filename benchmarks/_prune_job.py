@@ -16,7 +16,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 import torch
 
@@ -27,9 +26,9 @@ from patchsieve.pipeline.compute.device import keep_freed_memory
 from patchsieve.pipeline.runs.config_file import config_to_yaml
 from patchsieve.pipeline.shards.reader import Sample
 from patchsieve.ranker.prune.config import PruneConfig
-from patchsieve.ranker.prune.encode import encode
-from patchsieve.ranker.prune.feed import Left, prepare, rank
+from patchsieve.ranker.prune.ranking import keep_masks, rank
 from patchsieve.ranker.prune.request import PruneRequest, make_request
+from patchsieve.ranker.prune.sample import Left, encode_image, prepare_sample
 from patchsieve.ranker.prune_on_ray.run import prune
 from patchsieve.ranker.prune_on_ray.worker import probe_precision
 from patchsieve.ranker.select.patch_scorer import PatchScorer, open_patch_source
@@ -63,15 +62,10 @@ class BareLoop:
         count, started = 0, time.perf_counter()
         while not count or time.perf_counter() - started < seconds:
             samples = itertools.islice(self._endless, scorer.batch_size)
-            scored = rank([prepare(sample, spec) for sample in samples], scorer)
+            scored = rank([prepare_sample(sample, spec) for sample in samples], scorer)
             images = [item for item in scored if not isinstance(item, Left)]
-            keep_NL = selector.masks(
-                np.stack([scores_L for _, scores_L in images]),
-                [image.patches for image, _ in images],
-                [image.sample.key for image, _ in images],
-            )
-            for image, keep_L in zip(images, keep_NL, strict=True):
-                encode(image, keep_L, spec)
+            for image, keep_L in zip(images, keep_masks(selector, images), strict=True):
+                encode_image(*image, keep_L, spec)
             count += len(scored)
         return count / (time.perf_counter() - started)
 

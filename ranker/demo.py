@@ -23,8 +23,8 @@ from patchsieve.pipeline.shards.reader import ShardReader
 from patchsieve.pipeline.units import byte_size
 from patchsieve.ranker.evaluate.config import EvaluateConfig
 from patchsieve.ranker.prune.config import PruneConfig
-from patchsieve.ranker.prune.feed import Prepared, prepare
 from patchsieve.ranker.prune.request import PruneRequest, make_request
+from patchsieve.ranker.prune.sample import Prepared, prepare_sample
 from patchsieve.ranker.train.config import TrainConfig
 
 BATCH = 8
@@ -82,7 +82,7 @@ def _plain_bytes(request: PruneRequest) -> Iterator[int]:
     for shard in request.shards:
         with ShardReader(shard) as reader:
             for item in reader:
-                image = prepare(item, request.spec)
+                image = prepare_sample(item, request.spec)
                 if isinstance(image, Prepared) and image.pixels is not None:
                     yield len(codec.encode(image.pixels))
 

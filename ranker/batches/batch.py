@@ -32,6 +32,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self.sample_keys)
 
+    def pin_memory(self) -> Batch:
+        """The batch in memory that a GPU fetches from while it computes."""
+        pinned = {name: getattr(self, name).pin_memory() for name in ("patches", "positions", "scores")}
+        return dataclasses.replace(self, **pinned)
+
 
 def join(parts: Sequence[Batch], *, epoch: int, step: int) -> Batch:
     """One batch of the rows of several, in order; a single part is not copied."""

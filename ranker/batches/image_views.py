@@ -18,12 +18,7 @@ from patchsieve.pipeline.images.decode import decode_image
 from patchsieve.pipeline.images.patches import patchify
 from patchsieve.pipeline.images.views import ViewBox, apply_view
 from patchsieve.ranker.batches.image_shards import ShardImages
-
-BOX_COLUMNS = (
-    *("image_height", "image_width"),
-    *("crop_top", "crop_left", "crop_height", "crop_width", "hflip"),
-)
-"""What says, beside the key, how a view was cut."""
+from patchsieve.ranker.batches.table_file import BOX_COLUMNS
 
 
 class ReplayedViews:

@@ -2,48 +2,48 @@
 
 A slice is what is read at once: a row group, or, where views come from images, as many of its rows as images take
 `SLICE_BYTES`.
+
+Shape suffix: S slices of all tables.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from patchsieve.pipeline import storage
-from patchsieve.pipeline.errors import InfrastructureError, UserError
+from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.identity import digest_of
 from patchsieve.pipeline.shards.specs import Shard
 from patchsieve.pipeline.tables.reader import ScoreTables, TableFile
 from patchsieve.pipeline.threads import map_threads
 from patchsieve.ranker.batches.image_shards import ImageShard, ShardImages, find_shards
-from patchsieve.ranker.batches.image_views import BOX_COLUMNS
-from patchsieve.ranker.batches.order import held_out
 from patchsieve.ranker.batches.shard_bytes import key_digest
+from patchsieve.ranker.batches.table_file import (
+    BOX_COLUMNS,
+    PIXEL_COLUMNS,
+    PixelSource,
+    held_out_mask,
+    one_chunk,
+    open_table,
+)
 
 Context = Literal["visible", "full"]
-PixelSource = Literal["patches", "pixels", "images"]
-"""Where a table's pixels come from: one of its columns, or the images in its shard."""
-
 SLICE_BYTES = 64 * 2**20
 """Image files that a slice may hold, by the mean size of a sample of its shard."""
-
-PIXEL_COLUMNS = {"patches": ("patches",), "pixels": ("pixels",), "images": BOX_COLUMNS}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class TableIndex:
     """The slices of all tables, in the order of the tables: some numbers each, whatever the rows hold.
 
-    `file_of` and `number_of`: place in `files` and row group within that file; `first_of` and `rows_of`: first row in
-    the row group and number of rows; `train_rows` and `held_out_rows`: rows of either side; `sizes`: bytes of pixels
-    in memory, as stored; `read_bytes`: what reading the slice takes; each int64 `[G]`. `source_of`: where pixels come
+    `file_of` and `row_group_of`: place in `files` and row group within that file; `first_of` and `rows_of`: first row
+    in the row group and number of rows; `train_rows` and `held_out_rows`: rows of either side; `sizes`: bytes of pixels
+    in memory, as stored; `read_bytes`: what reading the slice takes; each int64 `[S]`. `source_of`: where pixels come
     from, by file; `images` reads those that come from shards. `grid`, `patch_size` and `visible` (V) are those of the
     tables.
     """
@@ -58,7 +58,7 @@ class TableIndex:
     source_of: tuple[PixelSource, ...]
     images: ShardImages
     file_of: NDArray[np.int64]
-    number_of: NDArray[np.int64]
+    row_group_of: NDArray[np.int64]
     first_of: NDArray[np.int64]
     rows_of: NDArray[np.int64]
     train_rows: NDArray[np.int64]
@@ -74,8 +74,8 @@ class TableIndex:
     def digest(self) -> str:
         """SHA-256 of all that decides the order of rows: a position in another index means other rows."""
         contents = [(file.sha256, file.first_view, file.last_view, file.rows) for file in self.files]
-        groups = [self.train_rows.tolist(), self.held_out_rows.tolist(), self.sizes.tolist()]
-        return digest_of([self.context, self.held_out_share, self.seed, contents, groups])
+        slices = [self.train_rows.tolist(), self.held_out_rows.tolist(), self.sizes.tolist()]
+        return digest_of([self.context, self.held_out_share, self.seed, contents, slices])
 
 
 def index_tables(
@@ -132,7 +132,7 @@ def index_tables(
             {number: (int(numbers[number, 7]), int(numbers[number, 8])) for number in of_images},
         ),
         file_of=file_of,
-        number_of=numbers[:, 0],
+        row_group_of=numbers[:, 0],
         first_of=numbers[:, 1],
         rows_of=numbers[:, 2],
         train_rows=numbers[:, 3],
@@ -140,44 +140,6 @@ def index_tables(
         sizes=numbers[:, 5],
         read_bytes=numbers[:, 6],
     )
-
-
-@contextmanager
-def open_table(file: TableFile, source: PixelSource) -> Iterator[Any]:
-    """A table as a `pyarrow.parquet.ParquetFile`, for reading keys and what this source of pixels needs.
-
-    Keys and stored views stay dictionaries: the views of one fixed crop share one JPEG in memory too. Raises UserError
-    where the file is gone or damaged, InfrastructureError where it has other columns than it had.
-    """
-    try:
-        with storage.parquet_source(file.url) as opened:
-            names = ["sample_key", *(["pixels"] if source == "pixels" else [])]
-            parquet = pq.ParquetFile(opened, page_checksum_verification=True, read_dictionary=names)
-            yield parquet
-    except KeyError:
-        raise changed(file) from None
-    except FileNotFoundError:
-        raise UserError(f"{file.url} is gone: it was there when training was planned") from None
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{file.url} is damaged: {storage.describe_error(error)}") from error
-
-
-def changed(file: TableFile) -> InfrastructureError:
-    """The error of a table that is no longer what was indexed."""
-    return InfrastructureError(f"{file.url} changed since training was planned")
-
-
-def held_out_mask(keys: pa.DictionaryArray, share: float, seed: int) -> NDArray[np.bool_]:
-    """Which rows belong to held-out images, bool `[n]`; every key is hashed once."""
-    if not share:
-        return np.zeros(len(keys), dtype=bool)
-    sides = np.array([held_out(key, share, seed) for key in keys.dictionary.to_pylist()], dtype=bool)
-    return np.asarray(sides[keys.indices.to_numpy()])
-
-
-def one_chunk(column: pa.ChunkedArray) -> pa.Array:
-    """The column of a row group as one array, dictionaries included."""
-    return column.unify_dictionaries().combine_chunks() if column.num_chunks != 1 else column.chunk(0)
 
 
 def _pixel_source(file: TableFile, context: Context, *, replay: bool) -> PixelSource:
@@ -201,7 +163,7 @@ def _pixel_source(file: TableFile, context: Context, *, replay: bool) -> PixelSo
 def _scan(
     file: TableFile, source: PixelSource, share: float, seed: int, shard: ImageShard | None, slice_bytes: int
 ) -> NDArray[np.int64]:
-    """Numbers of each slice, int64 `[G, 9]`.
+    """Numbers of each slice, int64 `[S, 9]`.
 
     Row group, first row, rows, rows to train on, rows held out, bytes in memory, bytes read, digests of the first and
     last key.
@@ -212,12 +174,12 @@ def _scan(
         # Lists are leaves of their own, one each, so that leaves count as columns do.
         names = ["sample_key", "view", "visible", "score", *PIXEL_COLUMNS[source]]
         leaves = [parquet.schema_arrow.names.index(name) for name in names]
-        for number in range(file.row_groups):
-            table = parquet.read_row_group(number, columns=["sample_key", "score"], use_threads=False)
+        for row_group in range(file.row_groups):
+            table = parquet.read_row_group(row_group, columns=["sample_key", "score"], use_threads=False)
             _check_scores(table, file, row)
             keys = one_chunk(table["sample_key"])
             outside = held_out_mask(keys, share, seed)
-            chunks = [parquet.metadata.row_group(number).column(leaf) for leaf in leaves]
+            chunks = [parquet.metadata.row_group(row_group).column(leaf) for leaf in leaves]
             stored = sum(chunk.total_compressed_size for chunk in chunks)
             if shard is None:
                 cuts, sizes = [0, len(table)], [chunks[-1].total_uncompressed_size]
@@ -229,7 +191,7 @@ def _scan(
                     (0, 0) if shard is None else tuple(key_digest(keys[i].as_py()) for i in (first, stop - 1))
                 )
                 read = stored + (0 if shard is None else size)
-                found.append((number, first, stop - first, stop - first - held, held, size, read, *ends))
+                found.append((row_group, first, stop - first, stop - first - held, held, size, read, *ends))
             row += len(table)
     return np.array(found, dtype=np.int64).reshape(-1, 9)
 

@@ -1,9 +1,11 @@
 """Which rows of the tables a worker reads when: arithmetic on counts and seeds, nothing is read here.
 
-An epoch lays all row groups out in a random order, the rows of each in a random order too, and cuts the sequence into
-one equal share per worker. A share is read in windows of consecutive row groups; within a window rows come in a random
-order. So every place in an epoch is known without reading what lies before it, and every worker has equally many rows:
-groups that lie on a cut are read by both neighbours.
+An epoch lays all slices of the tables (see `TableIndex`) out in a random order, the rows of each in a random order too,
+and cuts the sequence into one equal share per worker. A share is read in windows of consecutive slices; within a window
+rows come in a random order. So every place in an epoch is known without reading what lies before it, and every worker
+has equally many rows: slices that lie on a cut are read by both neighbours.
+
+Shape suffix: S slices.
 """
 
 from __future__ import annotations
@@ -28,9 +30,9 @@ def held_out(sample_key: str, share: float, seed: int) -> bool:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Piece:
-    """Rows `start` to `stop` - 1 of a row group, counted in the order that `group_order` gives them."""
+    """Rows `start` to `stop` - 1 of a slice, counted in the order that `slice_order` gives them."""
 
-    group: int
+    slice: int
     start: int
     stop: int
 
@@ -52,8 +54,8 @@ class Window:
 class ReadingOrder:
     """The order of one worker: `rank` of `ranks`; the same arguments give the same order anywhere.
 
-    `rows`: rows of each row group that are read, int64 `[G]`; `sizes`: bytes that a group takes in memory, int64
-    `[G]`; `window_bytes`: what the groups of a window may take together, one group at least.
+    `rows`: rows of each slice that are read, int64 `[S]`; `sizes`: bytes that a slice takes in memory, int64 `[S]`;
+    `window_bytes`: what the slices of a window may take together, one slice at least.
     """
 
     rows: NDArray[np.int64]
@@ -98,28 +100,30 @@ class ReadingOrder:
         # From the first window of the share on, even where they are passed over: cuts between windows must not
         # depend on where reading begins.
         for place in range(int(np.searchsorted(ends, begin, "right")), len(order)):
-            group = int(order[place])
-            group_end = int(ends[place])
-            group_start = group_end - int(self.rows[group])
-            if group_start >= stop:
+            number = int(order[place])
+            slice_end = int(ends[place])
+            slice_start = slice_end - int(self.rows[number])
+            if slice_start >= stop:
                 break
-            if group_start == group_end:
+            if slice_start == slice_end:
                 continue
-            if pieces and size + int(self.sizes[group]) > self.window_bytes:
-                if group_start > wanted:
+            if pieces and size + int(self.sizes[number]) > self.window_bytes:
+                if slice_start > wanted:
                     found.append(Window(window_start - begin, tuple(pieces)))
-                window_start, size, pieces = group_start, 0, []
+                window_start, size, pieces = slice_start, 0, []
             # Up to the end of the share, not of its last batch, so that what is left out differs by epoch.
-            last = min(group_end, begin + self.share)
-            pieces.append(Piece(group, max(begin - group_start, 0), last - group_start))
-            size += int(self.sizes[group])
+            last = min(slice_end, begin + self.share)
+            pieces.append(Piece(number, max(begin - slice_start, 0), last - slice_start))
+            size += int(self.sizes[number])
         if pieces and wanted < stop:
             found.append(Window(window_start - begin, tuple(pieces)))
         return found
 
-    def group_order(self, epoch: int, group: int) -> NDArray[np.int64]:
-        """The order in which an epoch takes the rows of a group, int64 `[rows of the group]`."""
-        return KeyedRandom(self.seed, "", "rows of a group", epoch, group).permutation(int(self.rows[group]))
+    def slice_order(self, epoch: int, number: int) -> NDArray[np.int64]:
+        """The order in which an epoch takes the rows of a slice, int64 `[rows of the slice]`."""
+        return KeyedRandom(self.seed, "", "rows of a group", epoch, number).permutation(
+            int(self.rows[number])
+        )
 
     def window_order(self, epoch: int, window: Window) -> NDArray[np.int64]:
         """The order in which the rows of a window are given out, int64 `[rows of the window]`."""

@@ -1,11 +1,11 @@
 """Rows of slices in memory, pixels as they are stored; what a batch takes is decoded only then.
 
-Shape suffixes: N views, V visible patches, L grid positions, P values of a patch (p * p * 3), S side of a view.
+Shape suffixes: N views, V visible patches, L grid positions, P values of a patch (p * p * 3).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
@@ -20,14 +20,8 @@ from patchsieve.pipeline.images.patches import patchify, take_patches
 from patchsieve.pipeline.images.views import decode_view
 from patchsieve.ranker.batches.batch import Batch
 from patchsieve.ranker.batches.image_views import ReplayedViews
-from patchsieve.ranker.batches.index import (
-    PIXEL_COLUMNS,
-    TableIndex,
-    changed,
-    held_out_mask,
-    one_chunk,
-    open_table,
-)
+from patchsieve.ranker.batches.index import TableIndex
+from patchsieve.ranker.batches.table_file import PIXEL_COLUMNS, changed, held_out_mask, one_chunk, open_table
 
 Rows = NDArray[np.int64]
 
@@ -46,22 +40,23 @@ class StoredRows:
     longer what was indexed, and where the store fails.
     """
 
-    def __init__(self, index: TableIndex, group: int, *, held_out: bool, order: Rows | None = None) -> None:
-        number, first = int(index.number_of[group]), int(index.first_of[group])
-        file = index.files[index.file_of[group]]
-        source = index.source_of[index.file_of[group]]
+    def __init__(self, index: TableIndex, number: int, *, held_out: bool, order: Rows | None = None) -> None:
+        """`number`: of the slice."""
+        row_group, first = int(index.row_group_of[number]), int(index.first_of[number])
+        file = index.files[index.file_of[number]]
+        source = index.source_of[index.file_of[number]]
         with open_table(file, source) as parquet:
-            if number >= parquet.num_row_groups:
+            if row_group >= parquet.num_row_groups:
                 raise changed(file)
-            before = [parquet.metadata.row_group(i).num_rows for i in range(number)]
+            before = [parquet.metadata.row_group(i).num_rows for i in range(row_group)]
             # One column holds nearly all bytes: threads would gain nothing.
             names = ["sample_key", "view", "visible", "score", *PIXEL_COLUMNS[source]]
-            table = parquet.read_row_group(number, columns=names, use_threads=False)
-        table = table.slice(first, int(index.rows_of[group]))
+            table = parquet.read_row_group(row_group, columns=names, use_threads=False)
+        table = table.slice(first, int(index.rows_of[number]))
         self._keys = one_chunk(table["sample_key"])
         outside = held_out_mask(self._keys, index.held_out_share, index.seed)
         rows = np.flatnonzero(outside == held_out)
-        if len(rows) != index.side(held_out=held_out)[group]:
+        if len(rows) != index.side(held_out=held_out)[number]:
             raise changed(file)
         self._rows = rows if order is None else rows[order]
         self._views = one_chunk(table["view"]).to_numpy()
@@ -87,7 +82,7 @@ class StoredRows:
                 self._keys,
                 self._rows,
                 index.images,
-                group,
+                number,
                 grid=grid,
                 patch_size=patch_size,
                 whole=whole,
@@ -109,6 +104,16 @@ class StoredRows:
             sample_keys=tuple(self._keys.take(pa.array(rows)).to_pylist()),
             views=tuple(self._views[rows].tolist()),
         )
+
+
+def held_out_batches(
+    index: TableIndex, number: int, *, batch_size: int, decode_threads: int = 1
+) -> Iterator[Batch]:
+    """The held-out rows of a slice in the order of the table; the last batch may be short. Raises as `StoredRows`."""
+    stored = StoredRows(index, number, held_out=True)
+    with ThreadPoolExecutor(decode_threads, thread_name_prefix="decode views") as pool:
+        for start in range(0, len(stored), batch_size):
+            yield stored.take(np.arange(start, min(start + batch_size, len(stored))), pool)
 
 
 class StoredPatches:

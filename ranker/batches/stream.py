@@ -41,12 +41,15 @@ class TableBatches:
         flip: bool = False,
         window_bytes: int = WINDOW_BYTES,
         decode_threads: int = 1,
+        pinned: bool = False,
     ) -> None:
         """`batch_size`: rows per worker; `flip` mirrors half of the rows, others in every epoch.
 
-        `decode_threads` decode stored views. Raises UserError where the tables do not fill one batch per worker.
+        `decode_threads` decode views; `pinned`: batches are for a GPU (see `Batch.pin_memory`). Raises UserError where
+        the tables do not fill one batch per worker.
         """
-        self._index, self._flip, self._decode_threads = index, flip, decode_threads
+        self._index, self._flip = index, flip
+        self._decode_threads, self._pinned = decode_threads, pinned
         self._order = ReadingOrder(
             rows=index.train_rows,
             sizes=index.sizes,
@@ -77,14 +80,6 @@ class TableBatches:
             )
         return Prefetch(self._batches(epoch, step, epochs), depth=ahead, name="training batches")
 
-    def held_out(self, *, ahead: int = BATCHES_AHEAD) -> Prefetch[Batch]:
-        """The rows of held-out images, each once, in the order of the tables and never mirrored.
-
-        Row groups are dealt out over the ranks, so ranks differ in their number of rows, and the last batch may be
-        short. Pixels lie together with those of other images: a pass reads nearly whole tables.
-        """
-        return Prefetch(self._held_out(), depth=ahead, name="held-out batches")
-
     def _batches(self, epoch: int, step: int, epochs: int | None) -> Iterator[Batch]:
         size = self._order.batch_size
         with (
@@ -105,7 +100,8 @@ class TableBatches:
                     parts.append(self._turned(part, mirrored[place:stop]))
                     place = stop
                     if sum(map(len, parts)) == size:
-                        yield join(parts, epoch=epoch, step=step)
+                        batch = join(parts, epoch=epoch, step=step)
+                        yield batch.pin_memory() if self._pinned else batch
                         step += 1
                         parts = []
                 # Else this window would stay while the one after the next is read.
@@ -128,24 +124,5 @@ class TableBatches:
             epoch, step = epoch + 1, 0
 
     def _read(self, epoch: int, piece: Piece) -> StoredRows:
-        order = self._order.group_order(epoch, piece.group)[piece.start : piece.stop]
-        return StoredRows(self._index, piece.group, held_out=False, order=order)
-
-    def _held_out(self) -> Iterator[Batch]:
-        size = self._order.batch_size
-        groups = np.flatnonzero(self._index.held_out_rows)[self._order.rank :: self._order.ranks]
-        step, parts = 0, list[Batch]()
-        with ThreadPoolExecutor(self._decode_threads, thread_name_prefix="decode views") as pool:
-            for group in groups:
-                stored = StoredRows(self._index, int(group), held_out=True)
-                place = 0
-                while place < len(stored):
-                    stop = min(len(stored), place + size - sum(map(len, parts)))
-                    parts.append(stored.take(np.arange(place, stop), pool))
-                    place = stop
-                    if sum(map(len, parts)) == size:
-                        yield join(parts, epoch=0, step=step)
-                        step, parts = step + 1, []
-                del stored
-        if parts:
-            yield join(parts, epoch=0, step=step)
+        order = self._order.slice_order(epoch, piece.slice)[piece.start : piece.stop]
+        return StoredRows(self._index, piece.slice, held_out=False, order=order)

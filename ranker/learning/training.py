@@ -102,14 +102,18 @@ class Training:
         return found
 
     def _scores(self, model: nn.Module, patches: Tensor, positions: Tensor | None) -> Tensor:
-        patches = patches.to(self._device)
-        at = None if positions is None else positions.to(self._device)
+        patches = self._upload(patches)
+        at = None if positions is None else self._upload(positions)
         with torch.autocast(self._device.type, self._half or torch.bfloat16, enabled=self._half is not None):
             if at is not None and not self._full:
                 visible: Tensor = model(patches, at)
                 return visible
             every: Tensor = model(patches)
         return every if at is None else every.gather(1, at)
+
+    def _upload(self, values: Tensor) -> Tensor:
+        """The values where the model is; out of pinned memory without waiting for them."""
+        return values.to(self._device, non_blocking=True)
 
     def train_step(self, batches: Iterable[Batch]) -> float:
         """One optimiser step over `accumulate` batches; returns their mean loss.
@@ -127,7 +131,7 @@ class Training:
             last = number == self.recipe.accumulate
             # Gradients are averaged over workers once per step.
             with contextlib.nullcontext() if last else self._unsynchronised():
-                targets = transform(batch.scores.to(self._device), self._target)
+                targets = transform(self._upload(batch.scores), self._target)
                 loss = self._loss(self.scores(batch), targets) / self.recipe.accumulate
                 self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
@@ -158,7 +162,10 @@ class Training:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from a `state`; the weights are loaded by the caller."""
+        """Go on from a `state` in main memory; the weights are loaded by the caller.
+
+        What belongs on a GPU goes there; AdamW's counts of steps stay, as every step reads them.
+        """
         self.step = int(state["step"])
         self._optimiser.load_state_dict(state["optimiser"])
         self._scaler.load_state_dict(state["scaler"])

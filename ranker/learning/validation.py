@@ -10,8 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -19,9 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from patchsieve.pipeline.scoring.aggregate import Aggregate, dense_scores
-from patchsieve.ranker.batches.batch import Batch
 from patchsieve.ranker.batches.index import TableIndex
-from patchsieve.ranker.batches.rows import StoredRows
+from patchsieve.ranker.batches.rows import held_out_batches
 from patchsieve.ranker.learning.agreement import spearman
 from patchsieve.ranker.learning.temperature import fit_temperature
 from patchsieve.ranker.learning.training import Training
@@ -68,17 +66,27 @@ class _Chunk:
 class Validation:
     """The held-out images of one worker, in memory."""
 
-    def __init__(self, plan: ValidationPlan, index: TableIndex, *, rank: int = 0, ranks: int = 1) -> None:
-        """Read them: row groups in turn, of which only the held-out rows stay. Raises as `StoredRows` does."""
+    def __init__(
+        self,
+        plan: ValidationPlan,
+        index: TableIndex,
+        *,
+        rank: int = 0,
+        ranks: int = 1,
+        decode_threads: int = 1,
+    ) -> None:
+        """Read them: slices in turn, of which only the held-out rows stay. Raises as `StoredRows` does."""
         self._plan = plan
         self._shape = index.grid**2 if plan.kind == "whole images" else index.visible
         if plan.kind == "whole images":
-            self._chunks = _whole_images(plan, index, rank, ranks)
+            self._chunks = _whole_images(plan, index, rank, ranks, decode_threads)
         else:
             self._chunks = [
                 _Chunk(patches=batch.patches, positions=batch.positions, targets=batch.scores.numpy())
                 for number in plan.slices[rank::ranks]
-                for batch, _ in _held_out(index, int(number))
+                for batch in held_out_batches(
+                    index, int(number), batch_size=CHUNK, decode_threads=decode_threads
+                )
             ]
 
     def __len__(self) -> int:
@@ -97,15 +105,6 @@ class Validation:
             scores=gather(np.concatenate([empty, *scores])),
             targets=gather(np.concatenate([empty, *targets])),
         )
-
-
-def _held_out(index: TableIndex, number: int) -> Iterator[tuple[Batch, str]]:
-    """The held-out rows of a slice in chunks, and what tells images of equal keys apart."""
-    stored = StoredRows(index, number, held_out=True)
-    group = image_group(index.files[index.file_of[number]])
-    with ThreadPoolExecutor(1, thread_name_prefix="decode views") as pool:
-        for start in range(0, len(stored), CHUNK):
-            yield stored.take(np.arange(start, min(start + CHUNK, len(stored))), pool), group
 
 
 class _Image:
@@ -134,11 +133,14 @@ class _Image:
         return dense_scores(np.stack(self._visible), np.stack(self._scores), len(self._seen_L), aggregate)
 
 
-def _whole_images(plan: ValidationPlan, index: TableIndex, rank: int, ranks: int) -> list[_Chunk]:
+def _whole_images(
+    plan: ValidationPlan, index: TableIndex, rank: int, ranks: int, decode_threads: int
+) -> list[_Chunk]:
     """Every worker reads all slices and keeps its images: the views of one image may lie in several slices."""
     images: dict[str, _Image] = {}
     for number in plan.slices:
-        for batch, group in _held_out(index, int(number)):
+        group = image_group(index.files[index.file_of[number]])
+        for batch in held_out_batches(index, int(number), batch_size=CHUNK, decode_threads=decode_threads):
             for i, key in enumerate(batch.sample_keys):
                 name = json.dumps([group, key])
                 if _share_of(name, ranks) == rank:

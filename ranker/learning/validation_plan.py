@@ -4,7 +4,7 @@ Views of one fixed crop are dealt as partitions of the grid: ceil(L / V) consecu
 table holds a partition, the ranker's scores of a whole image are compared with the image's dense scores; elsewhere only
 those of the patches that a view shows. The two numbers must not be compared with each other.
 
-Shape suffixes: L grid positions, V visible patches of a view, P values of a patch, G slices of the tables.
+Shape suffixes: L grid positions, V visible patches of a view, P values of a patch, S slices of the tables.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _NOT_SCORES = {*_VIEW_FIELDS, "store", "precision", "sample", "decoder"}
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ValidationPlan:
-    """`slices`: those of the index whose held-out rows are measured, int64 `[G]`; `rows` they have.
+    """`slices`: those of the index whose held-out rows are measured, int64 `[S]`; `rows` they have.
 
     `aggregate`: from the scores of views to dense ones, for whole images.
     """

@@ -24,10 +24,10 @@ from patchsieve.pipeline.shards.reader import Sample, ShardReader
 from patchsieve.pipeline.shards.tar_stream import BLOCK
 from patchsieve.pipeline.units import byte_size
 from patchsieve.ranker.evaluate.reconstruction import mask_errors
-from patchsieve.ranker.prune.encode import encode
-from patchsieve.ranker.prune.feed import Left, Prepared, prepare, rank
 from patchsieve.ranker.prune.plan import read_plan, stored_precision
+from patchsieve.ranker.prune.ranking import RankedImage, keep_masks, rank
 from patchsieve.ranker.prune.request import PruneRequest
+from patchsieve.ranker.prune.sample import Left, encode_image, prepare_sample
 from patchsieve.ranker.prune.sheet import draw_choices
 from patchsieve.ranker.select.budget import find_budget
 from patchsieve.ranker.select.image_choice import ImagePlan, ShardChoice, plan_images
@@ -36,8 +36,6 @@ from patchsieve.ranker.select.selection import Mask, keep_count, kept_mass, log_
 from patchsieve.ranker.select.selector import Selector
 
 SAMPLED_SHARDS, SAMPLED_IMAGES = 4, 64
-
-Ranked = tuple[Prepared, NDArray[np.float32]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,7 +117,7 @@ def estimate(request: PruneRequest) -> PruneEstimate:
         request = request.with_precision(choose_source_precision(request.source, this_device()))
     request, plan = _planned(request)
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        items = list(pool.map(lambda pair: prepare(pair[0], request.spec, pair[1]), _sample(request)))
+        items = list(pool.map(lambda pair: prepare_sample(pair[0], request.spec, pair[1]), _sample(request)))
         scorer = PatchScorer(request.source, device=this_device(), batch_size=config.batch_size)
         step = scorer.batch_size
         ranked = [item for at in range(0, len(items), step) for item in rank(items[at : at + step], scorer)]
@@ -130,7 +128,7 @@ def estimate(request: PruneRequest) -> PruneEstimate:
             told = f"{dropped} are dropped for their score" if dropped else "see --image-field"
             raise UserError(f"none of the {len(items)} samples read can be pruned; {told}")
         scores_NL = np.stack([scores_L for _, scores_L in images])
-        masks = {label: _masks(at, images, scores_NL) for label, at in _selectors(request, scores_NL).items()}
+        masks = {label: keep_masks(at, images) for label, at in _selectors(request, scores_NL).items()}
         total = sum(shard.size or 0 for shard in request.shards)
         copied = _tar_bytes(member for item in left if not item.dropped for member in item.members)
         read = _tar_bytes(item for image, _ in images for item in image.sample.fields.items())
@@ -231,15 +229,9 @@ def _threshold(selector: Selector, scores_NL: NDArray[np.float32], target: float
     ).threshold
 
 
-def _masks(selector: Selector, images: Sequence[Ranked], scores_NL: NDArray[np.float32]) -> Mask:
-    return selector.masks(
-        scores_NL, [image.patches for image, _ in images], [image.sample.key for image, _ in images]
-    )
-
-
 def _choice(
     request: PruneRequest,
-    images: Sequence[Ranked],
+    images: Sequence[RankedImage],
     scores_NL: NDArray[np.float32],
     label: str,
     keep_NL: Mask,
@@ -266,14 +258,13 @@ def _choice(
 
 
 def _encoded_bytes(
-    request: PruneRequest, images: Sequence[Ranked], keep_NL: Mask, pool: ThreadPoolExecutor
+    request: PruneRequest, images: Sequence[RankedImage], keep_NL: Mask, pool: ThreadPoolExecutor
 ) -> tuple[int, int]:
     """Bytes of the written images alone, and of all members with their headers."""
     if request.spec.codec is None:
         return 0, 0
-    written = list(
-        pool.map(lambda pair: encode(pair[0], pair[1], request.spec), zip(images, keep_NL, strict=True))
-    )
+    prepared, scores = zip(*images, strict=True)
+    written = list(pool.map(encode_image, prepared, scores, keep_NL, itertools.repeat(request.spec)))
     alone = sum(one.row.bytes_after for one in written if one.row is not None)
     return alone, _tar_bytes(member for one in written for member in one.members)
 

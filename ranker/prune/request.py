@@ -16,7 +16,7 @@ from patchsieve.pipeline.row_config import Precision
 from patchsieve.pipeline.shards.reader import image_fields_of
 from patchsieve.pipeline.shards.specs import Shard, expand_shards
 from patchsieve.ranker.prune.config import DEFAULT_KEEP, DEFAULT_MASS, DEFAULT_QUALITY, PruneConfig
-from patchsieve.ranker.prune.feed import PruneSpec
+from patchsieve.ranker.prune.sample import PruneSpec
 from patchsieve.ranker.select import selection
 from patchsieve.ranker.select.image_choice import ImageChoice
 from patchsieve.ranker.select.image_tables import find_image_tables

@@ -21,7 +21,7 @@ from patchsieve.pipeline.pictures.sheet import (
     enlarge,
     stretch,
 )
-from patchsieve.ranker.prune.feed import Prepared
+from patchsieve.ranker.prune.ranking import RankedImage
 from patchsieve.ranker.prune.request import PruneRequest
 from patchsieve.ranker.select.selection import Mask
 
@@ -30,7 +30,7 @@ SHEET_PHOTOS = 8
 
 def draw_choices(
     request: PruneRequest,
-    images: Sequence[tuple[Prepared, NDArray[np.float32]]],
+    images: Sequence[RankedImage],
     masks: Mapping[str, Mask],
 ) -> NDArray[np.uint8]:
     """A picture, uint8 `[H, W, 3]`: a row for each of the first photos, with the patches of every way to prune."""

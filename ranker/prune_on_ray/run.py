@@ -20,6 +20,7 @@ from patchsieve.pipeline.runs.stop import StopRequest
 from patchsieve.pipeline.shards.specs import Shard
 from patchsieve.pipeline.threads import map_threads
 from patchsieve.ranker.prune.plan import freeze_plan, read_plan, stored_precision
+from patchsieve.ranker.prune.ranking import PruneResult
 from patchsieve.ranker.prune.request import PruneRequest
 from patchsieve.ranker.prune.survey import SURVEY, budget_of, remove_survey
 from patchsieve.ranker.prune_on_ray.events import PruneEvents
@@ -160,18 +161,23 @@ class _Run:
 
     def _work(self, task: Task, todo: list[Shard], display: Display, session: _Session) -> PruneWaves:
         done = len(self._request.shards) - len(todo)
-        events = PruneEvents(self._output.run_id, todo) if task == "prune" else None
+        events = PruneEvents(self._output.run_id) if task == "prune" else None
+
+        def ended(shard: Shard, result: PruneResult, host: str) -> None:
+            if events is not None:
+                events.shard_ended(shard, result, host)
 
         def give_up(shard: Shard, attempts: int, reason: str) -> None:
             self._output.record_failed(shard, attempts, reason)
             if events is not None:
-                events.failed(shard, attempts, reason)
+                events.shard_failed(shard, attempts, reason)
 
         def show(waves: PruneWaves) -> None:
             session.stop.check()
+            totals = _totals(waves, todo, done)
             if events is not None:
-                events.tell(waves)
-            display.update(_totals(waves, todo, done))
+                events.totals(totals)
+            display.update(totals)
             if self._output.owner_lost:
                 raise PatchsieveError(f"another run took over {self._request.config.out}; this one stops")
 
@@ -181,6 +187,7 @@ class _Run:
                 self._request,
                 task,
                 run_id=self._output.run_id,
+                ended=ended,
                 give_up=give_up,
                 show=show,
             )

@@ -9,7 +9,7 @@ from typing import Any
 from patchsieve.pipeline.output.records import Record
 from patchsieve.pipeline.runs.end import RunEnd, end_of_run
 from patchsieve.pipeline.units import byte_size, duration
-from patchsieve.ranker.prune.shard import PruneResult
+from patchsieve.ranker.prune.ranking import PruneResult
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -22,8 +22,8 @@ from patchsieve.pipeline.errors import PatchsieveError, UserError
 from patchsieve.pipeline.row_config import Precision
 from patchsieve.pipeline.shards.specs import Shard
 from patchsieve.ranker.prune.config import PruneConfig
+from patchsieve.ranker.prune.ranking import PruneResult
 from patchsieve.ranker.prune.request import PruneRequest
-from patchsieve.ranker.prune.shard import PruneResult
 from patchsieve.ranker.prune_on_ray.worker import (
     Answer,
     PruneWorker,
@@ -57,10 +57,7 @@ def choose_precision(request: PruneRequest, check: Callable[[], None]) -> Precis
 
 
 class PruneWaves:
-    """One pass over shards. `results` and `failures` by shard id; `devices` that were seen; `actors` asked for.
-
-    `node`: host that the newest answer came from.
-    """
+    """One pass over shards. `results` and `failures` by shard id; `devices` that were seen; `actors` asked for."""
 
     def __init__(
         self,
@@ -68,18 +65,20 @@ class PruneWaves:
         task: Task,
         *,
         run_id: str,
+        ended: Callable[[Shard, PruneResult, str], None],
         give_up: Callable[[Shard, int, str], None],
         show: Callable[[PruneWaves], None],
     ) -> None:
-        """`give_up` is told of a shard, its attempts and why, once; `show` is called after every answer."""
+        """`ended` gets a shard that was read to its end, its result and the worker's host; `give_up` one that gives no
+        output, its attempts and why; each shard once. `show` is called after every answer.
+        """
         self._request, self._task, self._run_id = request, task, run_id
-        self._give_up, self._show = give_up, show
+        self._ended, self._give_up, self._show = ended, give_up, show
         self._index = {shard.id: index for index, shard in enumerate(request.shards)}
         self.results: dict[str, PruneResult] = {}
         self.failures: dict[str, str] = {}
         self.devices: set[str] = set()
         self.actors = 0
-        self.node = ""
 
     def run(self, todo: Sequence[Shard]) -> None:
         """Work until every shard has a result or a failure.
@@ -149,13 +148,13 @@ class PruneWaves:
         if answer.unusable:
             raise PatchsieveError(answer.error)
         self.devices.add(answer.device)
-        self.node = answer.node
         if answer.result is None:
             if answer.users:
                 raise UserError(answer.error)
             reasons[shard.id] = answer.error
             return
         self.results[shard.id] = answer.result
+        self._ended(shard, answer.result, answer.node)
         if answer.result.failed is not None:
             self._fail(shard, 1, answer.result.failed)
 

@@ -14,14 +14,13 @@ import torch
 from patchsieve.pipeline.compute.device import device_name, keep_freed_memory, this_device
 from patchsieve.pipeline.errors import PatchsieveError, UserError
 from patchsieve.pipeline.output.access import prove_access
-from patchsieve.pipeline.output.folder import OutputFolder
 from patchsieve.pipeline.output.machine import library_versions
-from patchsieve.pipeline.pruned.index import INDEX
 from patchsieve.pipeline.row_config import Precision
 from patchsieve.pipeline.storage import remove_dead_scratch
+from patchsieve.ranker.prune.ranking import PruneResult, ShardWork
 from patchsieve.ranker.prune.request import PruneRequest
-from patchsieve.ranker.prune.shard import PruneResult, ShardPruning
-from patchsieve.ranker.prune.survey import SURVEY, ShardSurvey
+from patchsieve.ranker.prune.shard import ShardPruning
+from patchsieve.ranker.prune.survey import ShardSurvey
 from patchsieve.ranker.select.patch_scorer import PatchScorer, PatchSource, choose_source_precision
 
 Task = Literal["prune", "survey"]
@@ -130,7 +129,14 @@ class PruneWorker:
         self._scorer = PatchScorer(self._request.source, device=device, batch_size=config.batch_size)
         remove_dead_scratch()
         self._proven = False
-        self._work = self._survey() if order.task == "survey" else self._pruning()
+        work = ShardSurvey if order.task == "survey" else ShardPruning
+        self._work: ShardWork = work(
+            self._request,
+            self._scorer,
+            run_id=order.run_id,
+            threads=order.threads,
+            provenance=self._provenance(),
+        )
 
     def __call__(self, row: dict[str, Any]) -> list[dict[str, str]]:
         """Work on one shard; errors are answers too, since an exception would cost its whole wave."""
@@ -144,41 +150,11 @@ class PruneWorker:
                 out, run_id = self._request.config.out, self._order.run_id
                 prove_access(out, shard, run_id=run_id, here=self._node)
                 self._proven = True
-            if isinstance(self._work, ShardSurvey):
-                result = self._work.survey(shard)
-            else:
-                result = self._work.prune(shard, self._request.paths[shard.id])
+            result = self._work.run(shard)
         except Exception as error:
             users = isinstance(error, UserError)
             return [Answer(index=index, device=self._device, error=_told(error), users=users).to_row()]
         return [Answer(index=index, device=self._device, result=result).to_row()]
-
-    def _pruning(self) -> ShardPruning:
-        request = self._request
-        return ShardPruning(
-            self._scorer,
-            request.selector,
-            request.spec,
-            OutputFolder(request.config.out, INDEX, run_id=self._order.run_id),
-            choice=request.choice,
-            fields=request.fields,
-            provenance=self._provenance(),
-            threads=self._order.threads,
-            salvage=request.config.salvage,
-        )
-
-    def _survey(self) -> ShardSurvey:
-        request = self._request
-        return ShardSurvey(
-            self._scorer,
-            request.spec,
-            OutputFolder(request.config.out, SURVEY, run_id=self._order.run_id),
-            choice=request.choice,
-            fields=request.survey_fields,
-            provenance=self._provenance(),
-            threads=self._order.threads,
-            salvage=request.config.salvage,
-        )
 
     def _provenance(self) -> dict[str, Any]:
         return {

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.images.patches import patchify
@@ -30,8 +31,17 @@ class KeepTopK:
         keep_count(self.ranker.config.positions, self.ratio)
 
     def __call__(self, pixels_3SS: Tensor) -> NDArray[np.bool_]:
-        """Keep mask, bool `[L]`, of an image, uint8 `[3, S, S]`; UserError for an S that the grid does not divide."""
-        config = self.ranker.config
+        """Keep mask, bool `[L]`, of an image, uint8 `[3, S, S]`.
+
+        Raises UserError for an S that the grid does not divide, and in a worker with a ranker on a GPU.
+        """
+        config, device = self.ranker.config, self.ranker.device
+        if device.type != "cpu" and get_worker_info() is not None:
+            # A forked process cannot use the GPU of the one that it came from.
+            raise UserError(
+                f"keep_topk: the ranker {self.ranker.name} is on {device}, where a loader's workers cannot use it: "
+                'load it with load_ranker(..., device="cpu")'
+            )
         size = pixels_3SS.shape[-1]
         if pixels_3SS.shape != (3, size, size) or size % config.grid:
             raise UserError(
@@ -40,7 +50,7 @@ class KeepTopK:
         if size != config.image_size:
             pixels_3SS = apply_view(pixels_3SS, ViewBox(0, 0, size, size, hflip=False), config.image_size)
         with torch.inference_mode():
-            patches_1LP = patchify(pixels_3SS[None], config.patch_size).to(self.ranker.device)
+            patches_1LP = patchify(pixels_3SS[None], config.patch_size).to(device)
             scores_1L = self.ranker.model.forward_image(patches_1LP).cpu().numpy()
         keep_L: NDArray[np.bool_] = topk(scores_1L, keep_count(config.positions, self.ratio))[0]
         return keep_L

@@ -10,13 +10,14 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from patchsieve.pipeline import storage
-from patchsieve.ranker.baselines.fits import FITS
+from patchsieve.ranker.baselines.fits import FITS, BaselineFits
 from patchsieve.ranker.batches.batch import Batch
 from patchsieve.ranker.batches.stream import TableBatches
 from patchsieve.ranker.learning.training import Training
@@ -25,7 +26,6 @@ from patchsieve.ranker.model.checkpoint import save_ranker
 from patchsieve.ranker.model.ranker import Ranker
 from patchsieve.ranker.train.curves import write_curves
 from patchsieve.ranker.train.plan import TrainPlan
-from patchsieve.ranker.train.record import TrainRecord
 from patchsieve.ranker.train.workers import Worker
 
 LAST_FOLDER = "last"
@@ -36,6 +36,12 @@ _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 State = dict[str, Any]
 Report = Callable[[dict[str, Any], Callable[[], State]], None]
 """Takes the newest measurement and what makes the checkpoint's content; every worker calls it at the same steps."""
+
+
+def read_state(local_path: Path) -> State:
+    """A worker's state out of a file that `torch.save` wrote, in main memory whatever device it was on."""
+    state: State = torch.load(local_path, map_location="cpu", weights_only=True)
+    return state
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -60,7 +66,6 @@ class Fit:
     def __init__(
         self,
         plan: TrainPlan,
-        record: TrainRecord,
         ranker: Ranker,
         *,
         worker: Worker,
@@ -76,7 +81,7 @@ class Fit:
         precision = config.precision
         if precision == "auto":
             precision = "fp16" if worker.device.type == "cuda" else "fp32"
-        self._plan, self._record, self._ranker, self._worker = plan, record, ranker, worker
+        self._plan, self._ranker, self._worker = plan, ranker, worker
         self._run_id = run_id
         self.training = Training(
             model or ranker,
@@ -88,12 +93,20 @@ class Fit:
             seed=config.seed,
             rank=worker.rank,
         )
+        self._baselines = BaselineFits(grid=plan.index.grid, patch_size=plan.index.patch_size)
         self.progress = Progress()
         if state is not None:
             ranker.load_state_dict(state["ranker"])
             self.training.load_state(state["training"])
+            self._baselines.load_state(state["baselines"])
             self.progress = Progress(**state["progress"])
-        self._validation = Validation(plan.validation, plan.index, rank=worker.rank, ranks=worker.ranks)
+        self._validation = Validation(
+            plan.validation,
+            plan.index,
+            rank=worker.rank,
+            ranks=worker.ranks,
+            decode_threads=worker.decode_threads,
+        )
         self._batches = TableBatches(
             plan.index,
             batch_size=plan.recipe.batch_size // (worker.ranks * plan.recipe.accumulate),
@@ -101,6 +114,8 @@ class Fit:
             rank=worker.rank,
             ranks=worker.ranks,
             flip=config.flip,
+            decode_threads=worker.decode_threads,
+            pinned=worker.device.type == "cuda",
         )
 
     def run(self, report: Report) -> Progress:
@@ -124,10 +139,11 @@ class Fit:
         return self.progress
 
     def state(self) -> State:
-        """What a later run goes on from: tensors, numbers and texts, as `torch.load` reads without unpickling."""
+        """What a later run goes on from, as `read_state` gives it back: tensors, numbers and texts."""
         return {
             "ranker": self._ranker.state_dict(),
             "training": self.training.state(),
+            "baselines": self._baselines.state(),
             "progress": dataclasses.asdict(self.progress),
         }
 
@@ -146,6 +162,9 @@ class Fit:
             if batch is None:
                 return
             yield batch
+            # Of one worker: its share of a pass is a random one. A GPU computes on meanwhile.
+            if batch.epoch == 0 and self._worker.rank == 0:
+                self._baselines.add(batch)
 
     def _measure(self, *, last: bool) -> None:
         """Add to the curve; write the ranker where it is the best so far, or the last."""
@@ -194,13 +213,13 @@ class Fit:
             extra={
                 "run_id": self._run_id,
                 "training": settings,
-                "rows": self._record.rows,
+                "rows": self._plan.rows,
                 "step": point["step"],
                 "steps": self._plan.recipe.steps,
                 "agreement": point["agreement"],
                 "validation": measured.kind,
                 "held_out": point["held_out"],
-                FITS: self._record.baselines,
+                FITS: self._baselines.result(),
             },
             run_id=self._run_id,
         )

@@ -1,4 +1,4 @@
-"""What OUT says of a training: its settings, so that it goes on as it began, and what is computed once for it.
+"""What OUT says of a training: its settings, so that it goes on as it began.
 
 `train.yaml` holds the settings as `--config` reads them back; `training.json` is written once, before anything else,
 and decides whether a later run may go on.
@@ -16,16 +16,12 @@ from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.identity import canonical_json
 from patchsieve.pipeline.output.owner import create_once
 from patchsieve.pipeline.runs.config_file import config_to_yaml, with_run_id
-from patchsieve.ranker.baselines.fits import fit_baselines
-from patchsieve.ranker.batches.index import TableIndex
 from patchsieve.ranker.model.checkpoint import CONFIG_FILE
 from patchsieve.ranker.train.config import TrainConfig
 from patchsieve.ranker.train.plan import TrainPlan
 
 RECORD_FILE = "training.json"
 SETTINGS_FILE = "train.yaml"
-BASELINE_ROWS = 50_000
-"""Rows that the baselines are fitted to, about: a position is then seen thousands of times."""
 
 _FORMAT = "patchsieve training"
 # Settings that a run may change when it goes on: where things are, how it runs, and how long.
@@ -37,13 +33,12 @@ _FREE = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainRecord:
-    """What `training.json` holds. `run_id`: of the run that began; `baselines`: fits of `fit_baselines`."""
+    """What `training.json` holds. `run_id`: of the run that began."""
 
     run_id: str
     index: str
     rows: dict[str, Any]
     settings: dict[str, Any]
-    baselines: dict[str, Any]
 
 
 def begun(out: str) -> TrainRecord | None:
@@ -95,40 +90,24 @@ def check_resume(plan: TrainPlan, record: TrainRecord | None) -> None:
         )
 
 
-def begin(plan: TrainPlan, *, run_id: str) -> TrainRecord:
-    """Write the record of a new training, fitting the baselines for it; raises UserError where another run did."""
+def begin(plan: TrainPlan, *, run_id: str) -> None:
+    """Write the record of a new training; raises UserError where another run did."""
     record = TrainRecord(
         run_id=run_id,
         index=plan.index.digest,
         rows=_plain(plan.rows),
         settings=_settings(plan.config),
-        baselines=fit_baselines(some_rows(plan.index, BASELINE_ROWS)),
     )
     data = json.dumps({"format": _FORMAT, **dataclasses.asdict(record)}, indent=1).encode()
     out = plan.config.out
     if not create_once(storage.join(out, RECORD_FILE), data, run_id=run_id):
         raise UserError(f"{out}: another run began a training there just now: choose another folder")
-    return record
 
 
 def write_settings(config: TrainConfig, *, run_id: str) -> None:
     """Keep the settings of the latest run beside the ranker."""
     settings = with_run_id(config_to_yaml(config), run_id)
     storage.commit_bytes(settings, storage.join(config.out, SETTINGS_FILE), run_id=run_id)
-
-
-def some_rows(index: TableIndex, limit: int) -> TableIndex:
-    """The index with at least `limit` rows to train on, those of slices spread evenly over the tables, or all."""
-    rows = index.train_rows
-    share = min(1.0, limit / max(1, int(rows.sum())))
-    # A slice is taken wherever the running number of rows that should have been taken passes what was taken.
-    wanted = (rows.cumsum() * share).tolist()
-    kept, taken = rows.copy(), 0
-    for number, goal in enumerate(wanted):
-        if taken >= goal:
-            kept[number] = 0
-        taken += int(kept[number])
-    return dataclasses.replace(index, train_rows=kept)
 
 
 def _settings(config: TrainConfig) -> dict[str, Any]:

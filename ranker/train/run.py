@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, prepare_model
 from patchsieve.pipeline import storage
 from patchsieve.pipeline.cluster.metrics import RunMetrics
 from patchsieve.pipeline.cluster.session import ray_session
+from patchsieve.pipeline.cluster.slots import MOST_DECODE_CPUS
 from patchsieve.pipeline.compute.device import keep_freed_memory
 from patchsieve.pipeline.errors import PatchsieveError
 from patchsieve.pipeline.output.folder import new_run_id
@@ -29,10 +31,10 @@ from patchsieve.pipeline.storage import scratch_folder
 from patchsieve.ranker.model.initial_weights import TEACHER_WEIGHTS, initial_ranker, read_tables_teacher
 from patchsieve.ranker.model.ranker import Ranker
 from patchsieve.ranker.train.curves import plot_note
-from patchsieve.ranker.train.loop import Fit, State
+from patchsieve.ranker.train.loop import Fit, State, read_state
 from patchsieve.ranker.train.plan import TrainPlan
 from patchsieve.ranker.train.progress import follow, numbers_of, outcome, print_point
-from patchsieve.ranker.train.record import TrainRecord, begin, begun, check_resume, write_settings
+from patchsieve.ranker.train.record import begin, begun, check_resume, write_settings
 from patchsieve.ranker.train.workers import Worker
 
 STATE_FILE = "state.pt"
@@ -61,16 +63,17 @@ def train(plan: TrainPlan) -> int:
         try:
             owner.acquire()
             storage.remove_temporaries(out, keep_run_id=owner.run_id)
-            record = begun(out)
             # Another run may have begun, and ended, before this one owned the folder.
+            record = begun(out)
             check_resume(plan, record)
-            record = record or begin(plan, run_id=owner.run_id)
+            if record is None:
+                begin(plan, run_id=owner.run_id)
             write_settings(config, run_id=owner.run_id)
             if people and (note := plot_note()):
                 print(note, flush=True)
             log_event("run begun", {"out": config.out, "images": plan.images, "steps": plan.recipe.steps})
             with ray_session(stop), follow(out, _teller(owner.run_id, people=people)):
-                _fit(plan, record, weights, owner.run_id)
+                _fit(plan, weights, owner.run_id)
         except KeyboardInterrupt:
             return _stopped(stop, people=people)
         except PatchsieveError as error:
@@ -118,7 +121,7 @@ def _initial_weights(plan: TrainPlan) -> dict[str, torch.Tensor]:
     return initial_ranker(plan.ranker, config.weights, teacher=teacher, seed=config.seed).state_dict()
 
 
-def _fit(plan: TrainPlan, record: TrainRecord, weights: dict[str, torch.Tensor], run_id: str) -> None:
+def _fit(plan: TrainPlan, weights: dict[str, torch.Tensor], run_id: str) -> None:
     config = plan.config
     # Left to itself, Ray Train knows fewer stores than we do, and looks for their credentials elsewhere.
     store, path = storage.arrow_filesystem(config.out)
@@ -126,7 +129,7 @@ def _fit(plan: TrainPlan, record: TrainRecord, weights: dict[str, torch.Tensor],
     trainer = TorchTrainer(
         _work,
         # Workers may be on machines that see neither the file nor the hub.
-        train_loop_config={"plan": plan, "record": record, "weights": ray.put(weights), "run_id": run_id},
+        train_loop_config={"plan": plan, "weights": ray.put(weights), "run_id": run_id},
         # One processor's worth of matrix products per worker, whatever the node offers besides.
         scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=gpus),
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
@@ -160,7 +163,12 @@ def _work(settings: dict[str, Any]) -> None:
     plan: TrainPlan = settings["plan"]
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
-    worker = Worker(rank=context.get_world_rank(), ranks=context.get_world_size(), device=device)
+    worker = Worker(
+        rank=context.get_world_rank(),
+        ranks=context.get_world_size(),
+        device=device,
+        decode_threads=_decode_threads(device, context.get_local_world_size()),
+    )
     ranker = Ranker(plan.ranker).to(device)
     ranker.load_state_dict(ray.get(settings["weights"]))
     model = None
@@ -169,11 +177,10 @@ def _work(settings: dict[str, Any]) -> None:
         model = prepare_model(ranker, parallel_strategy_kwargs={"broadcast_buffers": False})
     fit = Fit(
         plan,
-        settings["record"],
         ranker,
         worker=worker,
         model=model,
-        state=_checkpoint(device),
+        state=_checkpoint(),
         run_id=settings["run_id"],
     )
 
@@ -191,10 +198,16 @@ def _work(settings: dict[str, Any]) -> None:
     fit.run(report)
 
 
-def _checkpoint(device: torch.device) -> State | None:
+def _decode_threads(device: torch.device, local_workers: int) -> int:
+    """Beside a GPU, a worker's share of its node's processors, less one for its steps; on processors its only one."""
+    if device.type == "cpu":
+        return 1
+    return max(1, min((os.cpu_count() or 1) // local_workers - 1, MOST_DECODE_CPUS))
+
+
+def _checkpoint() -> State | None:
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return None
     with checkpoint.as_directory() as folder:
-        state: State = torch.load(Path(folder) / STATE_FILE, map_location=device, weights_only=True)
-    return state
+        return read_state(Path(folder) / STATE_FILE)

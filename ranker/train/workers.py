@@ -13,11 +13,15 @@ from numpy.typing import NDArray
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Worker:
-    """Worker `rank` of `ranks`; with more than one, torch.distributed is set up, and all call the same in turn."""
+    """Worker `rank` of `ranks`; with more than one, torch.distributed is set up, and all call the same in turn.
+
+    `decode_threads`: those that decode views beside the steps.
+    """
 
     rank: int = 0
     ranks: int = 1
     device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
+    decode_threads: int = 1
 
     def agreed(self, decision: bool) -> bool:
         """The decision of worker 0."""

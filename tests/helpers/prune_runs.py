@@ -11,13 +11,14 @@ import pyarrow.parquet as pq
 import torch
 
 from patchsieve.pipeline.identity import digest_of
-from patchsieve.pipeline.output.folder import OutputFolder, new_run_id
+from patchsieve.pipeline.output.folder import new_run_id
 from patchsieve.pipeline.output.records import read_footer
 from patchsieve.pipeline.pruned.index import INDEX
 from patchsieve.ranker.model.checkpoint import save_ranker
 from patchsieve.ranker.prune.config import PruneConfig
+from patchsieve.ranker.prune.ranking import PruneResult
 from patchsieve.ranker.prune.request import PruneRequest, make_request
-from patchsieve.ranker.prune.shard import PruneResult, ShardPruning
+from patchsieve.ranker.prune.shard import ShardPruning
 from patchsieve.ranker.select.patch_scorer import BASELINE_PREFIX, PatchScorer
 from tests.helpers.rankers import TEACHER, small_ranker
 
@@ -48,29 +49,16 @@ def prune_config(shards: Iterable[Path | str], out: Path | str, ranker: str, **c
 
 def pruning_of(request: PruneRequest, *, threads: int = 2) -> ShardPruning:
     """What an actor does with a shard, in this process."""
-    output = OutputFolder(request.config.out, INDEX, run_id=new_run_id())
+    run_id = new_run_id()
     scorer = PatchScorer(request.source, device=torch.device("cpu"), batch_size=request.config.batch_size)
-    return ShardPruning(
-        scorer,
-        request.selector,
-        request.spec,
-        output,
-        choice=request.choice,
-        fields=request.fields,
-        provenance={"run_id": output.run_id},
-        threads=threads,
-        salvage=request.config.salvage,
-    )
+    return ShardPruning(request, scorer, run_id=run_id, threads=threads, provenance={"run_id": run_id})
 
 
 def prune_here(config: PruneConfig, *, threads: int = 2) -> dict[str, PruneResult]:
     """Prune every shard without Ray, one after the other; results by file name."""
     request = make_request(config)
     pruning = pruning_of(request, threads=threads)
-    return {
-        shard.name.rpartition("/")[2]: pruning.prune(shard, request.paths[shard.id])
-        for shard in request.shards
-    }
+    return {shard.name.rpartition("/")[2]: pruning.run(shard) for shard in request.shards}
 
 
 def members_of(path: Path) -> list[tuple[str, bytes]]:

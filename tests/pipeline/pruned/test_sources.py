@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +160,7 @@ def test_patches_are_chosen_after_the_augmentation(tmp_path: Path) -> None:
 def ranker(tmp_path_factory: pytest.TempPathFactory) -> LoadedRanker:
     folder = str(tmp_path_factory.mktemp("ranker"))
     save_ranker(folder, small_ranker(), teacher=TEACHER, tables=["t"], temperature=1.0)
-    return load_ranker(folder)
+    return load_ranker(folder, device="cpu")
 
 
 @pytest.mark.parametrize("size", [64, 128])
@@ -172,6 +174,16 @@ def test_a_ranker_chooses(tmp_path: Path, ranker: LoadedRanker, size: int) -> No
         with torch.inference_mode():
             scores = ranker.model.forward_image(patchify(small, 16))[0].numpy()
         assert sample.positions.tolist() == sorted(np.argsort(-scores, kind="stable")[:4].tolist())
+
+
+@pytest.mark.parametrize("device", ["meta", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_workers_cannot_use_a_ranker_on_a_gpu(tmp_path: Path, ranker: LoadedRanker, device: str) -> None:
+    shard = write_original(tmp_path / "a.tar", make_photos(1))
+    elsewhere = dataclasses.replace(ranker, model=copy.deepcopy(ranker.model).to(device))
+    dataset = PrunedDataset(shard.url, select=keep_topk(elsewhere, 0.25), size=64)
+    loader = DataLoader(dataset, None, num_workers=1, collate_fn=list_of_one)
+    with pytest.raises(UserError, match=rf'is on {device}.*load_ranker\(\.\.\., device="cpu"\)'):
+        next(iter(loader))
 
 
 def test_what_a_ranker_cannot_choose(ranker: LoadedRanker) -> None:

@@ -16,8 +16,9 @@ from patchsieve.pipeline.tables.reader import ScoreTables
 from patchsieve.ranker.baselines.baselines import BASELINES, BaselineSources, class_attention, make_baseline
 from patchsieve.ranker.baselines.density_peaks import density_peaks
 from patchsieve.ranker.baselines.features import even_order, gradient_energy, pixel_variance
-from patchsieve.ranker.baselines.fits import FITS, fit_baselines
+from patchsieve.ranker.baselines.fits import FITS, BaselineFits
 from patchsieve.ranker.batches.index import index_tables
+from patchsieve.ranker.batches.stream import TableBatches
 from patchsieve.ranker.model.checkpoint import load_ranker, save_ranker
 from tests.helpers.photos import photo_pixels
 from tests.helpers.pixel_tables import GRID, PATCH, write_pixel_table
@@ -113,7 +114,12 @@ def test_attention_is_that_of_the_unfused_layer() -> None:
 
 def test_fits_come_back_from_a_ranker_s_folder(tmp_path: Path) -> None:
     table = write_pixel_table(tmp_path / "scores" / "a.parquet", images=range(12))
-    fits = fit_baselines(index_tables(ScoreTables(table), context="visible"))
+    sums = BaselineFits(grid=GRID, patch_size=PATCH)
+    index = index_tables(ScoreTables(table), context="visible")
+    with TableBatches(index, batch_size=8, seed=0).stream(epochs=1) as stream:
+        for batch in stream:
+            sums.add(batch)
+    fits = sums.result()
     ranker = small_ranker(image_size=GRID * 16)
     teacher = {**TEACHER, "grid": GRID}
     folder = str(tmp_path / "ranker")

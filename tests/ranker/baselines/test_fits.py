@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.tables.reader import ScoreTables
+from patchsieve.ranker.baselines import fits
 from patchsieve.ranker.baselines.features import FEATURES, pixel_features
-from patchsieve.ranker.baselines.fits import (
-    CHUNK_ROWS,
-    fit_baselines,
-    fit_batches,
-    fitted_values,
-    training_rows,
-)
+from patchsieve.ranker.baselines.fits import CHUNK_ROWS, BaselineFits, fitted_values
 from patchsieve.ranker.batches.batch import Batch
-from patchsieve.ranker.batches.index import TableIndex, index_tables
-from patchsieve.ranker.batches.order import held_out
+from patchsieve.ranker.batches.index import Context, index_tables
+from patchsieve.ranker.batches.stream import TableBatches
 from tests.helpers.pixel_tables import GRID, PATCH, VISIBLE, write_pixel_table
 
 
-def indexed(table: str, **options: object) -> TableIndex:
-    return index_tables(ScoreTables(table), context="visible", **options)
+def fitted(batches: Iterable[Batch], **options: object) -> dict[str, Any]:
+    """Both fits to some batches."""
+    found = BaselineFits(grid=GRID, patch_size=PATCH, **options)
+    for batch in batches:
+        found.add(batch)
+    return found.result()
 
 
 def made_batch(rows: int, seed: int = 0) -> Batch:
@@ -60,13 +60,13 @@ def test_position_is_the_mean_target_of_each_place(target: str) -> None:
     for row, places in enumerate(batch.positions.tolist()):
         for column, place in enumerate(places):
             seen.setdefault(place, []).append(float(values[row, column]))
-    found = fit_batches([batch], grid=GRID, target=target)["position"]["position"]
+    found = fitted([batch], target=target)["position"]["position"]
     assert found == pytest.approx([sum(seen[place]) / len(seen[place]) for place in range(GRID**2)], abs=1e-6)
 
 
 def test_places_never_seen_get_the_mean_of_all() -> None:
     batch = made_batch(1)
-    found = fit_batches([batch], grid=GRID, target="raw")["position"]["position"]
+    found = fitted([batch], target="raw")["position"]["position"]
     unseen = sorted(set(range(GRID**2)) - set(batch.positions[0].tolist()))
     assert [found[place] for place in unseen] == pytest.approx([float(batch.scores.mean())] * len(unseen))
 
@@ -90,7 +90,7 @@ def test_ridge_solves_the_dense_problem() -> None:
         np.linalg.lstsq(stacked, np.concatenate([answer, np.zeros(design.shape[1])]), rcond=None)[0] / scale
     )
 
-    ridge = fit_batches([batch], grid=GRID, penalty=penalty)["ridge"]
+    ridge = fitted([batch], penalty=penalty)["ridge"]
     assert ridge["position"] == pytest.approx(solved[: GRID**2].tolist(), rel=1e-4, abs=1e-6)
     features = [ridge["features"][name] for name in FEATURES]
     assert features == pytest.approx(solved[GRID**2 :].tolist(), rel=1e-4, abs=1e-5)
@@ -110,8 +110,8 @@ def test_fits_do_not_depend_on_batches() -> None:
             views=batch.views[rows],
         )
 
-    whole = fit_batches([batch], grid=GRID)
-    parts = fit_batches([part(0, 3), part(3, 17), part(17, 20)], grid=GRID)
+    whole = fitted([batch])
+    parts = fitted([part(0, 3), part(3, 17), part(17, 20)])
     assert parts["position"]["position"] == pytest.approx(whole["position"]["position"], abs=1e-9)
     assert parts["ridge"]["features"] == pytest.approx(whole["ridge"]["features"], rel=1e-6)
 
@@ -121,40 +121,43 @@ def test_ridge_finds_the_order_that_features_and_place_give() -> None:
         contrast = pixel_features(batch.patches)[..., FEATURES.index("contrast")]
         return 4 * contrast + 0.1 * batch.positions
 
-    fitted, unseen = made_batch(300), made_batch(50, seed=1)
+    seen, unseen = made_batch(300), made_batch(50, seed=1)
     # Each image has a level of its own, which says nothing about an order.
     level = torch.from_numpy(np.random.default_rng(2).normal(0, 100, (300, 1)))
-    scored = dataclasses.replace(fitted, scores=(truth(fitted) + level).float())
-    fit = fit_batches([scored], grid=GRID, target="raw", penalty=0.1)["ridge"]
-    position, weights = fitted_values({**fit, "grid": GRID, "patch_size": PATCH}, grid=GRID, patch_size=PATCH)
+    scored = dataclasses.replace(seen, scores=(truth(seen) + level).float())
+    fit = fitted([scored], target="raw", penalty=0.1)["ridge"]
+    position, weights = fitted_values(fit, grid=GRID, patch_size=PATCH)
     found = position[unseen.positions.numpy()] + (pixel_features(unseen.patches) @ weights).numpy()
     expected = truth(unseen).numpy()
     correlation = [np.corrcoef(one, other)[0, 1] for one, other in zip(found, expected, strict=True)]
     assert min(correlation) > 0.99
 
 
-@pytest.mark.parametrize("store", ["patches", "view"])
-def test_held_out_images_are_not_fitted(tmp_path: Path, store: str) -> None:
-    table = write_pixel_table(tmp_path / "scores" / "a.parquet", images=range(24), store=store)
-    index = indexed(table, held_out_share=0.4, seed=3)
-    batches = list(training_rows(index))
-    keys = {key for batch in batches for key in batch.sample_keys}
-    assert keys == {key for i in range(24) if not held_out(key := f"image-{i:04d}", 0.4, 3)}
-    assert 0 < len(keys) < 24
-    assert sum(map(len, batches)) == int(index.train_rows.sum())
-
-    fits = fit_baselines(index)
-    expected = fit_batches(batches, grid=GRID)
-    assert fits["position"]["position"] == expected["position"]["position"]
-    assert fits["ridge"]["features"] == expected["ridge"]["features"]
-    assert fits["ridge"]["rows"] == fits["position"]["rows"] == 2 * len(keys)
-    assert json.loads(json.dumps(fits, allow_nan=False)) == fits
-
-
-def test_views_indexed_whole_give_their_visible_patches(tmp_path: Path) -> None:
+def test_whole_views_give_their_visible_patches(tmp_path: Path) -> None:
     table = write_pixel_table(tmp_path / "scores" / "a.parquet", images=range(6), store="view")
-    full = index_tables(ScoreTables(table), context="full")
-    assert fit_baselines(full) == fit_baselines(indexed(table))
+
+    def first_pass(context: Context) -> dict[str, Any]:
+        index = index_tables(ScoreTables(table), context=context)
+        with TableBatches(index, batch_size=4, seed=0).stream(epochs=1) as stream:
+            return fitted(stream)
+
+    assert first_pass("full") == first_pass("visible")
+
+
+def test_sums_go_on_from_a_state_and_end_with_enough_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two, three = (made_batch(20, seed) for seed in range(3))
+    monkeypatch.setattr(fits, "FITTED_ROWS", 30)
+    first = BaselineFits(grid=GRID, patch_size=PATCH)
+    first.add(one)
+    state = first.state()
+    later = BaselineFits(grid=GRID, patch_size=PATCH)
+    later.load_state(state)
+    for batch in (two, three):
+        first.add(batch)
+        later.add(batch)
+    assert first.result() == later.result() == fitted([one, two])
+    assert first.result()["ridge"]["rows"] == 40
+    assert json.loads(json.dumps(first.result(), allow_nan=False)) == first.result()
 
 
 def test_flat_images_and_equal_scores_give_finite_fits() -> None:
@@ -162,15 +165,11 @@ def test_flat_images_and_equal_scores_give_finite_fits() -> None:
     flat = dataclasses.replace(
         batch, patches=torch.full_like(batch.patches, 7), scores=torch.full_like(batch.scores, 0.5)
     )
-    fits = fit_batches([flat], grid=GRID)
-    assert set(fits["ridge"]["features"].values()) == {0.0}
-    assert set(fits["ridge"]["position"]) == set(fits["position"]["position"]) == {0.0}
+    found = fitted([flat])
+    assert set(found["ridge"]["features"].values()) == {0.0}
+    assert set(found["ridge"]["position"]) == set(found["position"]["position"]) == {0.0}
 
 
-def test_nothing_to_fit_and_no_penalty_are_refused(tmp_path: Path) -> None:
-    table = write_pixel_table(tmp_path / "scores" / "a.parquet", images=range(1))
-    share = next(s for s in (0.5, 0.9, 0.99, 0.9999999) if held_out("image-0000", s, 0))
-    with pytest.raises(UserError, match="held out"):
-        fit_baselines(indexed(table, held_out_share=share))
+def test_no_penalty_is_refused() -> None:
     with pytest.raises(ValueError, match="not above 0"):
-        fit_batches([made_batch(2)], grid=GRID, penalty=0.0)
+        fitted([], penalty=0.0)

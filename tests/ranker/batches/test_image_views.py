@@ -20,6 +20,7 @@ from patchsieve.pipeline.tables.reader import ScoreTables
 from patchsieve.ranker.batches.batch import Batch
 from patchsieve.ranker.batches.image_shards import ShardImages
 from patchsieve.ranker.batches.index import Context, TableIndex, index_tables
+from patchsieve.ranker.batches.rows import held_out_batches
 from patchsieve.ranker.batches.stream import TableBatches
 from tests.helpers.archives import archive, member, pax
 from tests.helpers.photos import encode, photo, photo_pixels
@@ -124,9 +125,12 @@ def test_tables_without_pixels_train_on_visible_patches_too(world: Path) -> None
 
 def test_held_out_images_are_replayed_apart(world: Path) -> None:
     index = index_of(world, "none", held_out_share=0.3)
-    batches = TableBatches(index, batch_size=4, seed=0)
-    with batches.held_out() as held:
-        keys = {key for batch in held for key in batch.sample_keys}
+    keys = {
+        key
+        for number in range(len(index.held_out_rows))
+        for batch in held_out_batches(index, number, batch_size=4, decode_threads=2)
+        for key in batch.sample_keys
+    }
     assert 2 * len(keys) == index.held_out_rows.sum() > 0
     assert not keys & {key for batch in read(index) for key in batch.sample_keys}
 

@@ -31,13 +31,13 @@ def an_order(rank: int = 0, ranks: int = 1, *, window_bytes: int = 15, **changes
 
 
 def rows_of(order: ReadingOrder, epoch: int, first_step: int = 0) -> list[tuple[int, int]]:
-    """(group, row of it) of all batches from `first_step` on, in order."""
+    """(slice, row of it) of all batches from `first_step` on, in order."""
     given: list[tuple[int, int]] = []
     for window in order.windows(epoch, first_step):
         inside = [
-            (piece.group, int(row))
+            (piece.slice, int(row))
             for piece in window.pieces
-            for row in order.group_order(epoch, piece.group)[piece.start : piece.stop]
+            for row in order.slice_order(epoch, piece.slice)[piece.start : piece.stop]
         ]
         begin = max(0, first_step * order.batch_size - window.start)
         end = order.batches * order.batch_size - window.start
@@ -55,7 +55,7 @@ def test_ranks_have_equally_many_rows_and_none_in_common(ranks: int, window_byte
         assert [len(rows) for rows in given] == [orders[0].batches * 3] * ranks
         counts = Counter(row for rows in given for row in rows)
         assert set(counts.values()) == {1}
-        assert counts.keys() <= {(group, row) for group, count in enumerate(ROWS) for row in range(count)}
+        assert counts.keys() <= {(number, row) for number, count in enumerate(ROWS) for row in range(count)}
         assert sum(ROWS) - len(counts) < ranks * 3
 
 
@@ -76,14 +76,14 @@ def test_an_epoch_goes_on_from_any_step_with_the_windows_that_are_needed() -> No
 
 def test_windows_keep_to_their_size() -> None:
     def size(window: Window) -> int:
-        return sum(ROWS[piece.group] for piece in window.pieces)
+        return sum(ROWS[piece.slice] for piece in window.pieces)
 
     for window_bytes in (1, 10, 15, 40):
         windows = an_order(window_bytes=window_bytes).windows(0)
         assert all(size(window) <= window_bytes or len(window.pieces) == 1 for window in windows)
         # Nor are they smaller than they need be.
         for window, following in itertools.pairwise(windows):
-            assert size(window) + ROWS[following.pieces[0].group] > window_bytes
+            assert size(window) + ROWS[following.pieces[0].slice] > window_bytes
 
 
 def test_seed_and_epoch_decide_the_order() -> None:

@@ -19,9 +19,11 @@ from patchsieve.pipeline.errors import InfrastructureError, UserError
 from patchsieve.pipeline.images.patches import patchify
 from patchsieve.pipeline.tables.reader import ScoreTables, TableFile
 from patchsieve.ranker.batches.batch import Batch, mirror, mirror_patches, mirror_positions
-from patchsieve.ranker.batches.index import Context, TableIndex, index_tables, open_table
+from patchsieve.ranker.batches.index import Context, TableIndex, index_tables
 from patchsieve.ranker.batches.order import held_out
+from patchsieve.ranker.batches.rows import held_out_batches
 from patchsieve.ranker.batches.stream import TableBatches
+from patchsieve.ranker.batches.table_file import PixelSource, open_table
 from tests.helpers.pixel_tables import (
     GRID,
     PATCH,
@@ -65,7 +67,7 @@ def same(one: Batch, other: Batch) -> bool:
 
 def running_threads() -> list[str]:
     """Names of the threads that read tables now."""
-    ours = ("training batches", "held-out batches", "table windows", "decode views")
+    ours = ("training batches", "table windows", "decode views")
     return [thread.name for thread in threading.enumerate() if thread.name.startswith(ours)]
 
 
@@ -107,10 +109,11 @@ def test_ranks_share_an_epoch_and_leave_held_out_images_alone(folder: Path) -> N
     assert not {key for key, _ in counts} & outside
     assert index.train_rows.sum() - len(counts) < 3 * 4
 
-    held: list[Batch] = []
-    for rank in ranks:
-        with rank.held_out() as stream:
-            held += stream
+    held = [
+        batch
+        for number in range(len(index.held_out_rows))
+        for batch in held_out_batches(index, number, batch_size=3)
+    ]
     assert rows_of(held) == Counter({(key, view): 1 for key in outside for view in range(2)})
 
 
@@ -139,14 +142,14 @@ def test_going_on_reads_no_more_than_the_window_it_is_in(
     batches = TableBatches(an_index(folder / "patches"), batch_size=4, seed=3, window_bytes=1)
     opened: list[str] = []
 
-    def counted(file: TableFile, column: str) -> AbstractContextManager[Any]:
+    def counted(file: TableFile, source: PixelSource) -> AbstractContextManager[Any]:
         opened.append(file.url)
-        return open_table(file, column)
+        return open_table(file, source)
 
-    monkeypatch.setattr("patchsieve.ranker.batches.index.open_table", counted)
+    monkeypatch.setattr("patchsieve.ranker.batches.rows.open_table", counted)
     last = read(batches, 0, batches.batches_per_epoch - 1)
     assert len(last) == 1
-    assert len(opened) <= 2
+    assert 1 <= len(opened) <= 2
 
 
 def test_mirrored_rows_are_cut_from_the_mirrored_view(folder: Path) -> None:

@@ -57,7 +57,7 @@ def test_other_transformers_rank_alike() -> None:
 
 
 def test_half_precision_keeps_the_order() -> None:
-    ranker = patchsieve.load_ranker("tiny").model
+    ranker = patchsieve.load_ranker("tiny", device="cpu").model
     images = photo_patches(ranker.config)
     with torch.inference_mode():
         expected = ranker.forward_image(images)

@@ -156,18 +156,10 @@ def test_a_budget_is_met_and_frozen(folder: Path, ranker: str, tmp_path: Path) -
     request = make_request(config)
     assert read_plan(request) is None
     survey = OutputFolder(config.out, SURVEY, run_id="run")
-    work = ShardSurvey(
-        PatchScorer(request.source, device=torch.device("cpu"), batch_size=4),
-        request.spec,
-        survey,
-        choice=None,
-        fields=request.survey_fields,
-        provenance={"run_id": "run"},
-        threads=1,
-        salvage=False,
-    )
+    scorer = PatchScorer(request.source, device=torch.device("cpu"), batch_size=4)
+    work = ShardSurvey(request, scorer, run_id="run", threads=1, provenance={"run_id": "run"})
     for shard in request.shards:
-        assert work.survey(shard).failed is None
+        assert work.run(shard).failed is None
     assert survey.plan(request.shards, digest_of(request.survey_fields)).todo == []
     budget = budget_of(survey, request.shards, request.selector)
     planned = freeze_plan(request, budget=budget, images=None, left_out=[], run_id="run")
@@ -176,7 +168,7 @@ def test_a_budget_is_met_and_frozen(folder: Path, ranker: str, tmp_path: Path) -
     assert (budget.images, budget.allowed, budget.kept) == (images, int(images * 16 * 0.4), budget.allowed)
     pruning = pruning_of(planned)
     for shard in planned.shards:
-        pruning.prune(shard, planned.paths[shard.id])
+        pruning.run(shard)
     kept = [row["kept"] for row in index_of(config.out)]
     assert sum(kept) == budget.kept
     assert min(kept) >= 2

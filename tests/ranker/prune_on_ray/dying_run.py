@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from patchsieve.jobs.prune import main
-from patchsieve.ranker.prune import feed as prune_feed
+from patchsieve.ranker.prune import ranking as prune_ranking
+from patchsieve.ranker.prune.sample import prepare_sample
 from patchsieve.ranker.prune_on_ray import waves as ray_prune
 from patchsieve.ranker.prune_on_ray.worker import PruneWorker
 
@@ -46,7 +47,8 @@ def faulty_worker(victim: int, marks: Path, *, key: str = "", before: str = "") 
         def __init__(self, order: Any) -> None:
             super().__init__(order)
             if key:
-                prune_feed.prepare = faulty(prune_feed.prepare, lambda item, *_: item.key == key)
+                prepare = faulty(prepare_sample, lambda item, *_: item.key == key)
+                setattr(prune_ranking, "prepare_sample", prepare)  # noqa: B010 (no name of that module for mypy)
             if before:
                 os.replace = faulty(os.replace, lambda _, target: fnmatch.fnmatch(os.fspath(target), before))
 

@@ -19,9 +19,10 @@ from patchsieve.pipeline.runs.config_file import config_to_yaml
 from patchsieve.pipeline.runs.status import read_status
 from patchsieve.ranker.model.api import rank_images
 from patchsieve.ranker.model.checkpoint import load_ranker
-from patchsieve.ranker.prune import feed as prune_feed
+from patchsieve.ranker.prune import ranking as prune_ranking
 from patchsieve.ranker.prune.config import PruneConfig
 from patchsieve.ranker.prune.request import make_request
+from patchsieve.ranker.prune.sample import prepare_sample
 from patchsieve.ranker.prune_on_ray import waves as ray_prune
 from patchsieve.ranker.prune_on_ray.run import prune
 from patchsieve.ranker.prune_on_ray.summary import PruneSummary
@@ -59,14 +60,14 @@ def killing(marks: Path, *, always: str = "", before: str = "") -> Any:
     class Worker(PruneWorker):
         def __init__(self, order: Any) -> None:
             super().__init__(order)
-            prepare, replace = prune_feed.prepare, os.replace
+            replace = os.replace
 
             def faulty_prepare(item: Any, *more: Any, **named: Any) -> Any:
                 if always and getattr(item, "key", None) == always:
                     with (marks / "always").open("a") as file:
                         file.write("x")
                     os.kill(os.getpid(), signal.SIGKILL)
-                return prepare(item, *more, **named)
+                return prepare_sample(item, *more, **named)
 
             def faulty_replace(source: Any, target: Any, **options: Any) -> None:
                 done = marks / "before"
@@ -75,7 +76,7 @@ def killing(marks: Path, *, always: str = "", before: str = "") -> Any:
                     os.kill(os.getpid(), signal.SIGKILL)
                 replace(source, target, **options)
 
-            prune_feed.prepare = faulty_prepare
+            setattr(prune_ranking, "prepare_sample", faulty_prepare)  # noqa: B010 (no name of that module for mypy)
             os.replace = faulty_replace  # type: ignore[assignment]
 
     return Worker

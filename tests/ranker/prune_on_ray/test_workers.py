@@ -11,9 +11,12 @@ import pytest
 
 from patchsieve.pipeline.errors import InfrastructureError, PatchsieveError
 from patchsieve.pipeline.runs.config_file import config_to_yaml
-from patchsieve.ranker.prune import feed as prune_feed
+from patchsieve.pipeline.shards.specs import Shard
+from patchsieve.ranker.prune import ranking as prune_ranking
 from patchsieve.ranker.prune.config import PruneConfig
+from patchsieve.ranker.prune.ranking import PruneResult
 from patchsieve.ranker.prune.request import make_request
+from patchsieve.ranker.prune.sample import prepare_sample
 from patchsieve.ranker.prune_on_ray import waves as ray_prune
 from patchsieve.ranker.prune_on_ray.run import prune
 from patchsieve.ranker.prune_on_ray.summary import PruneSummary
@@ -64,15 +67,14 @@ def test_a_worker_that_cannot_come_back_from_its_death(
             if (tmp_path / "died").exists():
                 raise OSError("the device is gone")
             super()._start()
-            prepare = prune_feed.prepare
 
             def faulty_prepare(item: Any, *more: Any, **named: Any) -> Any:
                 if item.key == "photo-0-0001":
                     (tmp_path / "died").touch()
                     os.kill(os.getpid(), signal.SIGKILL)
-                return prepare(item, *more, **named)
+                return prepare_sample(item, *more, **named)
 
-            prune_feed.prepare = faulty_prepare
+            setattr(prune_ranking, "prepare_sample", faulty_prepare)  # noqa: B010 (no name of that module for mypy)
 
     with pytest.raises(PatchsieveError, match="cannot start: OSError: the device is gone"):
         run_with(Worker, config_of(shards, tmp_path), monkeypatch)
@@ -84,14 +86,14 @@ def test_answers_that_come_twice_and_errors(
     class Worker(PruneWorker):
         def _start(self) -> None:
             super()._start()
-            work = self._work.prune  # type: ignore[union-attr]
+            work = self._work.run
 
-            def faulty_prune(shard: Any, path: str) -> Any:
-                if path.endswith("1.tar"):
+            def faulty_run(shard: Shard) -> PruneResult:
+                if shard.name.endswith("1.tar"):
                     raise InfrastructureError("the store is away")
-                return work(shard, path)
+                return work(shard)
 
-            self._work.prune = faulty_prune  # type: ignore[method-assign, union-attr]
+            self._work.run = faulty_run  # type: ignore[method-assign]
 
         def __call__(self, row: dict[str, Any]) -> list[dict[str, str]]:
             return super().__call__(row) * 2

@@ -20,8 +20,8 @@ from patchsieve.pipeline.pruned.dataset import PrunedDataset
 from patchsieve.pipeline.shards.specs import expand_shards
 from patchsieve.ranker.prune.config import PruneConfig
 from patchsieve.ranker.prune.plan import freeze_plan, read_plan
+from patchsieve.ranker.prune.ranking import PruneResult
 from patchsieve.ranker.prune.request import make_request
-from patchsieve.ranker.prune.shard import PruneResult
 from patchsieve.ranker.select import image_choice
 from patchsieve.ranker.select.image_choice import ImageChoice, find_threshold, image_scores, plan_images
 from patchsieve.ranker.select.image_tables import find_image_tables
@@ -56,10 +56,7 @@ def prune_planned(config: PruneConfig) -> dict[str, PruneResult]:
     images = plan_images(request.choice, request.shards)
     planned = freeze_plan(request, budget=None, images=images, left_out=[], run_id="run")
     pruning = pruning_of(planned)
-    return {
-        shard.name.rpartition("/")[2]: pruning.prune(shard, planned.paths[shard.id])
-        for shard in planned.shards
-    }
+    return {shard.name.rpartition("/")[2]: pruning.run(shard) for shard in planned.shards}
 
 
 def test_an_images_score_is_the_mean_over_its_views(shard: Path, tmp_path: Path) -> None:
@@ -235,7 +232,7 @@ def test_the_plan_is_frozen_and_part_of_the_identity(shard: Path, table: Path, t
     more = read_plan(make_request(dataclasses.replace(config, shards=(str(shard), str(later)))))
     assert more is not None
     assert digest_of(more.fields) == digest_of(planned.fields)
-    result = pruning_of(more).prune(more.shards[1], more.paths[more.shards[1].id])
+    result = pruning_of(more).run(more.shards[1])
     assert (result.images, result.dropped) == (1, 1)
 
     def refused(match: str, **changes: Any) -> None:

@@ -88,6 +88,6 @@ def test_window_memory_bounds_what_windows_hold(table: str) -> None:
                     index, batch_size=2, seed=0, rank=rank, ranks=ranks, window_bytes=window
                 )
                 windows = batches._order.windows(0)
-                sizes = [sum(int(index.sizes[piece.group]) for piece in w.pieces) for w in windows]
+                sizes = [sum(int(index.sizes[piece.slice]) for piece in w.pieces) for w in windows]
                 held = max(a + b for a, b in zip(sizes, [*sizes[1:], 0], strict=True))
                 assert held <= bound

@@ -1,4 +1,6 @@
-"""From a shard to ranked images: decode and crop on threads, score in batches; in shard order, nothing written.
+"""One sample of a prune run: decoded and cropped before it is ranked, and what it becomes in the pruned shard.
+
+Pure, and safe on many threads.
 
 Shape suffixes: L patches of an image, P values of a patch, S side of the written crop in pixels.
 """
@@ -6,8 +8,6 @@ Shape suffixes: L patches of an image, P values of a patch, S side of the writte
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -18,18 +18,15 @@ from patchsieve.pipeline.errors import ContentError
 from patchsieve.pipeline.images.decode import decode_image
 from patchsieve.pipeline.images.patches import patchify
 from patchsieve.pipeline.images.views import ViewBox, apply_view, draw_view
-from patchsieve.pipeline.pruned.codec import ImageCodec
-from patchsieve.pipeline.pruned.format import RECORD_FIELD, packed_field
+from patchsieve.pipeline.pruned.codec import ImageCodec, flatten_dropped, pack_mosaic
+from patchsieve.pipeline.pruned.format import RECORD_FIELD, PackedRecord, mosaic_columns, packed_field
+from patchsieve.pipeline.pruned.index import IndexRow
 from patchsieve.pipeline.pruned.sources import DROPPED
 from patchsieve.pipeline.row_config import DECODER
-from patchsieve.pipeline.shards.feed import MAX_BYTES, ShardFeed
-from patchsieve.pipeline.shards.reader import Fault, Rejected, Sample, ShardReader, pick_image
-from patchsieve.pipeline.shards.specs import Shard
+from patchsieve.pipeline.shards.feed import bytes_held
+from patchsieve.pipeline.shards.reader import Fault, Rejected, Sample, pick_image
 from patchsieve.ranker.prune.config import PruneCrop, PruneFormat
 from patchsieve.ranker.select.image_choice import ShardChoice
-from patchsieve.ranker.select.patch_scorer import PatchScorer
-
-_LEFT_PER_BATCH = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,6 +77,11 @@ class Prepared:
     pixels: Tensor | None
     image_score: float | None = None
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the sample's members."""
+        return bytes_held(self.sample)
+
 
 @dataclasses.dataclass(kw_only=True, slots=True)
 class Left:
@@ -94,33 +96,44 @@ class Left:
     is_sample: bool
     image_score: float | None = None
 
+    @classmethod
+    def of(cls, sample: Sample, fault: Fault) -> Left:
+        """A sample that is left as it is, with every member that could be read."""
+        members = tuple((sample.members[field], data) for field, data in sample.fields.items())
+        return cls(fault=fault, members=members, is_sample=True)
+
     @property
     def dropped(self) -> bool:
         """Whether it is left out on purpose."""
         return self.image_score is not None
 
-
-Item = Prepared | Left
-Ranked = tuple[Prepared, NDArray[np.float32]] | Left
-"""An image with its scores, float32 `[L]`, or what is left."""
-
-
-def feed_of(
-    shard: Shard, spec: PruneSpec, pool: ThreadPoolExecutor, ahead: int, images: ShardChoice | None = None
-) -> ShardFeed[Item]:
-    """The samples of a shard, prepared on the pool; `images`: which of them stay, None for all."""
-    reader = ShardReader(shard, keep_rejected=True)
-    return ShardFeed(reader, lambda item: prepare(item, spec, images), pool, ahead)
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its members."""
+        return sum(len(data) for _, data in self.members)
 
 
-def prepare(item: Sample | Fault, spec: PruneSpec, images: ShardChoice | None = None) -> Item:
-    """Decode and crop the image of a sample, or say why it is left as it is, or left out."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Written:
+    """What one sample becomes: members in order, and its row of the index where it is one."""
+
+    members: list[tuple[str, bytes]]
+    row: IndexRow | None
+
+
+def prepare_sample(
+    item: Sample | Fault, spec: PruneSpec, images: ShardChoice | None = None
+) -> Prepared | Left:
+    """Decode and crop the image of a sample, or say why it is left as it is, or left out.
+
+    `images`: which of the shard's images stay, None for all.
+    """
     if isinstance(item, Fault):
         fault = Fault(item.sample_key, item.member, item.stage, item.reason)
         return Left(fault=fault, members=item.members if isinstance(item, Rejected) else (), is_sample=False)
     score = None if images is None else images.scores.get(item.key)
     if images is not None and score is not None and score < images.threshold:
-        dropped = left(item, Fault(item.key, None, DROPPED, images.reason))
+        dropped = Left.of(item, Fault(item.key, None, DROPPED, images.reason))
         return dataclasses.replace(dropped, image_score=score)
     member = None
     try:
@@ -133,17 +146,11 @@ def prepare(item: Sample | Fault, spec: PruneSpec, images: ShardChoice | None = 
         field, data = picked
         _check_names(item, field, spec)
     except ContentError as error:
-        return left(item, Fault(item.key, member, "sample", str(error)))
+        return Left.of(item, Fault(item.key, member, "sample", str(error)))
     try:
         return dataclasses.replace(_crop(item, field, decode_image(data), spec), image_score=score)
     except ContentError as error:
-        return left(item, Fault(item.key, item.members[field], "decode", str(error)))
-
-
-def left(sample: Sample, fault: Fault) -> Left:
-    """A sample that is left as it is, with every member that could be read."""
-    members = tuple((sample.members[field], data) for field, data in sample.fields.items())
-    return Left(fault=fault, members=members, is_sample=True)
+        return Left.of(item, Fault(item.key, item.members[field], "decode", str(error)))
 
 
 def new_members(sample: Sample, field: str, spec: PruneSpec) -> tuple[str, ...]:
@@ -186,46 +193,69 @@ def _crop(sample: Sample, field: str, image: Tensor, spec: PruneSpec) -> Prepare
     )
 
 
-def batches(items: Iterable[Item], images: int) -> Iterator[list[Item]]:
-    """The items in lists that hold so many images, fewer where large samples would fill the memory.
-
-    Where a list ends depends on the items alone, so that a shard is always ranked in the same batches.
-    """
-    batch: list[Item] = []
-    prepared = held = 0
-    for item in items:
-        batch.append(item)
-        prepared += isinstance(item, Prepared)
-        held += weight_of(item)
-        if prepared == images or len(batch) >= _LEFT_PER_BATCH * images or held >= MAX_BYTES:
-            yield batch
-            batch, prepared, held = [], 0, 0
-    if batch:
-        yield batch
-
-
-def rank(batch: list[Item], scorer: PatchScorer) -> list[Ranked]:
-    """Score the images of a batch; one whose scores are not finite is left."""
-    images = [item for item in batch if isinstance(item, Prepared)]
-    if not images:
-        return [item for item in batch if isinstance(item, Left)]
-    scores = iter(scorer.score([image.patches for image in images], [image.sample.key for image in images]))
-    ranked: list[Ranked] = []
-    for item in batch:
-        if isinstance(item, Left):
-            ranked.append(item)
-            continue
-        scores_L = next(scores)
-        if np.isfinite(scores_L).all():
-            ranked.append((item, scores_L))
-        else:
-            reason = f"the scores of {scorer.source.name} are not finite"
-            ranked.append(left(item.sample, Fault(item.sample.key, None, "score", reason)))
-    return ranked
+def encode_image(
+    image: Prepared, scores_L: NDArray[np.float32], keep_L: NDArray[np.bool_], spec: PruneSpec
+) -> Written:
+    """What a ranked image becomes under its keep mask."""
+    positions = np.flatnonzero(keep_L)
+    box = image.box
+    crop = (box.top, box.left, box.height, box.width)
+    files = _image_files(image, keep_L, positions, crop, spec)
+    members: list[tuple[str, bytes]] = []
+    for field, data in image.sample.fields.items():
+        if field != image.field:
+            members.append((image.sample.members[field], data))
+        elif files:
+            members += zip(new_members(image.sample, field, spec), files, strict=True)
+    row = IndexRow(
+        sample_key=image.sample.key,
+        bytes_before=len(image.sample.fields[image.field]),
+        bytes_after=sum(map(len, files)),
+        image_size=image.image_size,
+        crop=crop,
+        positions=positions.astype(np.int16),
+        scores=scores_L[positions],
+        image_score=image.image_score,
+    )
+    return Written(members=members, row=row)
 
 
-def weight_of(item: Item) -> int:
-    """Bytes of members that an item holds in memory."""
-    if isinstance(item, Left):
-        return sum(len(data) for _, data in item.members)
-    return sum(map(len, item.sample.fields.values()))
+def copy_left(item: Left, spec: PruneSpec) -> Written:
+    """How what is not pruned is copied, or left out."""
+    copied = spec.codec is not None and not spec.drop_bad and not item.dropped
+    row = None
+    if item.is_sample:
+        assert item.fault.sample_key is not None
+        row = IndexRow(
+            sample_key=item.fault.sample_key,
+            bytes_before=item.nbytes,
+            bytes_after=item.nbytes if copied else 0,
+            image_score=item.image_score,
+            reason=f"{item.fault.stage}: {item.fault.reason}",
+        )
+    return Written(members=list(item.members) if copied else [], row=row)
+
+
+def _image_files(
+    image: Prepared,
+    keep_L: NDArray[np.bool_],
+    positions: NDArray[np.int64],
+    crop: tuple[int, int, int, int],
+    spec: PruneSpec,
+) -> tuple[bytes, ...]:
+    """What stands for the image, in the order of `new_members`; nothing for an index."""
+    if spec.codec is None:
+        return ()
+    assert image.pixels is not None
+    if spec.format == "masked":
+        return (spec.codec.encode(flatten_dropped(image.pixels, keep_L, spec.grid)),)
+    record = PackedRecord(
+        grid=spec.grid,
+        block=spec.block,
+        positions=tuple(positions.tolist()),
+        columns=mosaic_columns(len(positions), spec.block),
+        original_size=image.image_size,
+        crop=crop,
+        codec=spec.codec.name,
+    )
+    return spec.codec.encode(pack_mosaic(image.pixels, record)), record.to_json()
