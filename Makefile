@@ -3,14 +3,15 @@
 #
 #   make install        .venv with the project and all extras, at the versions of constraints.txt
 #   make demo           scores real photographs, draws what it found, trains a small ranker, prunes with it, reads that back
-#   make test           lint, types, tests            (make test ARGS="-k shards" for some of the tests)
+#   make check          lint, types, tests without Ray: for working
+#   make test           lint, types, all tests        (make test ARGS="-k shards" for some of the tests)
 #   make bench          benchmarks in under ten minutes, beside the last saved ones of such a machine
 #   make lint           ruff, mypy, and whether an editor finds every import
 #   make clean          removes what the other targets made, but keeps .venv
 #
 # PYTHON=/path/to/python3 chooses the interpreter that .venv is made with.
 
-.PHONY: install demo test bench lint links clean
+.PHONY: install demo check test bench lint links clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := install
 
@@ -22,6 +23,9 @@ PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 ARGS :=
 # Of the tests: most of those with Ray wait more than they work.
 PROCESSES := 2
+PYTEST := $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
+# Tests start hundreds of processes, and pytest rewrites every assertion: compiled files are kept whatever is set here.
+export PYTHONDONTWRITEBYTECODE :=
 
 install: links $(INSTALLED)
 
@@ -49,9 +53,13 @@ demo: install
 	@echo "== demo: scores photographs with the bundled teacher, trains a ranker, prunes with it"
 	$(BIN)/patchsieve demo $(ARGS)
 
+check: install lint
+	@echo "== check: pytest, without Ray"
+	$(PYTEST) -m 'not ray' $(ARGS)
+
 test: install lint
 	@echo "== test: pytest"
-	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(PYTEST) $(ARGS)
 
 bench: install
 	$(BIN)/python -m benchmarks.bench $(ARGS)

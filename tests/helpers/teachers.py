@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from transformers.models.vit_mae import ViTMAEConfig, ViTMAEForPreTraining
 
 from patchsieve.pipeline.teacher.architecture import TeacherConfig
 from patchsieve.pipeline.teacher.model import MaskedAutoencoder
+
+if TYPE_CHECKING:
+    from transformers.models.vit_mae import ViTMAEForPreTraining
 
 # ViT-Ti's width and MAE's decoder width: sizes whose numbers of heads are known.
 KNOWN_SIZES = TeacherConfig(
@@ -63,6 +65,9 @@ def random_teacher(config: TeacherConfig, seed: int = 0) -> MaskedAutoencoder:
 
 def random_vit_mae(*, seed: int = 0, **settings: Any) -> ViTMAEForPreTraining:
     """The ViTMAE of transformers, of the sizes of SMALL, with random weights."""
+    # Two seconds that few tests need.
+    from transformers.models.vit_mae import ViTMAEConfig, ViTMAEForPreTraining
+
     sizes: dict[str, Any] = {
         "image_size": 48,
         "patch_size": 8,

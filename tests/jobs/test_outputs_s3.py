@@ -10,7 +10,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from torch.utils.data import DataLoader
 
 from patchsieve.jobs.schedule import main as schedule
@@ -200,7 +199,6 @@ def values(sample: PrunedSample) -> tuple[object, ...]:
 
 
 def test_pruned_from_store_to_store_and_read_from_there(s3: S3Store, tmp_path: Path) -> None:
-    torch.set_num_threads(2)
     ranker, local = save_small_ranker(tmp_path), tmp_path / "corpus"
     for number in range(2):
         name = f"{number}.tar"

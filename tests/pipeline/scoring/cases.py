@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -30,15 +28,6 @@ SMALL = TeacherConfig(
 )
 RATIO = 0.85  # 7 of the 49 patches of SMALL stay visible
 REMOVALS: list[Removal] = ["decoder", "encoder"]
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Models this small lose by a second thread, and much where other work has the core."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make_teacher(config: TeacherConfig = SMALL, kind: type[MaskedAutoencoder] = MaskedAutoencoder) -> Any:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
 from patchsieve.pipeline.images.patches import normalise, patchify
@@ -21,14 +18,6 @@ from patchsieve.pipeline.scoring.changes import (
 )
 from patchsieve.pipeline.teacher.architecture import TeacherConfig
 from tests.helpers.photos import photo_pixels
-from tests.pipeline.scoring.cases import one_thread
-
-
-@pytest.fixture(autouse=True)
-def single_thread() -> Iterator[None]:
-    """See `one_thread`."""
-    with one_thread():
-        yield
 
 
 def photos(count: int, size: int) -> Tensor:
@@ -39,6 +28,8 @@ def photos(count: int, size: int) -> Tensor:
 
 @pytest.mark.parametrize("noise", [0.3, 0.03, 0.003])
 def test_ssim_and_psnr_equal_scikit_image(noise: float) -> None:
+    from skimage.metrics import peak_signal_noise_ratio, structural_similarity  # brings all of scipy.stats
+
     anchors = photos(3, 48)
     images = anchors + noise * torch.randn(anchors.shape, generator=torch.Generator().manual_seed(0))
     ssim, psnr = ssim_change(images, anchors), psnr_change(images, anchors)

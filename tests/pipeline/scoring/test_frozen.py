@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +23,12 @@ from patchsieve.pipeline.teacher.checkpoint import read_teacher
 from tests.helpers.photos import encode, photo_pixels, write_shard
 from tests.helpers.score_runs import rows_of, save_small_teacher, score_config, score_here
 from tests.helpers.tables import CONFIG
-from tests.pipeline.scoring.cases import RATIO, SMALL, make_teacher, make_views, one_thread
+from tests.pipeline.scoring.cases import RATIO, SMALL, make_teacher, make_views
 from tests.pipeline.scoring.reference import kendall_tau
 from tests.pipeline.scoring.reference_frozen import FrozenReference, probabilities
 
 ROWS = dataclasses.replace(CONFIG, estimator="frozen", frozen_tokens=8)
 HIDDEN = 42
-
-
-@pytest.fixture(autouse=True)
-def single_thread() -> Iterator[None]:
-    """See `one_thread`."""
-    with one_thread():
-        yield
 
 
 def starts_of(count: int, visible: int = 7) -> Tensor:

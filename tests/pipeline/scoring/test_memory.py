@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import pytest
 import torch
@@ -13,14 +13,7 @@ from patchsieve.pipeline.row_config import Removal
 from patchsieve.pipeline.scoring import scorer as scoring
 from patchsieve.pipeline.scoring.scorer import Scorer
 from patchsieve.pipeline.teacher.model import MaskedAutoencoder
-from tests.pipeline.scoring.cases import RATIO, REMOVALS, SMALL, make_teacher, make_views, one_thread
-
-
-@pytest.fixture(autouse=True)
-def single_thread() -> Iterator[None]:
-    """See `one_thread`."""
-    with one_thread():
-        yield
+from tests.pipeline.scoring.cases import RATIO, REMOVALS, SMALL, make_teacher, make_views
 
 
 @pytest.mark.parametrize("removal", REMOVALS)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -11,14 +9,7 @@ from patchsieve.pipeline.images.patches import hidden_positions, normalise, take
 from patchsieve.pipeline.scoring.removals import TokenRemovals
 from patchsieve.pipeline.scoring.scorer import Scorer
 from patchsieve.pipeline.teacher.ready import prepare
-from tests.pipeline.scoring.cases import RATIO, SMALL, make_teacher, make_views, one_thread, reference_scores
-
-
-@pytest.fixture(autouse=True)
-def single_thread() -> Iterator[None]:
-    """See `one_thread`."""
-    with one_thread():
-        yield
+from tests.pipeline.scoring.cases import RATIO, SMALL, make_teacher, make_views, reference_scores
 
 
 @pytest.mark.parametrize("sharper", [1.0, 8.0, 40.0])

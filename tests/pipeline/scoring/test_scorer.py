@@ -25,18 +25,9 @@ from tests.pipeline.scoring.cases import (
     SMALL,
     make_teacher,
     make_views,
-    one_thread,
     reference_scores,
 )
 from tests.pipeline.scoring.reference import kendall_tau
-
-
-@pytest.fixture(autouse=True)
-def single_thread() -> Iterator[None]:
-    """See `one_thread`."""
-    with one_thread():
-        yield
-
 
 SHAPES = {
     "2 x 2": (TeacherConfig(image_size=8, patch_size=4, width=16, depth=1, heads=1), 0.5),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,7 +13,6 @@ from patchsieve.pipeline.row_config import Precision
 from patchsieve.pipeline.teacher.architecture import TeacherConfig
 from patchsieve.pipeline.teacher.model import MaskedAutoencoder
 from patchsieve.pipeline.teacher.ready import choose_precision, prepare
-from tests.pipeline.scoring.cases import one_thread
 
 CPU = torch.device("cpu")
 CONFIG = TeacherConfig(
@@ -26,13 +25,6 @@ CONFIG = TeacherConfig(
     decoder_depth=2,
     decoder_heads=3,
 )
-
-
-@pytest.fixture(autouse=True)
-def single_thread() -> Iterator[None]:
-    """See `one_thread`."""
-    with one_thread():
-        yield
 
 
 def run(model: MaskedAutoencoder) -> torch.Tensor:
