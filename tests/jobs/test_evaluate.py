@@ -70,6 +70,7 @@ def refused(capsys: pytest.CaptureFixture[str], folder: Path, **changes: Any) ->
     return line
 
 
+@pytest.mark.slow
 def test_photographs_and_the_bundled_teacher(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = find_photos(None)[:3]
     write_shard(

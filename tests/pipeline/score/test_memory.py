@@ -22,6 +22,7 @@ SHORT = 50
 MEGABYTE = 10**6
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not STATUS.exists(), reason="only Linux tells the peak of a process")
 def test_scoring_takes_as_much_memory_for_a_long_shard_as_for_a_short_one(tmp_path: Path) -> None:
     # Kept by mistake, the long shard would take 112 MB as decoded images, 83 MB as views, and 9 MB as files.

@@ -19,6 +19,7 @@ IMAGES = 2500
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.slow
 @pytest.mark.skipif(not STATUS.exists(), reason="only Linux tells the peak of a process")
 def test_a_table_larger_than_the_memory_for_it_streams_through(tmp_path: Path) -> None:
     table = write_table(
