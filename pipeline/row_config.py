@@ -1,4 +1,4 @@
-"""Settings that decide the rows of a score table; imports nothing but the standard library."""
+"""Settings that decide the rows of a score table; imports no library, so that `--help` answers at once."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def ray_session(stop: StopRequest) -> Iterator[None]:
     began_here = not ray.is_initialized()
     if began_here:
         try:
-            with stop.insist():
+            with stop.at_once():
                 ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         except Exception as error:  # a node that does not come up in time is a plain Exception
             raise PatchsieveError(f"cannot reach or start Ray: {error}") from error

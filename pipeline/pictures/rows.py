@@ -1,4 +1,4 @@
-"""What the sheets show: a score table read back, and the teacher run once more on single views."""
+"""What the contact sheet shows: a score table read back, and the teacher run once more on single views."""
 
 from __future__ import annotations
 

@@ -3,18 +3,16 @@
 Three things make this more than a handler that raises. Ray puts its own handler of SIGTERM in place while it
 starts. Python ignores an exception of a handler that happens to run in a finaliser, or right after a fork, as
 when Ray starts its processes. And a thread that reads from a store cannot be interrupted at all. So a thread of
-its own is told of every signal by the interpreter, and in the end it ends the process.
+its own hears of every signal from the interpreter, and in the end it ends the process.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -22,7 +20,6 @@ STOP_S = 1.0
 """Seconds after which the main thread is no longer waited for, unless it is tidying up."""
 END_S = 1.7
 """Seconds after which a run that was told to stop is ended as it is."""
-_REPEAT_S = 0.1
 
 
 class StopRequest:
@@ -31,10 +28,11 @@ class StopRequest:
     def __init__(self, tidy_up: Callable[[signal.Signals], None]) -> None:
         self.signal: signal.Signals | None = None
         self._tidy_up = tidy_up
-        self._accepted = False
+        # Held by the one thread that tidies up.
         self._tidying = threading.Lock()
         self._raised = False
-        self._insisting = False
+        self._left = threading.Event()
+        self._patience_s = STOP_S
 
     def note(self, number: int) -> None:
         """Take down a signal; other signals than the two of this module are none of our business."""
@@ -52,53 +50,42 @@ class StopRequest:
         It comes too late where the watching thread tidies up already, and does not return: two at it would leave what
         one of them was just writing.
         """
-        if not self._accepted and not self._tidying.acquire(blocking=False):
+        if not self._tidying.acquire(blocking=False):
             threading.Event().wait()
-        self._accepted = True
         return self.signal or signal.SIGINT
 
     @contextlib.contextmanager
-    def insist(self) -> Iterator[None]:
-        """In the block, KeyboardInterrupt is raised again and again until the block is left.
-
-        For calls in which one is likely to be lost, and which need no tidying up.
-        """
-        self._insisting = True
+    def at_once(self) -> Iterator[None]:
+        """In the block the main thread is not waited for: for a call that loses exceptions and needs no tidying up."""
+        self._patience_s = 0.0
         try:
             yield
         finally:
-            self._insisting = False
+            self._patience_s = STOP_S
 
     def _handle(self, number: int, _frame: object) -> None:
         self.note(number)
         # Once, so that tidying up is not interrupted.
-        if not self._accepted and (self._insisting or not self._raised):
+        if not self._raised:
             self._raised = True
             raise KeyboardInterrupt
 
-    def _watch(self, told: socket.socket) -> None:
-        """On a thread: `told` gives a byte for each signal, and ends when the run has ended."""
+    def _watch(self, signals: socket.socket) -> None:
+        """On a thread: `signals` gives a byte for each of them, and ends with the block."""
         while self.signal is None:
-            numbers = told.recv(64)
+            numbers = signals.recv(64)
             if not numbers:
                 return
             for number in numbers:
                 self.note(number)
-        main = threading.main_thread().ident
-        assert main is not None
-        began = time.monotonic()
-        while (passed := time.monotonic() - began) < (END_S if self._accepted else STOP_S):
-            readable, _, _ = select.select([told], [], [], min(END_S - passed, _REPEAT_S))
-            if readable and not told.recv(64):
-                return
-            if self._insisting and not readable:
-                signal.pthread_kill(main, signal.SIGINT)
-        last = threading.Timer(began + END_S - time.monotonic(), self._end, ("the next run tidies up",))
+        last = threading.Timer(END_S, self._end, ("the next run tidies up",))
         last.daemon = True
         last.start()
-        if self._tidying.acquire(blocking=False):
+        if not self._left.wait(self._patience_s) and self._tidying.acquire(blocking=False):
             self._tidy_up(self.signal)
             self._end("tidied up")
+        self._left.wait()
+        last.cancel()
 
     def _end(self, how: str) -> None:
         assert self.signal is not None
@@ -115,18 +102,19 @@ def stop_on_signals(tidy_up: Callable[[signal.Signals], None]) -> Iterator[StopR
     is ended in any case: what a run commits is whole at any moment. For the main thread only.
     """
     request = StopRequest(tidy_up)
-    told, tell = socket.socketpair()
-    tell.setblocking(False)
-    thread = threading.Thread(target=request._watch, args=(told,), name="stop signals", daemon=True)
+    signals, interpreter = socket.socketpair()
+    interpreter.setblocking(False)
+    thread = threading.Thread(target=request._watch, args=(signals,), name="stop signals", daemon=True)
     thread.start()
-    earlier_tell = signal.set_wakeup_fd(tell.fileno(), warn_on_full_buffer=False)
+    earlier_fd = signal.set_wakeup_fd(interpreter.fileno(), warn_on_full_buffer=False)
     earlier = {number: signal.signal(number, request._handle) for number in SIGNALS}
     try:
         yield request
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)
-        signal.set_wakeup_fd(earlier_tell)
-        tell.close()
+        signal.set_wakeup_fd(earlier_fd)
+        request._left.set()
+        interpreter.close()
         thread.join()
-        told.close()
+        signals.close()

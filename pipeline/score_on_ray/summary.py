@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from patchsieve.pipeline.output.records import Record
 from patchsieve.pipeline.runs.end import RunEnd, end_of_run
+from patchsieve.pipeline.score.messages import ShardResult
 from patchsieve.pipeline.units import byte_size, duration
-
-if TYPE_CHECKING:  # it brings torch, which `patchsieve status` can do without
-    from patchsieve.pipeline.score.messages import ShardResult
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -82,18 +82,10 @@ def test_tidying_up_that_hangs_is_ended() -> None:
     assert seconds < 2.3
 
 
-def test_insisting_raises_again_where_the_exception_was_lost() -> None:
-    prepare = "stop._insisting = True"
-    then = "\n".join(
-        [
-            "try:",
-            "            threading.Event().wait()",
-            "        except KeyboardInterrupt:",
-            "            print('again', stop.accept().name)",
-        ]
-    )
-    code, lines, seconds = stopped(signal.SIGTERM, prepare=prepare, then=then)
-    assert (code, lines) == (143, ["again SIGTERM", "left"])
+def test_the_main_thread_is_not_waited_for_where_it_says_so() -> None:
+    prepare = "block = stop.at_once(); block.__enter__()"
+    code, lines, seconds = stopped(signal.SIGTERM, prepare=prepare, then=FOREVER)
+    assert (code, lines) == (143, ["tidied up by a thread SIGTERM", "stopped by SIGTERM, tidied up"])
     assert seconds < 1.0
 
 
