@@ -26,7 +26,7 @@ from patchsieve.ranker.batches.table_file import PIXEL_COLUMNS, changed, held_ou
 Rows = NDArray[np.int64]
 
 
-class Pixels(Protocol):
+class PixelReader(Protocol):
     """Where the pixels of a slice's rows come from."""
 
     def take(self, rows: Rows, positions_NV: Tensor, pool: ThreadPoolExecutor) -> Tensor:
@@ -64,7 +64,7 @@ class StoredRows:
         self._scores = one_chunk(table["score"]).flatten().to_numpy().reshape(-1, index.visible)
         whole = index.context == "full"
         grid, patch_size = index.grid, index.patch_size
-        self._pixels: Pixels
+        self._pixels: PixelReader
         if source == "patches":
             self._pixels = StoredPatches(one_chunk(table["patches"]), index.visible)
         elif source == "pixels":

@@ -31,7 +31,7 @@ from patchsieve.pipeline.storage import scratch_folder
 from patchsieve.ranker.model.initial_weights import TEACHER_WEIGHTS, initial_ranker, read_tables_teacher
 from patchsieve.ranker.model.ranker import Ranker
 from patchsieve.ranker.train.curves import plot_note
-from patchsieve.ranker.train.loop import Fit, State, read_state
+from patchsieve.ranker.train.loop import Fit, FitState, read_state
 from patchsieve.ranker.train.plan import TrainPlan
 from patchsieve.ranker.train.progress import follow, numbers_of, outcome, print_point
 from patchsieve.ranker.train.record import begin, begun, check_resume, write_settings
@@ -205,7 +205,7 @@ def _decode_threads(device: torch.device, local_workers: int) -> int:
     return max(1, min((os.cpu_count() or 1) // local_workers - 1, MOST_DECODE_CPUS))
 
 
-def _checkpoint() -> State | None:
+def _checkpoint() -> FitState | None:
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return None
