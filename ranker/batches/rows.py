@@ -171,8 +171,8 @@ class StoredViews:
             if view.shape != (3, side, side):
                 raise ContentError(f"{view.shape[2]} x {view.shape[1]} pixels instead of {side} x {side}")
         except ContentError as error:
-            told = f"{self._url} row {self._first_row + row}: its stored view cannot be used"
-            raise UserError(f"{told}: {error}") from error
+            where = f"{self._url} row {self._first_row + row}"
+            raise UserError(f"{where}: its stored view cannot be used: {error}") from error
         return view
 
 

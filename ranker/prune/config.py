@@ -121,9 +121,9 @@ class PruneConfig:
         if not self.dry_run and (self.sweep is not None or self.sheet is not None):
             raise UserError("--sweep and --sheet are for --dry-run: add it, or leave them out")
         if self.sweep_ratios:
-            told = next((name for name in ("keep", "mass") if getattr(self, name) is not None), None)
-            if told:
-                raise UserError(f"--sweep tries ratios in place of --{told}: leave one of them out")
+            replaced = next((name for name in ("keep", "mass") if getattr(self, name) is not None), None)
+            if replaced:
+                raise UserError(f"--sweep tries ratios in place of --{replaced}: leave one of them out")
         self._check_selection()
         self._check_images()
         self._check_writing()

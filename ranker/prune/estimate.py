@@ -125,8 +125,8 @@ def estimate_pruning(request: PruneRequest) -> PruneEstimate:
         left = [item for item in ranked if isinstance(item, Left)]
         dropped = sum(item.dropped for item in left)
         if not images:
-            told = f"{dropped} are dropped for their score" if dropped else "see --image-field"
-            raise UserError(f"none of the {len(items)} samples read can be pruned; {told}")
+            why = f"{dropped} are dropped for their score" if dropped else "see --image-field"
+            raise UserError(f"none of the {len(items)} samples read can be pruned; {why}")
         scores_NL = np.stack([scores_L for _, scores_L in images])
         masks = {label: keep_masks(at, images) for label, at in _selectors(request, scores_NL).items()}
         total = sum(shard.size or 0 for shard in request.shards)

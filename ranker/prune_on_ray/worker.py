@@ -115,7 +115,7 @@ class PruneWorker:
         try:
             self._start()
         except Exception as error:
-            self._unusable = _told(error)
+            self._unusable = _one_line(error)
         else:
             ray.get(order.starts.end.remote(context.get_actor_id()))
 
@@ -142,8 +142,8 @@ class PruneWorker:
         """Work on one shard; errors are answers too, since an exception would cost its whole wave."""
         index = int(row["index"])
         if self._unusable:
-            told = f"the ranker's actor on {self._node} cannot start: {self._unusable}"
-            return [PruneAnswer(index=index, device=self._device, error=told, unusable=True).to_row()]
+            error = f"the ranker's actor on {self._node} cannot start: {self._unusable}"
+            return [PruneAnswer(index=index, device=self._device, error=error, unusable=True).to_row()]
         shard = self._request.shards[index]
         try:
             if not self._proven:
@@ -153,7 +153,9 @@ class PruneWorker:
             result = self._work.run(shard)
         except Exception as error:
             users = isinstance(error, UserError)
-            return [PruneAnswer(index=index, device=self._device, error=_told(error), users=users).to_row()]
+            return [
+                PruneAnswer(index=index, device=self._device, error=_one_line(error), users=users).to_row()
+            ]
         return [PruneAnswer(index=index, device=self._device, result=result).to_row()]
 
     def _provenance(self) -> dict[str, Any]:
@@ -169,5 +171,5 @@ class PruneWorker:
         }
 
 
-def _told(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return str(error) if isinstance(error, PatchsieveError) else f"{type(error).__name__}: {error}"
