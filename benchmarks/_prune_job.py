@@ -27,7 +27,7 @@ from patchsieve.pipeline.runs.config_file import config_to_yaml
 from patchsieve.pipeline.shards.reader import Sample
 from patchsieve.ranker.prune.config import PruneConfig
 from patchsieve.ranker.prune.ranking import keep_masks, rank
-from patchsieve.ranker.prune.request import PruneRequest, make_request
+from patchsieve.ranker.prune.request import PruneRequest, make_prune_request
 from patchsieve.ranker.prune.sample import Left, encode_image, prepare_sample
 from patchsieve.ranker.prune_on_ray.run import prune
 from patchsieve.ranker.prune_on_ray.worker import probe_precision
@@ -76,7 +76,7 @@ def run_job(config: PruneConfig, actors: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         clock = ShardClock()
         config = dataclasses.replace(config, out=folder)
-        summary = prune(make_request(config), clock, settings=config_to_yaml(config))
+        summary = prune(make_prune_request(config), clock, settings=config_to_yaml(config))
     assert summary.exit_code == 0, summary.lines(folder)
     first = clock.done_at[actors - 1]
     images = summary.images * (1 - actors / summary.shards)
@@ -111,8 +111,8 @@ def measure_job(
         )
         one: Any = ray.remote(num_cpus=1)(BareLoop)
         probe = ray.remote(num_cpus=1)(probe_precision)
-        asked = dataclasses.replace(asked, precision=ray.get(probe.remote(make_request(asked).source)))
-        request = make_request(asked)
+        asked = dataclasses.replace(asked, precision=ray.get(probe.remote(make_prune_request(asked).source)))
+        request = make_prune_request(asked)
         loops = [one.remote(request, files) for _ in range(actors)]
 
         def bare(seconds: float, *, ranked: bool = True) -> float:

@@ -11,13 +11,13 @@ from patchsieve.ranker.prune.config import PruneConfig
 
 def run(config: PruneConfig) -> int:
     """Prune, or say what pruning would give; returns the exit code."""
-    from patchsieve.ranker.prune.request import make_request
+    from patchsieve.ranker.prune.request import make_prune_request
 
-    request = make_request(config)
+    request = make_prune_request(config)
     if config.dry_run:
-        from patchsieve.ranker.prune.estimate import estimate
+        from patchsieve.ranker.prune.estimate import estimate_pruning
 
-        print("\n".join(estimate(request).lines(request)))
+        print("\n".join(estimate_pruning(request).lines(request)))
         return 0
     from patchsieve.pipeline.runs.progress import make_display
     from patchsieve.ranker.prune_on_ray.run import prune

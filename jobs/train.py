@@ -16,9 +16,9 @@ def run(config: TrainConfig) -> int:
     if config.dry_run or config.log_format == "text":
         print("\n".join(plan.lines()), flush=True)
     if config.dry_run:
-        from patchsieve.ranker.train.estimate import estimate
+        from patchsieve.ranker.train.estimate import estimate_training
 
-        print("\n".join(estimate(plan).lines()))
+        print("\n".join(estimate_training(plan).lines()))
         return 0
     from patchsieve.ranker.train.run import train
 

@@ -23,7 +23,7 @@ from patchsieve.pipeline.shards.reader import ShardReader
 from patchsieve.pipeline.units import byte_size
 from patchsieve.ranker.evaluate.config import EvaluateConfig
 from patchsieve.ranker.prune.config import PruneConfig
-from patchsieve.ranker.prune.request import PruneRequest, make_request
+from patchsieve.ranker.prune.request import PruneRequest, make_prune_request
 from patchsieve.ranker.prune.sample import Prepared, prepare_sample
 from patchsieve.ranker.train.config import TrainConfig
 
@@ -38,7 +38,7 @@ def demo_pruning(shards: Sequence[str], ranker: str, out: str, *, max_actors: in
 
 def saved_lines(config: PruneConfig) -> list[str]:
     """Bytes and tokens of the pruned images before and after, and the bytes of a plain re-encode between."""
-    request = make_request(config)
+    request = make_prune_request(config)
     before = after = kept = images = 0
     for shard in request.shards:
         data = storage.read_bytes(storage.join(config.out, INDEX.folder, f"{shard.id}.parquet"))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from itertools import islice
 from typing import Any
 
 from patchsieve.pipeline.errors import InfrastructureError
@@ -19,23 +22,23 @@ from patchsieve.pipeline.storage.retry import (
     with_retry,
 )
 from patchsieve.pipeline.storage.urls import canonical_url, is_local, local_path
-from patchsieve.pipeline.threads import Prefetch
 
 CHUNK = 2**20
-# Two of these are in memory per stream: the one in use and the one that is fetched meanwhile.
+# Of each stream the one in use is in memory, and those that are fetched meanwhile.
 RANGE_BLOCK = 8 * 2**20
+BLOCKS_AHEAD = 3
 # A web server that breaks off again and again after a few bytes is given up in the end.
 _MAX_RESUMPTIONS = 50
 
 
-def chunks_of(url: str, start: int, size: int) -> Generator[bytes, None, None]:
-    """The bytes from `start` to the end of an object of `size` bytes, in pieces of at most 8 MiB.
+def chunks_of(url: str, start: int, stop: int, size: int) -> Generator[bytes, None, None]:
+    """The bytes `start` to `stop` of an object of `size` bytes, in pieces of at most 8 MiB.
 
     It may end early: the reader counts. Raises InfrastructureError for every fault of the store.
     """
     if is_local(url):
-        return _local_chunks(url, start, size)
-    return _http_chunks(url, start, size) if is_http(url) else _range_chunks(url, start, size)
+        return _local_chunks(url, start, stop)
+    return _http_chunks(url, start, stop, size) if is_http(url) else _range_chunks(url, start, stop)
 
 
 def fetch_range(url: str, start: int, stop: int) -> bytes:
@@ -69,39 +72,42 @@ def _local_range(url: str, start: int, stop: int) -> bytes:
     return _exactly(bytes(data), stop - start)
 
 
-def _local_chunks(url: str, start: int, size: int) -> Generator[bytes, None, None]:
+def _local_chunks(url: str, start: int, stop: int) -> Generator[bytes, None, None]:
     try:
         with open(local_path(url), "rb", buffering=0) as file:
             file.seek(start)
             # Not beyond the length found before: a file that grows is noticed when it is looked up again.
-            while start < size and (chunk := file.read(min(CHUNK, size - start))):
+            while start < stop and (chunk := file.read(min(CHUNK, stop - start))):
                 start += len(chunk)
                 yield chunk
     except OSError as error:
         raise InfrastructureError(f"reading {canonical_url(url)}: {describe_error(error)}") from None
 
 
-def _range_chunks(url: str, start: int, size: int) -> Generator[bytes, None, None]:
-    starts = range(start, size, RANGE_BLOCK)
-    blocks = Prefetch(
-        (fetch_range(url, at, min(at + RANGE_BLOCK, size)) for at in starts), depth=1, name="fetch"
-    )
+def _range_chunks(url: str, start: int, stop: int) -> Generator[bytes, None, None]:
+    pool = ThreadPoolExecutor(BLOCKS_AHEAD, thread_name_prefix="fetch")
+    starts = range(start, stop, RANGE_BLOCK)
+    requests = (pool.submit(fetch_range, url, at, min(at + RANGE_BLOCK, stop)) for at in starts)
     try:
-        yield from blocks
+        pending = deque(islice(requests, BLOCKS_AHEAD))
+        while pending:
+            block = pending.popleft().result()
+            pending.extend(islice(requests, 1))
+            yield block
     finally:
         # Without waiting: the store may have stalled.
-        blocks.close(wait=False)
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _http_chunks(url: str, start: int, size: int) -> Generator[bytes, None, None]:
+def _http_chunks(url: str, start: int, stop: int, size: int) -> Generator[bytes, None, None]:
     """One answer, read as it comes; after a fault that may pass another one goes on where it broke off."""
     resumptions = 0
     pauses = delays(ATTEMPTS)
-    while start < size:
+    while start < stop:
         try:
-            with closing(_http_answer(url, start, size)) as answer:
-                while start < size:
-                    chunk: bytes = answer.read(CHUNK)
+            with closing(_http_answer(url, start, size, stop=stop if stop < size else None)) as answer:
+                while start < stop:
+                    chunk: bytes = answer.read(min(CHUNK, stop - start))
                     if not chunk:
                         raise ShortReadError("the server gave fewer bytes than it had reported")
                     start += len(chunk)

@@ -25,22 +25,23 @@ def _known_size(info: ObjectInfo) -> int:
 
 
 class ByteStream:
-    """An object read once from `start` to its end; a context manager.
+    """An object read once from `start` to its end, or to `stop`; a context manager.
 
-    `read(n)` gives exactly n bytes, or all that are left of the `size` bytes that the store reported, so
+    `read(n)` gives exactly n bytes, or all that are left up to there of the `size` bytes that the store reported, so
     b"" only at the end. Every fault, a store that gives fewer bytes among them, is an InfrastructureError.
     """
 
-    def __init__(self, info: ObjectInfo, *, start: int = 0) -> None:
+    def __init__(self, info: ObjectInfo, *, start: int = 0, stop: int | None = None) -> None:
         self.info = info
         self.size = _known_size(info)
         self.position = min(start, self.size)
+        self._stop = self.size if stop is None else min(stop, self.size)
         self._rest = memoryview(b"")
-        self._chunks = chunks_of(info.url, self.position, self.size)
+        self._chunks = chunks_of(info.url, self.position, self._stop, self.size)
 
     def read(self, count: int) -> bytes:
-        """The next `count` bytes, fewer only where the object ends."""
-        missing = min(count, self.size - self.position)
+        """The next `count` bytes, fewer only at the end."""
+        missing = min(count, self._stop - self.position)
         parts: list[memoryview] = []
         while missing > 0:
             if not self._rest:

@@ -28,8 +28,8 @@ from patchsieve.ranker.baselines.features import (
     pixel_variance,
 )
 from patchsieve.ranker.baselines.fits import fitted_values
+from patchsieve.ranker.learning.agreement import Scores
 
-Scores = NDArray[np.float32]
 Baseline = Callable[[Tensor, str], Scores]
 
 

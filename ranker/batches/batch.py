@@ -38,7 +38,7 @@ class Batch:
         return dataclasses.replace(self, **pinned)
 
 
-def join(parts: Sequence[Batch], *, epoch: int, step: int) -> Batch:
+def concatenate(parts: Sequence[Batch], *, epoch: int, step: int) -> Batch:
     """One batch of the rows of several, in order; a single part is not copied."""
     if len(parts) == 1:
         return dataclasses.replace(parts[0], epoch=epoch, step=step)

@@ -7,6 +7,7 @@ is kept of a shard is where its slices begin and end: some numbers each, however
 from __future__ import annotations
 
 import dataclasses
+import io
 import threading
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
@@ -18,18 +19,10 @@ from patchsieve.pipeline.output.records import RecordError, read_footer
 from patchsieve.pipeline.row_config import DECODER
 from patchsieve.pipeline.shards.reader import MEMBER_LIMIT, Sample, image_fields_of, pick_image, split_key
 from patchsieve.pipeline.shards.specs import Shard
-from patchsieve.pipeline.shards.tar_stream import TarStream, printable
+from patchsieve.pipeline.shards.tar_stream import BLOCK, TarStream, printable
 from patchsieve.pipeline.tables.reader import TableFile
 from patchsieve.pipeline.threads import map_threads
-from patchsieve.ranker.batches.shard_bytes import (
-    END_MARKER,
-    READ_BLOCK,
-    Blocks,
-    Hashed,
-    Headers,
-    Places,
-    sample_places,
-)
+from patchsieve.ranker.batches.shard_bytes import Hashed, Headers, Places, sample_places
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,20 +128,20 @@ class ShardImages:
         if not keys:
             return {}
         shard = self._shard_of[number]
-        places = self._located(shard)
+        info, places = self._located(shard)
         first, last = self._keys_of[number]
         if first not in places or last not in places:
             raise UserError(f"{_differs(shard)}: it lacks images of the table")
         start, stop = places[first][0], places[last][1]
         if start >= stop:
             raise UserError(f"{_differs(shard)}: its samples are in another order than the table's rows")
-        images = read_images(shard, start, stop, keys)
+        images = extract_images(shard, info, start, stop, keys)
         lost = next((key for key in keys if key not in images), None)
         if lost is not None:
             raise UserError(f"{_differs(shard)}: it has no image of {lost}, or not where the table has it")
         return images
 
-    def _located(self, shard: ImageShard) -> Places:
+    def _located(self, shard: ImageShard) -> tuple[storage.ObjectInfo, Places]:
         now, content = _stat(shard), (shard.url, shard.sha256)
         with self._lock:
             known = self._places.get(content)
@@ -157,7 +150,7 @@ class ShardImages:
                 known = self._places[content] = (now, locate(shard, wanted))
         if known[0] != now:
             raise InfrastructureError(f"{shard.name} changed since its images were first read")
-        return known[1]
+        return known
 
 
 def locate(shard: ImageShard, wanted: Collection[int]) -> Places:
@@ -168,7 +161,7 @@ def locate(shard: ImageShard, wanted: Collection[int]) -> Places:
     with storage.open_stream(shard.url) as stream:
         hashed = Hashed(stream)
         found = sample_places(TarStream(hashed.read, stream.size), hashed, wanted)
-        while hashed.read(READ_BLOCK):
+        while hashed.read(2**20):
             pass
         stream.check_unchanged()
     if hashed.digest.hexdigest() != shard.sha256:
@@ -176,7 +169,9 @@ def locate(shard: ImageShard, wanted: Collection[int]) -> Places:
     return found
 
 
-def read_images(shard: ImageShard, start: int, stop: int, keys: Collection[str]) -> dict[str, bytes]:
+def extract_images(
+    shard: ImageShard, info: storage.ObjectInfo, start: int, stop: int, keys: Collection[str]
+) -> dict[str, bytes]:
     """The image files of these keys between two bytes of the archive, where samples begin and end."""
     fields = set(image_fields_of(shard.image_field))
     images: dict[str, bytes] = {}
@@ -189,8 +184,15 @@ def read_images(shard: ImageShard, start: int, stop: int, keys: Collection[str])
             if picked is not None:
                 images[sample.key] = picked[1]
 
-    with Blocks(shard.url, start, stop) as blocks:
-        archive = TarStream(blocks.read, stop - start + END_MARKER)
+    end = io.BytesIO(bytes(2 * BLOCK))
+    with storage.ByteStream(info, start=start, stop=stop) as stream:
+
+        def read(count: int) -> bytes:
+            data = stream.read(count)
+            return data + end.read(count - len(data)) if len(data) < count else data
+
+        # These samples as an archive of their own.
+        archive = TarStream(read, stop - start + 2 * BLOCK)
         try:
             for member in archive:
                 key, field = split_key(member.name)

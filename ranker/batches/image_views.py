@@ -82,8 +82,8 @@ class ReplayedViews:
                     f"{image.shape[2]} x {image.shape[1]} pixels instead of {size[1]} x {size[0]}"
                 )
         except ContentError as error:
-            told = f"{self._shard.name} is not the shard that was scored, or is damaged"
-            raise UserError(f"{told}: the image of {key}: {error}") from None
+            differs = f"{self._shard.name} is not the shard that was scored, or is damaged"
+            raise UserError(f"{differs}: the image of {key}: {error}") from None
         return image
 
     def _view(self, image: Tensor, box: NDArray[np.int64]) -> Tensor:

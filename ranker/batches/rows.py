@@ -26,7 +26,7 @@ from patchsieve.ranker.batches.table_file import PIXEL_COLUMNS, changed, held_ou
 Rows = NDArray[np.int64]
 
 
-class Pixels(Protocol):
+class PixelReader(Protocol):
     """Where the pixels of a slice's rows come from."""
 
     def take(self, rows: Rows, positions_NV: Tensor, pool: ThreadPoolExecutor) -> Tensor:
@@ -64,7 +64,7 @@ class StoredRows:
         self._scores = one_chunk(table["score"]).flatten().to_numpy().reshape(-1, index.visible)
         whole = index.context == "full"
         grid, patch_size = index.grid, index.patch_size
-        self._pixels: Pixels
+        self._pixels: PixelReader
         if source == "patches":
             self._pixels = StoredPatches(one_chunk(table["patches"]), index.visible)
         elif source == "pixels":
@@ -171,8 +171,8 @@ class StoredViews:
             if view.shape != (3, side, side):
                 raise ContentError(f"{view.shape[2]} x {view.shape[1]} pixels instead of {side} x {side}")
         except ContentError as error:
-            told = f"{self._url} row {self._first_row + row}: its stored view cannot be used"
-            raise UserError(f"{told}: {error}") from error
+            where = f"{self._url} row {self._first_row + row}"
+            raise UserError(f"{where}: its stored view cannot be used: {error}") from error
         return view
 
 

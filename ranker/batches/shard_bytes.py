@@ -1,21 +1,15 @@
-"""Ways to read the bytes of an archive: whole and hashed, its headers alone, or a stretch of it ahead of its use."""
+"""Where the samples of an archive lie: read whole and hashed, or by its headers alone."""
 
 from __future__ import annotations
 
 import hashlib
-from collections import deque
-from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from collections.abc import Collection
 
 from patchsieve.pipeline import storage
 from patchsieve.pipeline.errors import DamagedArchiveError
 from patchsieve.pipeline.shards.reader import split_key
 from patchsieve.pipeline.shards.tar_stream import BLOCK, TarStream, printable
 
-READ_BLOCK = 8 * 2**20
-READS_AHEAD = 3
-END_MARKER = 2 * BLOCK
 _HEADER_READ = 4096
 
 Places = dict[int, tuple[int, int]]
@@ -100,44 +94,3 @@ def sample_places(archive: TarStream, source: Hashed | Headers, wanted: Collecti
         # Scoring took what lies before the damage, and so does this.
         pass
     return found
-
-
-class Blocks:
-    """Bytes `start` to `stop` of an object, fetched some blocks ahead, then an end marker; a context manager."""
-
-    def __init__(self, url: str, start: int, stop: int) -> None:
-        self._pool = ThreadPoolExecutor(READS_AHEAD, thread_name_prefix="read images")
-        self._pending: deque[Future[bytes]] = deque()
-        self._requests = self._ranges(url, start, stop)
-        self._rest = memoryview(b"")
-        self._fill()
-
-    def _ranges(self, url: str, start: int, stop: int) -> Iterator[Callable[[], bytes]]:
-        for at in range(start, stop, READ_BLOCK):
-            yield partial(storage.read_range, url, at, min(at + READ_BLOCK, stop))
-        yield partial(bytes, END_MARKER)
-
-    def _fill(self) -> None:
-        while len(self._pending) < READS_AHEAD and (request := next(self._requests, None)) is not None:
-            self._pending.append(self._pool.submit(request))
-
-    def read(self, count: int) -> bytes:
-        """The next `count` bytes, fewer only at the end."""
-        parts: list[memoryview] = []
-        while count > 0:
-            if not self._rest:
-                if not self._pending:
-                    break
-                self._rest = memoryview(self._pending.popleft().result())
-                self._fill()
-            part = self._rest[:count]
-            self._rest = self._rest[len(part) :]
-            count -= len(part)
-            parts.append(part)
-        return b"".join(parts)
-
-    def __enter__(self) -> Blocks:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)

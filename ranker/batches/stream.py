@@ -10,7 +10,7 @@ import torch
 
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.threads import Prefetch
-from patchsieve.ranker.batches.batch import Batch, join, mirror
+from patchsieve.ranker.batches.batch import Batch, concatenate, mirror
 from patchsieve.ranker.batches.index import TableIndex
 from patchsieve.ranker.batches.order import Piece, ReadingOrder, Window
 from patchsieve.ranker.batches.rows import StoredRows, StoredWindow
@@ -100,7 +100,7 @@ class TableBatches:
                     parts.append(self._turned(part, mirrored[place:stop]))
                     place = stop
                     if sum(map(len, parts)) == size:
-                        batch = join(parts, epoch=epoch, step=step)
+                        batch = concatenate(parts, epoch=epoch, step=step)
                         yield batch.pin_memory() if self._pinned else batch
                         step += 1
                         parts = []

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from patchsieve.pipeline.checks import at_least_one, flag
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.row_config import IMAGE_FIELDS, Masks, Metric, Precision, Removal
 
@@ -75,9 +76,8 @@ class EvaluateConfig:
             raise UserError(f"--reliability is {self.reliability}, must lie between 0 and 1")
         if self.mask_ratio is not None and not 0 < self.mask_ratio < 1:
             raise UserError(f"--mask-ratio is {self.mask_ratio}, must lie between 0 and 1")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise UserError(f"--batch-size is {self.batch_size}, must be at least 1")
+        at_least_one("--batch-size", self.batch_size)
         given = [name for name in ("mask_ratio", "removal", "metric") if getattr(self, name) is not None]
         if self.dense is not None and (given or self.masks != "auto"):
-            names = ", ".join(f"--{name.replace('_', '-')}" for name in given or ["masks"])
+            names = ", ".join(map(flag, given or ["masks"]))
             raise UserError(f"{names}: the table of --dense tells that already")

@@ -19,15 +19,14 @@ from patchsieve.pipeline.row_config import Masks, Metric, Removal
 from patchsieve.pipeline.scoring.aggregate import Aggregate
 from patchsieve.ranker.evaluate.images import EvaluationImages
 from patchsieve.ranker.evaluate.partitions import (
-    Choice,
-    Floats,
+    MaskChoice,
     PartitionScorer,
     PartitionScores,
     choose,
     half_agreement,
     mean_of,
 )
-from patchsieve.ranker.learning.agreement import ceiling, spearman, spearman_brown
+from patchsieve.ranker.learning.agreement import Scores, ceiling, spearman, spearman_brown
 
 PILOT_IMAGES = 64
 
@@ -51,7 +50,7 @@ class DenseMethod:
     metric: Metric
     precision: str
     seed: int
-    choice: Choice | None = None
+    choice: MaskChoice | None = None
     choice_images: int = 0
     same_noise: bool = False
 
@@ -66,8 +65,8 @@ class DenseTeacher:
 
     keys: tuple[str, ...]
     patches: Tensor
-    dense: Floats
-    halves: Floats
+    dense: Scores
+    halves: Scores
     teacher: Mapping[str, str]
     how: DenseMethod
 
@@ -105,7 +104,7 @@ def measure_dense(
     """
     kinds = get_args(Masks) if masks is None else (masks,)
     ways = get_args(Aggregate) if aggregate is None else (aggregate,)
-    pilot: Choice | None = None
+    pilot: MaskChoice | None = None
     tried_on = 0
     if len(kinds) * len(ways) > 1:
         places = np.linspace(0, len(images) - 1, min(len(images), PILOT_IMAGES)).round().astype(int)

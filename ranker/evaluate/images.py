@@ -46,7 +46,7 @@ class EvaluationImages:
         )
 
 
-def read_images(
+def read_evaluation_images(
     shards: Sequence[Shard], ranker: LoadedRanker, *, image_field: str, limit: int, held_out_only: bool
 ) -> EvaluationImages:
     """The first `limit` images of the shards, in their order; a shard that is begun is read to its end.

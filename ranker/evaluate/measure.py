@@ -23,6 +23,7 @@ from patchsieve.ranker.evaluate.dense import DenseTeacher
 from patchsieve.ranker.evaluate.reconstruction import ReconstructionCurve, reconstruction_curves
 from patchsieve.ranker.learning.agreement import (
     Interval,
+    Scores,
     bootstrap,
     ceiling,
     kendall_tau,
@@ -34,8 +35,6 @@ from patchsieve.ranker.learning.agreement import (
 )
 from patchsieve.ranker.model.checkpoint import LoadedRanker
 from patchsieve.ranker.select.selection import keep_count
-
-Scores = NDArray[np.float32]
 
 RANKER = "ranker"
 TOP_SHARES = (0.1, 0.25, 0.5)

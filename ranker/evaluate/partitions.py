@@ -22,9 +22,7 @@ from patchsieve.pipeline.scoring.aggregate import Aggregate, dense_scores
 from patchsieve.pipeline.scoring.api import Teacher
 from patchsieve.pipeline.scoring.scorer import Scorer
 from patchsieve.ranker.evaluate.images import EvaluationImages
-from patchsieve.ranker.learning.agreement import ceiling, spearman, spearman_brown
-
-Floats = NDArray[np.float32]
+from patchsieve.ranker.learning.agreement import Scores, ceiling, spearman, spearman_brown
 
 CHUNK_VIEWS = 256
 """Views whose pixels are gathered at once, at least one batch of the teacher's."""
@@ -38,7 +36,7 @@ class PartitionScores:
     """
 
     visible: NDArray[np.int16]
-    score: Floats
+    score: Scores
     partition_views: int
     positions: int
 
@@ -47,14 +45,14 @@ class PartitionScores:
         """Partitions there are of each image."""
         return int(self.score.shape[1]) // self.partition_views
 
-    def dense(self, aggregate: Aggregate, *, first: int = 0, step: int = 1) -> Floats:
+    def dense(self, aggregate: Aggregate, *, first: int = 0, step: int = 1) -> Scores:
         """One score per patch from partitions `first`, `first + step`, ...: float32 `[I, L]`."""
         number_K = np.arange(self.score.shape[1]) // self.partition_views
         used_K = (number_K >= first) & ((number_K - first) % step == 0)
         pairs = zip(self.visible[:, used_K], self.score[:, used_K], strict=True)
         return np.stack([dense_scores(*pair, self.positions, aggregate) for pair in pairs])
 
-    def halves(self, aggregate: Aggregate) -> Floats:
+    def halves(self, aggregate: Aggregate) -> Scores:
         """Scores from the even and from the odd partitions, float32 `[2, I, L]`."""
         return np.stack([self.dense(aggregate, first=half, step=2) for half in (0, 1)])
 
@@ -147,7 +145,7 @@ def mean_of(values: NDArray[np.float64]) -> float:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Choice:
+class MaskChoice:
     """The masks and aggregate taken, and what was measured to choose them (see `choose`)."""
 
     masks: Masks
@@ -157,7 +155,7 @@ class Choice:
     cross_ceiling: float | None
 
 
-def choose(tried: Mapping[Masks, PartitionScores], ways: Sequence[Aggregate]) -> Choice:
+def choose(tried: Mapping[Masks, PartitionScores], ways: Sequence[Aggregate]) -> MaskChoice:
     """The kind of masks and the way to aggregate by which halves agree best; the first of equals.
 
     Two kinds of masks measure slightly different things: how far tells their agreement with each other, each by its
@@ -177,7 +175,7 @@ def choose(tried: Mapping[Masks, PartitionScores], ways: Sequence[Aggregate]) ->
         one, other = (scores.dense(best[kind][1]) for kind, scores in tried.items())
         cross = mean_of(spearman(one, other))
         most = float(np.prod([ceiling(spearman_brown(value(pair))) for pair in best.values()]))
-    return Choice(
+    return MaskChoice(
         masks=masks,
         aggregate=aggregate,
         table={str(kind): {str(way): found for way, found in row.items()} for kind, row in table.items()},

@@ -60,7 +60,7 @@ def reconstruction_curves(
     unknown.
     """
     found = {
-        name: reconstruction_errors(teacher, patches_ILP, scores_IL, batch_size=batch_size)
+        name: errors_by_share(teacher, patches_ILP, scores_IL, batch_size=batch_size)
         for name, scores_IL in scores.items()
     }
     curves = {}
@@ -80,7 +80,7 @@ def reconstruction_curves(
     return curves
 
 
-def reconstruction_errors(
+def errors_by_share(
     teacher: Teacher, patches_ILP: Tensor, scores_IL: NDArray[np.float32], *, batch_size: int = 32
 ) -> NDArray[np.float64]:
     """Mean squared error over all patches of an image, kept ones counting 0: float64 `[2, S, I]`.
@@ -97,7 +97,7 @@ def reconstruction_errors(
 def mask_errors(
     teacher: Teacher, patches_ILP: Tensor, keep_IL: Mask, *, batch_size: int = 32
 ) -> NDArray[np.float64]:
-    """The errors of `reconstruction_errors`, float64 `[2, I]`, when each image keeps the patches of its own mask."""
+    """The errors of `errors_by_share`, float64 `[2, I]`, when each image keeps the patches of its own mask."""
     model = prepare(teacher.model, teacher.precision, teacher.device)
     positions = patches_ILP.shape[1]
     deviation_P = torch.tensor(IMAGENET_STD, device=teacher.device).repeat(patches_ILP.shape[2] // 3)

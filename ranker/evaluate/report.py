@@ -16,9 +16,9 @@ from patchsieve.ranker.evaluate.reconstruction import SHARES, SPACES, Reconstruc
 from patchsieve.ranker.learning.agreement import Interval
 
 REPORT_FILE = "evaluation.json"
-PLOT_FILE = "evaluation.png"
-SETTINGS_FILE = "evaluate.yaml"
-SCHEMA_VERSION = 1
+REPORT_PLOT = "evaluation.png"
+REPORT_SETTINGS = "evaluate.yaml"
+REPORT_VERSION = 1
 
 DIAGNOSTIC = "a diagnostic without a gate: scores tell what a reconstruction is sensitive to, not which patches suffice"
 _HALVES = "half against half"
@@ -29,9 +29,9 @@ def write_report(
 ) -> None:
     """Write the settings (YAML), the plot if there is one, and the JSON last, in a folder (path or URL)."""
     folder = absolute_url(folder)
-    commit_bytes(with_run_id(settings, run_id), join(folder, SETTINGS_FILE), run_id=run_id)
+    commit_bytes(with_run_id(settings, run_id), join(folder, REPORT_SETTINGS), run_id=run_id)
     if plot is not None:
-        commit_bytes(plot, join(folder, PLOT_FILE), run_id=run_id)
+        commit_bytes(plot, join(folder, REPORT_PLOT), run_id=run_id)
     commit_bytes(to_json(evaluation, run_id=run_id).encode(), join(folder, REPORT_FILE), run_id=run_id)
 
 
@@ -41,7 +41,7 @@ def to_json(evaluation: Evaluation, *, run_id: str) -> str:
     curves = evaluation.reconstruction
     about = {
         "format": "patchsieve evaluation",
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": REPORT_VERSION,
         "patchsieve": __version__,
         "run_id": run_id,
         "ranker": {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, get_args, get_type_hints
 
+from patchsieve.pipeline.checks import flag
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.row_config import RowConfig
 from patchsieve.pipeline.scoring.api import Teacher, load_teacher
@@ -12,7 +13,7 @@ from patchsieve.pipeline.shards.specs import expand_shards
 from patchsieve.ranker.evaluate.config import EvaluateConfig
 from patchsieve.ranker.evaluate.dense import DenseTeacher, measure_dense
 from patchsieve.ranker.evaluate.dense_table import read_dense
-from patchsieve.ranker.evaluate.images import EvaluationImages, read_images
+from patchsieve.ranker.evaluate.images import EvaluationImages, read_evaluation_images
 from patchsieve.ranker.evaluate.measure import Evaluation, check_teacher, evaluate_ranker
 from patchsieve.ranker.evaluate.partitions import PartitionScorer
 from patchsieve.ranker.model.checkpoint import LoadedRanker, load_ranker
@@ -31,14 +32,14 @@ def evaluate(config: EvaluateConfig, say: Callable[[str], None]) -> Evaluation:
     """
     shards = expand_shards(config.shards)
     ranker = load_ranker(config.ranker)
-    settings, notes = row_settings(ranker, config)
+    settings, notes = dense_settings(ranker, config)
     teacher = load_teacher(
         config.teacher,
         precision=None if config.precision == "auto" else config.precision,
         output_space=None if config.output_space == "auto" else config.output_space,
     )
     check_teacher(ranker, {"name": teacher.file.name, "digest": teacher.file.digest})
-    images = read_images(
+    images = read_evaluation_images(
         shards,
         ranker,
         image_field=config.image_field,
@@ -62,7 +63,7 @@ def evaluate(config: EvaluateConfig, say: Callable[[str], None]) -> Evaluation:
     )
 
 
-def row_settings(ranker: LoadedRanker, config: EvaluateConfig) -> tuple[dict[str, Any], list[str]]:
+def dense_settings(ranker: LoadedRanker, config: EvaluateConfig) -> tuple[dict[str, Any], list[str]]:
     """Mask ratio, removal and metric of the dense scores: those asked for, else those of the ranker's tables.
 
     Raises UserError where its tables differ in one that was not asked for.
@@ -81,7 +82,7 @@ def row_settings(ranker: LoadedRanker, config: EvaluateConfig) -> tuple[dict[str
         elif values:
             raise UserError(
                 f"{ranker.name} was fitted to tables of {name} {' and '.join(map(str, values))}: choose with "
-                f"--{name.replace('_', '-')}"
+                f"{flag(name)}"
             )
         else:
             settings[name] = default

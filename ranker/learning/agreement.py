@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 
 from patchsieve.pipeline.randomness import KeyedRandom
 
+Scores = NDArray[np.float32]
+"""Scores of patches, whoever gives them: a ranker, its teacher, a baseline."""
+
 Array = NDArray[np.float64]
 
 RESAMPLES = 10_000

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from patchsieve.pipeline.checks import at_least_one
 from patchsieve.pipeline.errors import UserError
 
 LossName = Literal["list_mle", "list_mle_sub", "list_net", "rank_net", "mse", "focused"]
@@ -165,8 +166,7 @@ def _check_options(
     """Refuse values without a meaning; written so that NaN fails too."""
     if sublist is not None and sublist < 2:
         raise UserError(f"sublist is {sublist}, must be at least 2 patches, one alone has no order")
-    if k < 1:
-        raise UserError(f"k is {k}, must be at least 1")
+    at_least_one("k", k)
     if not 0 <= threshold < math.inf:
         raise UserError(f"threshold is {threshold}, must be a number of at least 0")
     if not 0 < sigma < math.inf:

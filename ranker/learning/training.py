@@ -84,7 +84,7 @@ class Training:
     def learning_rate(self) -> float:
         """Of the last layer, at the step to come."""
         recipe = self.recipe
-        return self._lr * rate_factor(self.step, warmup_steps=recipe.warmup_steps, steps=recipe.steps)
+        return self._lr * cosine_factor(self.step, warmup_steps=recipe.warmup_steps, steps=recipe.steps)
 
     def scores(self, batch: Batch) -> Tensor:
         """The ranker's scores of the visible patches, float32 `[N, V]`."""
@@ -175,7 +175,7 @@ _BLOCK = re.compile(r"\bbackbone\.blocks\.(\d+)\.")
 _BEFORE_BLOCKS = re.compile(r"\bbackbone\.(patch_embed|cls_token|reg_token|norm_pre)\b")
 
 
-def rate_factor(step: int, *, warmup_steps: int, steps: int) -> float:
+def cosine_factor(step: int, *, warmup_steps: int, steps: int) -> float:
     """Factor on the learning rate at a step: linear warm-up, then half a cosine to 0."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps

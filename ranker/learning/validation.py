@@ -20,15 +20,13 @@ from torch import Tensor
 from patchsieve.pipeline.scoring.aggregate import Aggregate, dense_scores
 from patchsieve.ranker.batches.index import TableIndex
 from patchsieve.ranker.batches.rows import held_out_batches
-from patchsieve.ranker.learning.agreement import spearman
+from patchsieve.ranker.learning.agreement import Scores, spearman
 from patchsieve.ranker.learning.temperature import fit_temperature
 from patchsieve.ranker.learning.training import Training
 from patchsieve.ranker.learning.validation_plan import ValidationKind, ValidationPlan, image_group
 
-CHUNK = 128
+SCORED_AT_ONCE = 128
 """Images or views that are scored at once."""
-
-Array = NDArray[np.float32]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,8 +35,8 @@ class Measured:
 
     kind: ValidationKind
     aggregate: Aggregate
-    scores: Array
-    targets: Array
+    scores: Scores
+    targets: Scores
 
     @property
     def agreement(self) -> float | None:
@@ -60,7 +58,7 @@ class _Chunk:
 
     patches: Tensor
     positions: Tensor | None
-    targets: Array
+    targets: Scores
 
 
 class Validation:
@@ -85,7 +83,7 @@ class Validation:
                 _Chunk(patches=batch.patches, positions=batch.positions, targets=batch.scores.numpy())
                 for number in plan.slices[rank::ranks]
                 for batch in held_out_batches(
-                    index, int(number), batch_size=CHUNK, decode_threads=decode_threads
+                    index, int(number), batch_size=SCORED_AT_ONCE, decode_threads=decode_threads
                 )
             ]
 
@@ -93,7 +91,7 @@ class Validation:
         return sum(len(chunk.targets) for chunk in self._chunks)
 
     def measure(
-        self, training: Training, gather: Callable[[Array], Array] = lambda values: values
+        self, training: Training, gather: Callable[[Scores], Scores] = lambda values: values
     ) -> Measured:
         """Score them all. `gather` puts the arrays of all workers, `[n, V]` each, one behind the other."""
         empty = np.empty((0, self._shape), dtype=np.float32)
@@ -114,7 +112,7 @@ class _Image:
         self.patches_LP = torch.zeros(positions, values, dtype=torch.uint8)
         self._seen_L = torch.zeros(positions, dtype=torch.bool)
         self._visible: list[NDArray[np.int64]] = []
-        self._scores: list[Array] = []
+        self._scores: list[Scores] = []
 
     def add(self, patches: Tensor, positions_V: Tensor, scores_V: Tensor) -> None:
         """One view: its visible patches, or the whole of it."""
@@ -126,7 +124,7 @@ class _Image:
         self._visible.append(positions_V.numpy())
         self._scores.append(scores_V.numpy())
 
-    def dense(self, aggregate: Aggregate) -> Array | None:
+    def dense(self, aggregate: Aggregate) -> Scores | None:
         """The teacher's score of every patch; None where one was never visible."""
         if not bool(self._seen_L.all()):
             return None
@@ -140,7 +138,9 @@ def _whole_images(
     images: dict[str, _Image] = {}
     for number in plan.slices:
         group = image_group(index.files[index.file_of[number]])
-        for batch in held_out_batches(index, int(number), batch_size=CHUNK, decode_threads=decode_threads):
+        for batch in held_out_batches(
+            index, int(number), batch_size=SCORED_AT_ONCE, decode_threads=decode_threads
+        ):
             for i, key in enumerate(batch.sample_keys):
                 name = json.dumps([group, key])
                 if _share_of(name, ranks) == rank:
@@ -152,9 +152,9 @@ def _whole_images(
     del images
     chunks = []
     while complete:
-        patches, targets = zip(*complete[:CHUNK], strict=True)
+        patches, targets = zip(*complete[:SCORED_AT_ONCE], strict=True)
         # As they are copied, so that memory holds one chunk twice, not all of them.
-        del complete[:CHUNK]
+        del complete[:SCORED_AT_ONCE]
         chunks.append(_Chunk(patches=torch.stack(patches), positions=None, targets=np.stack(targets)))
     return chunks
 

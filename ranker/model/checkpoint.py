@@ -36,9 +36,9 @@ from patchsieve.pipeline.storage import (
 )
 from patchsieve.ranker.model.ranker import Ranker, RankerConfig
 
-SCHEMA_VERSION = 1
-CONFIG_FILE = "config.json"
-WEIGHTS_LIMIT = 16 * 2**30
+RANKER_VERSION = 1
+RANKER_FILE = "config.json"
+_WEIGHTS_LIMIT = 16 * 2**30
 """Largest file of weights, in bytes: it goes through memory."""
 
 _FORMAT = "patchsieve ranker"
@@ -119,7 +119,7 @@ def save_ranker(
     digest = ranker_digest(config, stored)
     about = {
         "format": _FORMAT,
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": RANKER_VERSION,
         "config": dataclasses.asdict(config),
         "digest": digest,
         "teacher": dict(teacher),
@@ -130,7 +130,7 @@ def save_ranker(
     text = json.dumps(about, indent=2, allow_nan=False) + "\n"
     url, weights = absolute_url(folder), _weights_name(digest)
     commit_bytes(safetensors.torch.save(stored), join(url, weights), run_id=run_id)
-    commit_bytes(text.encode(), join(url, CONFIG_FILE), run_id=run_id)
+    commit_bytes(text.encode(), join(url, RANKER_FILE), run_id=run_id)
     for info in list_folder(url, suffix=".safetensors"):
         name = split_name(info.url)[1]
         if name != weights and _WEIGHTS_NAME.fullmatch(name):
@@ -157,7 +157,7 @@ def load_ranker(folder: str, *, device: str | None = None) -> LoadedRanker:
         _check_teacher(config, teacher, shown)
         _check_temperature(temperature, shown)
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{shown}: its {CONFIG_FILE} is not complete: {error!r}") from None
+        raise UserError(f"{shown}: its {RANKER_FILE} is not complete: {error!r}") from None
     stored = _read_weights(weights)
     # Random weights are drawn and replaced; a caller who has set a seed must not notice.
     with torch.random.fork_rng(devices=[]):
@@ -199,17 +199,17 @@ def _check_temperature(temperature: float, shown: str) -> None:
 def _read_about(url: str, shown: str) -> dict[str, Any]:
     """The content of `config.json`, of a schema that is known."""
     try:
-        about = json.loads(read_bytes(join(url, CONFIG_FILE)))
+        about = json.loads(read_bytes(join(url, RANKER_FILE)))
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"no ranker at {shown}: there is no folder with a {CONFIG_FILE}") from None
+        raise UserError(f"no ranker at {shown}: there is no folder with a {RANKER_FILE}") from None
     except ValueError as error:
-        raise UserError(f"no ranker at {shown}: its {CONFIG_FILE} is not JSON: {error}") from None
+        raise UserError(f"no ranker at {shown}: its {RANKER_FILE} is not JSON: {error}") from None
     if not isinstance(about, dict) or about.get("format") != _FORMAT:
-        raise UserError(f"no ranker at {shown}: its {CONFIG_FILE} is of another program or job")
-    if about.get("schema_version") != SCHEMA_VERSION:
+        raise UserError(f"no ranker at {shown}: its {RANKER_FILE} is of another program or job")
+    if about.get("schema_version") != RANKER_VERSION:
         raise UserError(
             f"{shown} is a ranker of schema version {about.get('schema_version')}, this patchsieve reads version "
-            f"{SCHEMA_VERSION}: use the release that wrote it"
+            f"{RANKER_VERSION}: use the release that wrote it"
         )
     return about
 
@@ -219,14 +219,14 @@ def _config_of(about: dict[str, Any], shown: str) -> RankerConfig:
         return RankerConfig(**about["config"])
     except (KeyError, TypeError) as error:
         raise UserError(
-            f"{shown}: the configuration in its {CONFIG_FILE} is not a ranker's: {error}"
+            f"{shown}: the configuration in its {RANKER_FILE} is not a ranker's: {error}"
         ) from None
 
 
 def _read_weights(url: str) -> dict[str, Tensor]:
     shown = canonical_url(url)
     try:
-        return safetensors.torch.load(read_bytes(url, limit=WEIGHTS_LIMIT))
+        return safetensors.torch.load(read_bytes(url, limit=_WEIGHTS_LIMIT))
     except FileNotFoundError:
         raise UserError(f"the ranker is not complete: there is no {shown}") from None
     except SafetensorError as error:
@@ -241,11 +241,11 @@ def _load_weights(model: Ranker, weights: dict[str, Tensor], digest: str, shown:
     if differing:
         name = differing[0]
         raise UserError(
-            f"{shown}: weights do not fit its {CONFIG_FILE}: {name} is {found.get(name, 'missing')}, "
+            f"{shown}: weights do not fit its {RANKER_FILE}: {name} is {found.get(name, 'missing')}, "
             f"{expected.get(name, 'unknown')} in the model"
         )
     if ranker_digest(model.config, weights) != digest:
-        raise UserError(f"{shown}: these are not the weights that its {CONFIG_FILE} describes")
+        raise UserError(f"{shown}: these are not the weights that its {RANKER_FILE} describes")
     model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
 
 

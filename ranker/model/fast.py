@@ -16,8 +16,8 @@ from patchsieve.pipeline.compute.precision import check_precision, fastest_preci
 from patchsieve.pipeline.row_config import Precision
 from patchsieve.ranker.model.ranker import Ranker
 
-LARGEST_BATCH = {"cpu": 32, "cuda": 256}
-PROBE_SECONDS = 1.0
+_LARGEST_BATCH = {"cpu": 32, "cuda": 256}
+_PROBE_S = 1.0
 
 
 def prepare_ranker(ranker: Ranker, precision: Precision, device: torch.device) -> Ranker:
@@ -55,7 +55,7 @@ def choose_ranker_batch(ready: Ranker) -> int:
             best = min(best, time.perf_counter() - started)
         return best / count
 
-    return choose_batch_size(seconds_per_image, largest=LARGEST_BATCH[device.type], budget=PROBE_SECONDS)
+    return choose_batch_size(seconds_per_image, largest=_LARGEST_BATCH[device.type], budget=_PROBE_S)
 
 
 def _probe(ready: Ranker, count: int) -> Callable[[], Tensor]:

@@ -8,13 +8,14 @@ from typing import Annotated, Literal
 
 import tyro
 
+from patchsieve.pipeline.checks import at_least_one, flag
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.row_config import IMAGE_FIELDS, Precision
 from patchsieve.pipeline.runs.log import LogFormat
 
 PruneFormat = Literal["packed", "masked", "index"]
 PruneCrop = Literal["center", "squash"]
-Select = Literal["topk", "nucleus", "cluster", "random"]
+SelectionName = Literal["topk", "nucleus", "cluster", "random"]
 
 # Options that only some ways of selecting read, and which: given with another one they would do nothing.
 _READ_BY = {
@@ -42,7 +43,7 @@ class PruneConfig:
     """Ranker whose stored fits baseline:position and baseline:ridge take."""
     teacher: str | None = None
     """Teacher of baseline:attention; with --dry-run, also the one whose error is told when it rebuilds the images."""
-    select: Select = "topk"
+    select: SelectionName = "topk"
     """The highest scores; the smallest set with a share of the softmax; for diversity, as published; at random."""
     keep: float | None = None
     """Share of the patches that stays of each image; by default 0.5."""
@@ -110,9 +111,7 @@ class PruneConfig:
 
     def __post_init__(self) -> None:
         for name in ("limit_shards", "cpus_per_actor", "max_actors", "batch_size", "size"):
-            value = getattr(self, name)
-            if isinstance(value, int) and value < 1:
-                raise UserError(f"--{_flag(name)} is {value}, must be at least 1")
+            at_least_one(flag(name), getattr(self, name))
         if not self.shards:
             raise UserError("no shards given: name a path, a glob, a brace range, a directory or @list.txt")
         if not 0 <= self.max_bad <= 1:
@@ -122,9 +121,9 @@ class PruneConfig:
         if not self.dry_run and (self.sweep is not None or self.sheet is not None):
             raise UserError("--sweep and --sheet are for --dry-run: add it, or leave them out")
         if self.sweep_ratios:
-            told = next((name for name in ("keep", "mass") if getattr(self, name) is not None), None)
-            if told:
-                raise UserError(f"--sweep tries ratios in place of --{told}: leave one of them out")
+            replaced = next((name for name in ("keep", "mass") if getattr(self, name) is not None), None)
+            if replaced:
+                raise UserError(f"--sweep tries ratios in place of --{replaced}: leave one of them out")
         self._check_selection()
         self._check_images()
         self._check_writing()
@@ -151,13 +150,13 @@ class PruneConfig:
         for name, ways in _READ_BY.items():
             if getattr(self, name) is not None and self.way not in ways:
                 said = "--target-ratio" if self.way == "budget" else f"--select {self.select}"
-                raise UserError(f"--{_flag(name)} does nothing with {said}: leave it out")
+                raise UserError(f"{flag(name)} does nothing with {said}: leave it out")
         if self.seed is not None and "random" not in (self.way, self.ranker.removeprefix("baseline:")):
             raise UserError("--seed is for --select random and baseline:random: leave it out")
         for name in ("keep", "mass", "target_ratio", "keep_images"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
-                raise UserError(f"--{_flag(name)} is {value}, must be above 0 and at most 1")
+                raise UserError(f"{flag(name)} is {value}, must be above 0 and at most 1")
 
     def _check_images(self) -> None:
         given = next((name for name in ("keep_images", "min_score") if getattr(self, name) is not None), None)
@@ -169,7 +168,7 @@ class PruneConfig:
             return
         if not self.table:
             raise UserError(
-                f"--{_flag(given)} needs the images' scores: name tables of patchsieve score with --table"
+                f"{flag(given)} needs the images' scores: name tables of patchsieve score with --table"
             )
         if self.keep_images is not None and self.min_score is not None:
             raise UserError("--keep-images and --min-score both say which images stay: leave one of them out")
@@ -186,7 +185,3 @@ class PruneConfig:
             raise UserError("--quality does nothing with --codec png, which is exact: leave it out")
         if self.quality is not None and not 1 <= self.quality <= 100:
             raise UserError(f"--quality is {self.quality}, must be from 1 to 100")
-
-
-def _flag(name: str) -> str:
-    return name.replace("_", "-")

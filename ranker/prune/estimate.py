@@ -39,7 +39,7 @@ SAMPLED_SHARDS, SAMPLED_IMAGES = 4, 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Choice:
+class WayEstimate:
     """One way to prune, as the sample shows it; `bytes_after`: of all shards, predicted.
 
     `kept`: share of the patches; `mass`: mean share of the softmax that stays, None without a temperature;
@@ -70,7 +70,7 @@ class PruneEstimate:
     plan: ImagePlan | None
     lost: float
     shard_bytes: int
-    choices: Sequence[Choice]
+    choices: Sequence[WayEstimate]
 
     def lines(self, request: PruneRequest) -> list[str]:
         """What the dry run prints."""
@@ -105,7 +105,7 @@ class PruneEstimate:
         return lines
 
 
-def estimate(request: PruneRequest) -> PruneEstimate:
+def estimate_pruning(request: PruneRequest) -> PruneEstimate:
     """Rank, select and encode a sample on this machine; Ray is not started. Writes the contact sheet, if asked for.
 
     Raises UserError where no sampled image can be pruned, and for a teacher of another grid.
@@ -125,8 +125,8 @@ def estimate(request: PruneRequest) -> PruneEstimate:
         left = [item for item in ranked if isinstance(item, Left)]
         dropped = sum(item.dropped for item in left)
         if not images:
-            told = f"{dropped} are dropped for their score" if dropped else "see --image-field"
-            raise UserError(f"none of the {len(items)} samples read can be pruned; {told}")
+            why = f"{dropped} are dropped for their score" if dropped else "see --image-field"
+            raise UserError(f"none of the {len(items)} samples read can be pruned; {why}")
         scores_NL = np.stack([scores_L for _, scores_L in images])
         masks = {label: keep_masks(at, images) for label, at in _selectors(request, scores_NL).items()}
         total = sum(shard.size or 0 for shard in request.shards)
@@ -239,7 +239,7 @@ def _choice(
     *,
     whole: int,
     teacher: Teacher | None,
-) -> Choice:
+) -> WayEstimate:
     written = request.spec.codec is not None
     image_bytes, members = _encoded_bytes(request, images, keep_NL, pool) if written else (0, 0)
     errors = None
@@ -247,7 +247,7 @@ def _choice(
         found_2N = mask_errors(teacher, torch.stack([image.patches for image, _ in images]), keep_NL)
         errors = (float(found_2N[0].mean()), float(found_2N[1].mean()))
     heat = request.selector.temperature or request.config.temperature or request.source.temperature
-    return Choice(
+    return WayEstimate(
         label=label,
         kept=float(keep_NL.mean()),
         mass=None if heat is None else float(kept_mass(scores_NL, keep_NL, heat).mean()),

@@ -32,8 +32,8 @@ def stored_precision(request: PruneRequest, stored: Mapping[str, Any] | None) ->
     if rows is None:
         with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
             rows = json.loads(storage.read_bytes(storage.join(request.config.out, PLAN_FILE)))["asked"]
-    told: Any = rows.get("precision") if isinstance(rows, Mapping) else None
-    return request.with_precision(told) if told in get_args(Precision) else request
+    precision: Any = rows.get("precision") if isinstance(rows, Mapping) else None
+    return request.with_precision(precision) if precision in get_args(Precision) else request
 
 
 def read_plan(request: PruneRequest) -> PruneRequest | None:

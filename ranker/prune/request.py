@@ -98,7 +98,7 @@ class PruneRequest:
         return dataclasses.replace(self, selector=selector, choice=choice)
 
 
-def make_request(config: PruneConfig) -> PruneRequest:
+def make_prune_request(config: PruneConfig) -> PruneRequest:
     """Find shards and ranker; UserError where the combination cannot work."""
     diagnostic = config.dry_run and config.ranker != "baseline:attention"
     teacher = None if diagnostic else config.teacher

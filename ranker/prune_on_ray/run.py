@@ -24,8 +24,8 @@ from patchsieve.ranker.prune.ranking import PruneResult
 from patchsieve.ranker.prune.request import PruneRequest
 from patchsieve.ranker.prune.survey import SURVEY, budget_of, remove_survey
 from patchsieve.ranker.prune_on_ray.events import PruneEvents
-from patchsieve.ranker.prune_on_ray.summary import PruneSummary, summarise
-from patchsieve.ranker.prune_on_ray.waves import PruneWaves, choose_precision
+from patchsieve.ranker.prune_on_ray.summary import PruneSummary, summarise_prune
+from patchsieve.ranker.prune_on_ray.waves import PruneWaves, precision_on_cluster
 from patchsieve.ranker.prune_on_ray.worker import Task
 from patchsieve.ranker.select.image_choice import plan_images
 
@@ -42,7 +42,7 @@ def prune(request: PruneRequest, display: Display, *, settings: bytes) -> PruneS
         run_id=new_run_id(),
         beside=(*request.tar_folders, SURVEY.folder),
     )
-    run = _Run(request, output, settings)
+    run = _PruneRun(request, output, settings)
     with run_events(request.config.log_format, job="prune", run_id=output.run_id):
         run.check_stored_settings()
         return run_to_end(run, output, display)
@@ -63,7 +63,7 @@ class _Session:
             self._stack.enter_context(ray_session(self.stop))
 
 
-class _Run:
+class _PruneRun:
     def __init__(self, request: PruneRequest, output: OutputFolder, settings: bytes) -> None:
         self._request, self._output, self._settings = request, output, settings
         self._plan = Plan(todo=list(request.shards), done={}, changed=[])
@@ -99,7 +99,9 @@ class _Run:
         self._record.begin()
         if self._request.source.needs_precision:
             session.start()
-            self._request = self._request.with_precision(choose_precision(self._request, session.stop.check))
+            self._request = self._request.with_precision(
+                precision_on_cluster(self._request, session.stop.check)
+            )
         self._read_plan()
         if not self._planned:
             self._make_plan(display, session)
@@ -198,7 +200,7 @@ class _Run:
 
     def finish(self, state: str, stopped_code: int | None) -> PruneSummary:
         config, waves = self._request.config, self._waves
-        summary = summarise(
+        summary = summarise_prune(
             run_id=self._output.run_id,
             state=state,
             names={shard.id: shard.name for shard in self._request.shards},

@@ -55,7 +55,7 @@ class PruneSummary(RunEnd):
         return lines + self.fault_lines("samples not pruned")
 
 
-def summarise(
+def summarise_prune(
     *, before: Mapping[str, Record], results: Mapping[str, PruneResult], **run: Any
 ) -> PruneSummary:
     """Sum a prune run up. `run`: the rest of what `end_of_run` takes."""

@@ -25,11 +25,11 @@ from patchsieve.ranker.prune.config import PruneConfig
 from patchsieve.ranker.prune.ranking import PruneResult
 from patchsieve.ranker.prune.request import PruneRequest
 from patchsieve.ranker.prune_on_ray.worker import (
-    Answer,
+    PruneAnswer,
+    PruneOrder,
     PruneWorker,
     Starts,
     Task,
-    WorkOrder,
     probe_precision,
 )
 
@@ -40,7 +40,7 @@ ROUNDS = 3
 DIED = "its worker process died (a crash, out of memory, or a lost node)"
 
 
-def choose_precision(request: PruneRequest, check: Callable[[], None]) -> Precision:
+def precision_on_cluster(request: PruneRequest, check: Callable[[], None]) -> Precision:
     """The fastest safe precision of the ranker where the run's actors will be; `check` is called while it is probed.
 
     Raises PatchsieveError where nobody can tell.
@@ -86,7 +86,7 @@ class PruneWaves:
         Raises UserError where an actor proved that the run cannot work, PatchsieveError where none comes up.
         """
         size, slots = _actor_size(self._request.config)
-        order = WorkOrder(
+        order = PruneOrder(
             request=ray.put(self._request),
             starts=ray.remote(Starts).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote(),
             task=self._task,
@@ -107,7 +107,7 @@ class PruneWaves:
                     self._show(self)
 
     def _wave(
-        self, shards: Sequence[Shard], order: WorkOrder, size: ActorSize, slots: int, reasons: dict[str, str]
+        self, shards: Sequence[Shard], order: PruneOrder, size: ActorSize, slots: int, reasons: dict[str, str]
     ) -> None:
         """Try each of the shards once; `reasons` gets why another attempt is needed."""
         unheard = {shard.id: shard for shard in shards}
@@ -132,7 +132,7 @@ class PruneWaves:
             )
             try:
                 for row in rows.iter_rows():
-                    answer = Answer.from_row(row)
+                    answer = PruneAnswer.from_row(row)
                     # Ray may run a task again whose answer it lost: the first one that arrives counts.
                     shard = unheard.pop(self._request.shards[answer.index].id, None)
                     if shard is not None:
@@ -144,7 +144,7 @@ class PruneWaves:
                 raise PatchsieveError(f"Ray Data failed: {_last_line(error)}") from error
         reasons.update(dict.fromkeys(unheard, DIED))
 
-    def _receive(self, shard: Shard, answer: Answer, reasons: dict[str, str]) -> None:
+    def _receive(self, shard: Shard, answer: PruneAnswer, reasons: dict[str, str]) -> None:
         if answer.unusable:
             raise PatchsieveError(answer.error)
         self.devices.add(answer.device)

@@ -30,7 +30,7 @@ MOST_DEATHS = 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class WorkOrder:
+class PruneOrder:
     """What every actor is told. `request`: object reference to a PruneRequest; `starts`: handle of a `Starts` actor;
     `threads`: that decode and encode.
     """
@@ -43,7 +43,7 @@ class WorkOrder:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Answer:
+class PruneAnswer:
     """What came of one shard, `index` in the request: a result, or an error and whether the user has to act.
 
     `unusable`: the error is that of a worker which did not start, and says nothing of the shard; `node`: host that it
@@ -63,7 +63,7 @@ class Answer:
         return {"answer": json.dumps(dataclasses.asdict(self))}
 
     @classmethod
-    def from_row(cls, row: dict[str, Any]) -> Answer:
+    def from_row(cls, row: dict[str, Any]) -> PruneAnswer:
         """What `to_row` gave."""
         values = json.loads(row["answer"])
         result = values.pop("result")
@@ -102,7 +102,7 @@ class PruneWorker:
     death and then failed, and Ray itself starts one for ever whose process dies of starting.
     """
 
-    def __init__(self, order: WorkOrder) -> None:
+    def __init__(self, order: PruneOrder) -> None:
         self._order = order
         self._device = ""
         self._unusable = ""
@@ -115,7 +115,7 @@ class PruneWorker:
         try:
             self._start()
         except Exception as error:
-            self._unusable = _told(error)
+            self._unusable = _one_line(error)
         else:
             ray.get(order.starts.end.remote(context.get_actor_id()))
 
@@ -142,8 +142,8 @@ class PruneWorker:
         """Work on one shard; errors are answers too, since an exception would cost its whole wave."""
         index = int(row["index"])
         if self._unusable:
-            told = f"the ranker's actor on {self._node} cannot start: {self._unusable}"
-            return [Answer(index=index, device=self._device, error=told, unusable=True).to_row()]
+            error = f"the ranker's actor on {self._node} cannot start: {self._unusable}"
+            return [PruneAnswer(index=index, device=self._device, error=error, unusable=True).to_row()]
         shard = self._request.shards[index]
         try:
             if not self._proven:
@@ -153,8 +153,10 @@ class PruneWorker:
             result = self._work.run(shard)
         except Exception as error:
             users = isinstance(error, UserError)
-            return [Answer(index=index, device=self._device, error=_told(error), users=users).to_row()]
-        return [Answer(index=index, device=self._device, result=result).to_row()]
+            return [
+                PruneAnswer(index=index, device=self._device, error=_one_line(error), users=users).to_row()
+            ]
+        return [PruneAnswer(index=index, device=self._device, result=result).to_row()]
 
     def _provenance(self) -> dict[str, Any]:
         return {
@@ -169,5 +171,5 @@ class PruneWorker:
         }
 
 
-def _told(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return str(error) if isinstance(error, PatchsieveError) else f"{type(error).__name__}: {error}"

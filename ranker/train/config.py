@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from patchsieve.pipeline.checks import at_least_one, flag
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.runs.log import LogFormat
 
@@ -83,23 +84,20 @@ class TrainConfig:
     """Print rows, passes and steps, what is read, and hours by a short measurement; writes nothing."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "accumulate", "workers"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}, must be at least 1")
+        for name in ("batch_size", "accumulate", "workers", "depth"):
+            at_least_one(flag(name), getattr(self, name))
         for name in ("epochs", "measure_every", "base_lr", "checkpoint_minutes"):
             if not getattr(self, name) > 0:
-                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}, must be above 0")
+                raise UserError(f"{flag(name)} is {getattr(self, name)}, must be above 0")
         if self.batch_size % (self.workers * self.accumulate):
             raise UserError(
                 f"--batch-size {self.batch_size} does not divide by {self.workers} workers x {self.accumulate} parts"
             )
-        if self.depth is not None and self.depth < 1:
-            raise UserError(f"--depth is {self.depth}, must be at least 1")
         if not 0 < self.layer_decay <= 1:
             raise UserError(f"--layer-decay is {self.layer_decay}, must be above 0 and at most 1")
         for name in ("warmup_epochs", "weight_decay", "clip", "max_restarts"):
             if not getattr(self, name) >= 0:
-                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}, must not be below 0")
+                raise UserError(f"{flag(name)} is {getattr(self, name)}, must not be below 0")
         if not 0 <= self.beta2 < 1:
             raise UserError(f"--beta2 is {self.beta2}, must be at least 0 and below 1")
         if self.teacher is not None and self.weights != "teacher":

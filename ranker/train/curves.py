@@ -12,10 +12,10 @@ from patchsieve.pipeline import storage
 from patchsieve.pipeline.storage import scratch_folder
 
 CSV_FILE = "curve.csv"
-PLOT_FILE = "curve.png"
+CURVE_PLOT = "curve.png"
 EVENTS_FOLDER = "tensorboard"
 
-Record = Mapping[str, float | int | str | None]
+CurvePoint = Mapping[str, float | int | str | None]
 """One measurement. `step` is needed; `views_per_image`, `loss`, `learning_rate`, `agreement` with its `validation` (a
 text), and `waited` are drawn. None: not known."""
 
@@ -28,7 +28,7 @@ _PANELS = {
 _COLOURS = ("#1f6feb", "#0f7b6c", "#8250df")
 
 
-def write_curves(folder_url: str, records: Sequence[Record], *, run_id: str) -> None:
+def write_curves(folder_url: str, records: Sequence[CurvePoint], *, run_id: str) -> None:
     """Write `curve.csv`, `curve.png` and `tensorboard/` of all measurements so far, in order of their steps.
 
     Each measurement has an event file of its own: TensorBoard reads on where a file ends, and never looks at one again
@@ -41,17 +41,17 @@ def write_curves(folder_url: str, records: Sequence[Record], *, run_id: str) -> 
     storage.commit_bytes(curve_csv(records), storage.join(url, CSV_FILE), run_id=run_id)
     _write_events(storage.join(url, EVENTS_FOLDER), records, run_id)
     if plot_note() is None:
-        storage.commit_bytes(draw_curves(records), storage.join(url, PLOT_FILE), run_id=run_id)
+        storage.commit_bytes(draw_curves(records), storage.join(url, CURVE_PLOT), run_id=run_id)
 
 
 def plot_note() -> str | None:
     """What to tell the user where `write_curves` leaves the plot out, None where it draws it."""
     if importlib.util.find_spec("matplotlib") is not None:
         return None
-    return f"{PLOT_FILE} is left out: it needs matplotlib (pip install matplotlib)"
+    return f"{CURVE_PLOT} is left out: it needs matplotlib (pip install matplotlib)"
 
 
-def curve_csv(records: Sequence[Record]) -> bytes:
+def curve_csv(records: Sequence[CurvePoint]) -> bytes:
     """A line per measurement under the names of the first one's values; empty where a value is None."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(records[0]), lineterminator="\n")
@@ -60,7 +60,7 @@ def curve_csv(records: Sequence[Record]) -> bytes:
     return text.getvalue().encode()
 
 
-def _write_events(folder: str, records: Sequence[Record], run_id: str) -> None:
+def _write_events(folder: str, records: Sequence[CurvePoint], run_id: str) -> None:
     named = {f"events.out.tfevents.{int(record['step'] or 0):012d}": record for record in records}
     present = {storage.split_name(info.url)[1] for info in storage.list_folder(folder)}
     for name in present - set(named):
@@ -73,7 +73,7 @@ def _write_events(folder: str, records: Sequence[Record], run_id: str) -> None:
             storage.commit_bytes(_event_file(record), storage.join(folder, name), run_id=run_id)
 
 
-def _event_file(record: Record) -> bytes:
+def _event_file(record: CurvePoint) -> bytes:
     """One measurement as a TensorBoard event file: each number a scalar, each text a text."""
     from tensorboardX import SummaryWriter
 
@@ -90,7 +90,7 @@ def _event_file(record: Record) -> bytes:
         return file.read_bytes()
 
 
-def draw_curves(records: Sequence[Record]) -> bytes:
+def draw_curves(records: Sequence[CurvePoint]) -> bytes:
     """The plot as a PNG file; a kind of validation has a line of its own, as kinds cannot be compared."""
     from matplotlib.figure import Figure
 
@@ -124,9 +124,9 @@ def draw_curves(records: Sequence[Record]) -> bytes:
     return scratch.getvalue()
 
 
-def _kind(record: Record) -> str:
+def _kind(record: CurvePoint) -> str:
     return str(record.get("validation") or "")
 
 
-def _place(record: Record) -> Any:
+def _place(record: CurvePoint) -> Any:
     return record["views_per_image"] if "views_per_image" in record else record["step"]

@@ -17,7 +17,7 @@ from patchsieve.ranker.learning.training import Training
 from patchsieve.ranker.model.ranker import Ranker
 from patchsieve.ranker.train.plan import TrainPlan
 
-PROBE_S = 1.0
+_PROBE_S = 1.0
 """A probed step takes at least this long, or has all rows of a worker's part; shorter ones would time overheads."""
 
 _FIRST_ROWS = 8
@@ -47,7 +47,7 @@ class TrainEstimate:
         ]
 
 
-def estimate(plan: TrainPlan) -> TrainEstimate:
+def estimate_training(plan: TrainPlan) -> TrainEstimate:
     """Count, and time real steps of the ranker on made-up rows; nothing is read or written, Ray is not started.
 
     Takes some seconds. Raises torch.OutOfMemoryError where a worker's part of a batch does not fit the GPU.
@@ -106,10 +106,10 @@ def _rate(step: Callable[[int], object], part: int) -> float:
         started = time.perf_counter()
         step(rows)
         seconds = time.perf_counter() - started
-        if rows == part or seconds >= PROBE_S:
+        if rows == part or seconds >= _PROBE_S:
             return rows / seconds
         # Towards the time wanted in few tries, and never far beyond it.
-        rows = min(part, rows * max(2, min(8, int(PROBE_S / max(seconds, 1e-3)))))
+        rows = min(part, rows * max(2, min(8, int(_PROBE_S / max(seconds, 1e-3)))))
 
 
 def _made_up(index: TableIndex, rows: int) -> Batch:

@@ -33,19 +33,19 @@ LAST_FOLDER = "last"
 
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-State = dict[str, Any]
-Report = Callable[[dict[str, Any], Callable[[], State]], None]
+FitState = dict[str, Any]
+Report = Callable[[dict[str, Any], Callable[[], FitState]], None]
 """Takes the newest measurement and what makes the checkpoint's content; every worker calls it at the same steps."""
 
 
-def read_state(local_path: Path) -> State:
+def read_state(local_path: Path) -> FitState:
     """A worker's state out of a file that `torch.save` wrote, in main memory whatever device it was on."""
-    state: State = torch.load(local_path, map_location="cpu", weights_only=True)
+    state: FitState = torch.load(local_path, map_location="cpu", weights_only=True)
     return state
 
 
 @dataclasses.dataclass(kw_only=True)
-class Progress:
+class TrainProgress:
     """What a checkpoint holds beside weights and optimiser.
 
     `curve`: a record for each measurement. `best`: the one whose ranker is in OUT. `loss` and `steps`: sum and number
@@ -70,7 +70,7 @@ class Fit:
         *,
         worker: Worker,
         model: nn.Module | None = None,
-        state: State | None = None,
+        state: FitState | None = None,
         run_id: str,
     ) -> None:
         """`ranker`: the initial one, on the worker's device; `model`: its parallel wrapper where there are several.
@@ -94,12 +94,12 @@ class Fit:
             rank=worker.rank,
         )
         self._baselines = BaselineFits(grid=plan.index.grid, patch_size=plan.index.patch_size)
-        self.progress = Progress()
+        self.progress = TrainProgress()
         if state is not None:
             ranker.load_state_dict(state["ranker"])
             self.training.load_state(state["training"])
             self._baselines.load_state(state["baselines"])
-            self.progress = Progress(**state["progress"])
+            self.progress = TrainProgress(**state["progress"])
         self._validation = Validation(
             plan.validation,
             plan.index,
@@ -118,7 +118,7 @@ class Fit:
             pinned=worker.device.type == "cuda",
         )
 
-    def run(self, report: Report) -> Progress:
+    def run(self, report: Report) -> TrainProgress:
         """All steps that are left. Raises DivergedError, and what reading tables and writing the ranker raise."""
         training, recipe = self.training, self._plan.recipe
         read = training.step * recipe.accumulate
@@ -138,7 +138,7 @@ class Fit:
                     saved = time.monotonic()
         return self.progress
 
-    def state(self) -> State:
+    def state(self) -> FitState:
         """What a later run goes on from, as `read_state` gives it back: tensors, numbers and texts."""
         return {
             "ranker": self._ranker.state_dict(),

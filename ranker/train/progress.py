@@ -12,11 +12,11 @@ from typing import Any
 
 from patchsieve.pipeline import storage
 from patchsieve.pipeline.errors import PatchsieveError
-from patchsieve.ranker.model.checkpoint import CONFIG_FILE
+from patchsieve.ranker.model.checkpoint import RANKER_FILE
 from patchsieve.ranker.train.curves import CSV_FILE
 from patchsieve.ranker.train.loop import LAST_FOLDER
 
-POLL_S = 5.0
+_POLL_S = 5.0
 _JOIN_S = 2.0
 
 
@@ -72,7 +72,7 @@ def follow(out: str, tell: Callable[[dict[str, str]], None]) -> Iterator[None]:
                     tell(point)
 
     def watch() -> None:
-        while not stop.wait(POLL_S):
+        while not stop.wait(_POLL_S):
             show()
 
     thread = threading.Thread(target=watch, name="training progress", daemon=True)
@@ -98,7 +98,7 @@ def outcome(out: str, *, shown: str) -> list[str]:
 
 
 def _about(folder: str) -> dict[str, Any]:
-    extra: dict[str, Any] = json.loads(storage.read_bytes(storage.join(folder, CONFIG_FILE)))["extra"]
+    extra: dict[str, Any] = json.loads(storage.read_bytes(storage.join(folder, RANKER_FILE)))["extra"]
     return extra
 
 

@@ -16,12 +16,12 @@ from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.identity import canonical_json
 from patchsieve.pipeline.output.owner import create_once
 from patchsieve.pipeline.runs.config_file import config_to_yaml, with_run_id
-from patchsieve.ranker.model.checkpoint import CONFIG_FILE
+from patchsieve.ranker.model.checkpoint import RANKER_FILE
 from patchsieve.ranker.train.config import TrainConfig
 from patchsieve.ranker.train.plan import TrainPlan
 
 RECORD_FILE = "training.json"
-SETTINGS_FILE = "train.yaml"
+TRAIN_SETTINGS = "train.yaml"
 
 _FORMAT = "patchsieve training"
 # Settings that a run may change when it goes on: where things are, how it runs, and how long.
@@ -53,9 +53,9 @@ def begun(out: str) -> TrainRecord | None:
             raise ValueError("of another program")
         return TrainRecord(**found)
     except FileNotFoundError:
-        if storage.exists(storage.join(out, CONFIG_FILE)):
+        if storage.exists(storage.join(out, RANKER_FILE)):
             raise UserError(
-                f"{out} holds the {CONFIG_FILE} of something else: choose another --out"
+                f"{out} holds the {RANKER_FILE} of something else: choose another --out"
             ) from None
         return None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -107,7 +107,7 @@ def begin(plan: TrainPlan, *, run_id: str) -> None:
 def write_settings(config: TrainConfig, *, run_id: str) -> None:
     """Keep the settings of the latest run beside the ranker."""
     settings = with_run_id(config_to_yaml(config), run_id)
-    storage.commit_bytes(settings, storage.join(config.out, SETTINGS_FILE), run_id=run_id)
+    storage.commit_bytes(settings, storage.join(config.out, TRAIN_SETTINGS), run_id=run_id)
 
 
 def _settings(config: TrainConfig) -> dict[str, Any]:

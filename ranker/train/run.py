@@ -31,7 +31,7 @@ from patchsieve.pipeline.storage import scratch_folder
 from patchsieve.ranker.model.initial_weights import TEACHER_WEIGHTS, initial_ranker, read_tables_teacher
 from patchsieve.ranker.model.ranker import Ranker
 from patchsieve.ranker.train.curves import plot_note
-from patchsieve.ranker.train.loop import Fit, State, read_state
+from patchsieve.ranker.train.loop import Fit, FitState, read_state
 from patchsieve.ranker.train.plan import TrainPlan
 from patchsieve.ranker.train.progress import follow, numbers_of, outcome, print_point
 from patchsieve.ranker.train.record import begin, begun, check_resume, write_settings
@@ -90,10 +90,10 @@ def train(plan: TrainPlan) -> int:
 
 def _stopped(stop: StopRequest, *, people: bool) -> int:
     number: signal.Signals = stop.accept()
-    told = f"stopped by {number.name}: --resume goes on from the last checkpoint"
-    log_event("run ended", {"state": told, "exit_code": 128 + number})
+    state = f"stopped by {number.name}: --resume goes on from the last checkpoint"
+    log_event("run ended", {"state": state, "exit_code": 128 + number})
     if people:
-        print(told, flush=True)
+        print(state, flush=True)
     return 128 + number
 
 
@@ -116,8 +116,8 @@ def _initial_weights(plan: TrainPlan) -> dict[str, torch.Tensor]:
     config = plan.config
     teacher = None
     if config.weights == TEACHER_WEIGHTS:
-        told = plan.teacher
-        teacher = read_tables_teacher(config.teacher, name=str(told["name"]), digest=str(told["digest"]))
+        name, digest = str(plan.teacher["name"]), str(plan.teacher["digest"])
+        teacher = read_tables_teacher(config.teacher, name=name, digest=digest)
     return initial_ranker(plan.ranker, config.weights, teacher=teacher, seed=config.seed).state_dict()
 
 
@@ -185,15 +185,15 @@ def _work(settings: dict[str, Any]) -> None:
     )
 
     def report(newest: dict[str, Any], state: Any) -> None:
-        metrics = {"step": fit.training.step, "measured": newest}
+        values = {"step": fit.training.step, "measured": newest}
         if worker.rank:
-            ray.train.report(metrics)
+            ray.train.report(values)
             return
         with scratch_folder() as scratch:
             local_folder = scratch / "checkpoint"
             local_folder.mkdir()
             torch.save(state(), local_folder / STATE_FILE)
-            ray.train.report(metrics, checkpoint=Checkpoint.from_directory(local_folder))
+            ray.train.report(values, checkpoint=Checkpoint.from_directory(local_folder))
 
     fit.run(report)
 
@@ -205,7 +205,7 @@ def _decode_threads(device: torch.device, local_workers: int) -> int:
     return max(1, min((os.cpu_count() or 1) // local_workers - 1, MOST_DECODE_CPUS))
 
 
-def _checkpoint() -> State | None:
+def _checkpoint() -> FitState | None:
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return None

@@ -27,9 +27,9 @@ class Worker:
         """The decision of worker 0."""
         if self.ranks == 1:
             return decision
-        told = torch.tensor(int(decision), device=self.device)
-        torch.distributed.broadcast(told, 0)
-        return bool(told)
+        shared = torch.tensor(int(decision), device=self.device)
+        torch.distributed.broadcast(shared, 0)
+        return bool(shared)
 
     def mean(self, values: Sequence[float]) -> list[float]:
         """The mean of each value over the workers."""

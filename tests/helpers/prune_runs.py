@@ -17,7 +17,7 @@ from patchsieve.pipeline.pruned.index import INDEX
 from patchsieve.ranker.model.checkpoint import save_ranker
 from patchsieve.ranker.prune.config import PruneConfig
 from patchsieve.ranker.prune.ranking import PruneResult
-from patchsieve.ranker.prune.request import PruneRequest, make_request
+from patchsieve.ranker.prune.request import PruneRequest, make_prune_request
 from patchsieve.ranker.prune.shard import ShardPruning
 from patchsieve.ranker.select.patch_scorer import BASELINE_PREFIX, PatchScorer
 from tests.helpers.rankers import TEACHER, small_ranker
@@ -56,7 +56,7 @@ def pruning_of(request: PruneRequest, *, threads: int = 2) -> ShardPruning:
 
 def prune_here(config: PruneConfig, *, threads: int = 2) -> dict[str, PruneResult]:
     """Prune every shard without Ray, one after the other; results by file name."""
-    request = make_request(config)
+    request = make_prune_request(config)
     pruning = pruning_of(request, threads=threads)
     return {shard.name.rpartition("/")[2]: pruning.run(shard) for shard in request.shards}
 

@@ -27,7 +27,7 @@ from patchsieve.pipeline.schedule.config import ListConfig, OnceConfig
 from patchsieve.pipeline.schedule.run import list_corpora, tick_once
 from patchsieve.pipeline.shards.specs import Shard, expand_shards
 from patchsieve.pipeline.tables.schema import SCORES, row_fields
-from patchsieve.ranker.prune.request import make_request
+from patchsieve.ranker.prune.request import make_prune_request
 from tests.helpers.impatient import impatient_s3
 from tests.helpers.photos import photo_samples, write_shard
 from tests.helpers.prune_runs import prune_config, prune_here, save_small_ranker
@@ -227,7 +227,7 @@ def test_pruned_from_store_to_store_and_read_from_there(s3: S3Store, tmp_path: P
     for url in indexes:
         ours = pq.read_table(pa.BufferReader(storage.read_bytes(url)))
         assert ours.equals(pq.read_table(expected / INDEX.folder / storage.split_name(url)[1]))
-    request = make_request(config)
+    request = make_prune_request(config)
     checks = OutputFolder(out, INDEX, run_id="later").check(request.shards, digest_of(request.fields))
     assert {check.state for check in checks.values()} == {State.DONE}
 

@@ -16,7 +16,7 @@ import ray
 from patchsieve.pipeline.cluster.metrics import METRICS
 from patchsieve.pipeline.runs.config_file import config_to_yaml
 from patchsieve.pipeline.runs.progress import make_display
-from patchsieve.ranker.prune.request import make_request
+from patchsieve.ranker.prune.request import make_prune_request
 from patchsieve.ranker.prune_on_ray.run import prune
 from tests.helpers.checkout import ROOT
 from tests.helpers.photos import photo_samples, write_shard
@@ -111,7 +111,7 @@ def test_prune_tells_the_same_way(tmp_path: Path, capsys: pytest.CaptureFixture[
     empty = write_shard(tmp_path / "shards/empty.tar", [])
     out = tmp_path / "out"
     config = prune_config([*shards, empty], out, save_small_ranker(tmp_path), log_format="json")
-    summary = prune(make_request(config), make_display("json"), settings=config_to_yaml(config))
+    summary = prune(make_prune_request(config), make_display("json"), settings=config_to_yaml(config))
     assert (summary.done, len(summary.failed), summary.images) == (2, 1, 7)
     run = {"run": summary.run_id, "command": "prune"}
     wait_until(lambda: total(scrape(), "shards_total", **run) == 3, "the end of the run")

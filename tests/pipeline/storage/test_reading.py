@@ -72,6 +72,9 @@ def test_streams_and_ranges(
     assert read(url, step=10**9) == DATA
     assert read(url, start=2_999_999) == DATA[-1:]
     assert read(url, start=len(DATA)) == b""
+    with storage.ByteStream(storage.stat(url), start=100_000, stop=1_500_000) as stream:
+        assert stream.read(10**9) == DATA[100_000:1_500_000]
+        assert stream.read(1) == b""
     assert storage.read_bytes(url) == DATA
     assert storage.read_range(url, 1000, 500_000) == DATA[1000:500_000]
     assert storage.read_range(url, 5, 5) == b""

@@ -15,7 +15,7 @@ from patchsieve.pipeline.scoring.api import Teacher
 from patchsieve.pipeline.shards.specs import expand_shards
 from patchsieve.ranker.evaluate.dense import measure_dense
 from patchsieve.ranker.evaluate.dense_table import read_dense
-from patchsieve.ranker.evaluate.images import EvaluationImages, read_images
+from patchsieve.ranker.evaluate.images import EvaluationImages, read_evaluation_images
 from patchsieve.ranker.evaluate.partitions import PartitionScorer
 from patchsieve.ranker.model.checkpoint import LoadedRanker
 from tests.helpers.evaluations import RATIO, VIEWS, ranker_of, small_teacher
@@ -56,7 +56,7 @@ def ranker(folder: Path, teacher: Teacher) -> LoadedRanker:
 
 def images_of(folder: Path, ranker: LoadedRanker, *names: str, limit: int = 100) -> EvaluationImages:
     shards = expand_shards([str(folder / f"{name}.tar") for name in names])
-    return read_images(shards, ranker, image_field=IMAGE_FIELDS, limit=limit, held_out_only=False)
+    return read_evaluation_images(shards, ranker, image_field=IMAGE_FIELDS, limit=limit, held_out_only=False)
 
 
 def test_a_table_gives_what_scoring_gives(folder: Path, ranker: LoadedRanker, teacher: Teacher) -> None:

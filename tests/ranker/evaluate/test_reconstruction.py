@@ -13,8 +13,8 @@ from patchsieve.pipeline.teacher.model import MaskedAutoencoder
 from patchsieve.ranker.evaluate.reconstruction import (
     FLAT_VARIANCE,
     SHARES,
+    errors_by_share,
     reconstruction_curves,
-    reconstruction_errors,
 )
 from tests.helpers.evaluations import evaluation_images, ranker_of, small_teacher
 from tests.helpers.teachers import SMALL
@@ -52,7 +52,7 @@ def test_errors_equal_the_loops(space: str, tmp_path: Path) -> None:
     # One flat patch, as plain sky has.
     patches[0, 7] = 200
     scores = np.random.default_rng(0).normal(size=patches.shape[:2]).astype(np.float32)
-    found = reconstruction_errors(teacher, patches, scores, batch_size=2)
+    found = errors_by_share(teacher, patches, scores, batch_size=2)
     assert found.shape == (2, len(SHARES), IMAGES)
     for number, kept in enumerate([3, 9, 18]):
         for image in range(IMAGES):
@@ -67,7 +67,7 @@ def test_others_are_paired_with_the_ranker(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     scores = {name: random.normal(size=patches.shape[:2]).astype(np.float32) for name in ("mine", "other")}
     curves = reconstruction_curves(teacher, patches, scores, ranker="mine")
-    mine, other = (reconstruction_errors(teacher, patches, scores[name]) for name in ("mine", "other"))
+    mine, other = (errors_by_share(teacher, patches, scores[name]) for name in ("mine", "other"))
     assert curves["mine"].versus_ranker == {}
     for number, space in enumerate(("pixel", "normalised")):
         values = [interval.value for interval in curves["other"].errors[space]]

@@ -16,9 +16,9 @@ from patchsieve.ranker.learning.training import (
     DivergedError,
     Recipe,
     Training,
+    cosine_factor,
     layer_of,
     parameter_groups,
-    rate_factor,
 )
 from patchsieve.ranker.learning.validation import Validation
 from patchsieve.ranker.model.ranker import Ranker, RankerConfig
@@ -63,7 +63,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_rate_rises_linearly_and_falls_along_a_cosine() -> None:
-    factors = [rate_factor(step, warmup_steps=4, steps=40) for step in range(40)]
+    factors = [cosine_factor(step, warmup_steps=4, steps=40) for step in range(40)]
     assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
     assert factors[22] == pytest.approx(0.5)
     assert factors[39] < 0.01

@@ -12,7 +12,7 @@ from patchsieve.jobs.prune import main
 from patchsieve.pipeline.output.folder import OutputFolder
 from patchsieve.pipeline.pruned.index import INDEX
 from patchsieve.ranker.model.checkpoint import save_ranker
-from patchsieve.ranker.prune.request import make_request
+from patchsieve.ranker.prune.request import make_prune_request
 from tests.helpers.archives import archive
 from tests.helpers.bad_samples import DAMAGED, FAULTS, GOOD, mixed_members, whole_members
 from tests.helpers.photos import photo_samples, write_shard
@@ -88,7 +88,7 @@ def test_what_cannot_be_asked_is_one_line_and_exit_2(
     save_ranker(
         other, small_ranker(image_size=96), teacher={**TEACHER, "grid": 6}, tables=[], temperature=1.0
     )
-    made = make_request(prune_config([first], out, ranker))
+    made = make_prune_request(prune_config([first], out, ranker))
     OutputFolder(str(out), INDEX, run_id="r").adopt_config(made.fields, other={})
     asked: dict[str, list[str]] = {
         "--keep is 0.0, must be above 0": [first, "--keep", "0"],

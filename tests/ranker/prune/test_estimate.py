@@ -19,9 +19,9 @@ from patchsieve.ranker.evaluate.reconstruction import mask_errors
 from patchsieve.ranker.prune import estimate as prune_estimate
 from patchsieve.ranker.prune import sheet as prune_sheet
 from patchsieve.ranker.prune.config import PruneConfig
-from patchsieve.ranker.prune.estimate import PruneEstimate, estimate
+from patchsieve.ranker.prune.estimate import PruneEstimate, estimate_pruning
 from patchsieve.ranker.prune.plan import freeze_plan
-from patchsieve.ranker.prune.request import make_request
+from patchsieve.ranker.prune.request import make_prune_request
 from patchsieve.ranker.select.budget import find_budget
 from patchsieve.ranker.select.image_choice import plan_images
 from patchsieve.ranker.select.selection import keep_count
@@ -50,7 +50,7 @@ def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def dry(config: PruneConfig, **changes: Any) -> PruneEstimate:
-    return estimate(make_request(dataclasses.replace(config, dry_run=True, **changes)))
+    return estimate_pruning(make_prune_request(dataclasses.replace(config, dry_run=True, **changes)))
 
 
 @pytest.mark.parametrize("form", ["packed", "masked"])
@@ -97,8 +97,8 @@ def test_a_sweep_tries_each_ratio(shard: Path, ranker: str, tmp_path: Path) -> N
 
 def test_what_it_prints(shard: Path, ranker: str, tmp_path: Path) -> None:
     config = prune_config([shard], tmp_path / "out", ranker, dry_run=True, sweep="0.5")
-    request = make_request(config)
-    lines = estimate(request).lines(request)
+    request = make_prune_request(config)
+    lines = estimate_pruning(request).lines(request)
     assert lines[0].startswith("shards    1, ")
     assert lines[1].endswith(", 4 x 4 patches of 16 px")
     assert lines[2] == f"sample    {COUNT} images ranked, 1 left as they are"
@@ -111,7 +111,7 @@ def test_what_it_prints(shard: Path, ranker: str, tmp_path: Path) -> None:
 def test_a_frozen_budget_is_told_as_it_is(shard: Path, ranker: str, tmp_path: Path) -> None:
     config = prune_config([shard], tmp_path / "out", ranker, target_ratio=0.5)
     assert dry(config).choices[0].kept == pytest.approx(0.5, abs=1 / PATCHES / COUNT)
-    request = make_request(config)
+    request = make_prune_request(config)
     budget = find_budget(lambda: [np.log(np.full((2, 4), 0.25))], 1.0)
     freeze_plan(request, budget=budget, images=None, left_out=[], run_id="run")
     assert dry(config).choices[0].kept == 1.0
@@ -129,7 +129,7 @@ def test_whole_images_that_go(shard: Path, ranker: str, tmp_path: Path) -> None:
     assert (found.images, found.left, found.dropped, found.unscored) == (4 + 2, 1, 6, 2)
     assert found.plan is not None
     assert (found.plan.scored, found.plan.kept, found.plan.threshold) == (10, 4, 5.5)
-    request = make_request(dataclasses.replace(config, dry_run=True))
+    request = make_prune_request(dataclasses.replace(config, dry_run=True))
     (told,) = [line for line in found.lines(request) if line.startswith("images")]
     assert told == (
         "images    4 of 10 with a score stay, those from 5.5 on (experimental); in the sample 6 go, 2 without a score "
@@ -162,10 +162,10 @@ def test_the_teachers_error(shard: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(prune_estimate, "mask_errors", watched)
     config = prune_config([shard], tmp_path / "out", "baseline:variance", dry_run=True)
-    request = make_request(
+    request = make_prune_request(
         dataclasses.replace(config, teacher="tiny", sweep="0.3,1.0", target_ratio=1.0, temperature=5.0)
     )
-    found = estimate(request)
+    found = estimate_pruning(request)
     few, all_kept = found.choices
     assert few.errors is not None
     assert few.errors == tuple(masks[0][1].mean(axis=1))
@@ -197,7 +197,7 @@ def test_a_teacher_of_another_grid(shard: Path, ranker: str, tmp_path: Path) -> 
     with pytest.raises(UserError, match=r"--teacher tiny sees 14 x 14 patches of 16 px, .* 4 x 4 of 16"):
         dry(config, teacher="tiny")
     with pytest.raises(UserError, match="--from and --teacher are for baselines"):
-        make_request(dataclasses.replace(config, teacher="tiny"))
+        make_prune_request(dataclasses.replace(config, teacher="tiny"))
 
 
 def test_the_sheet_shows_what_stays(shard: Path, ranker: str, tmp_path: Path) -> None:

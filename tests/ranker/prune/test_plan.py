@@ -15,7 +15,7 @@ from patchsieve.pipeline.identity import digest_of
 from patchsieve.pipeline.output.folder import OutputFolder
 from patchsieve.ranker.prune.config import PruneConfig
 from patchsieve.ranker.prune.plan import freeze_plan, read_plan, stored_precision
-from patchsieve.ranker.prune.request import make_request
+from patchsieve.ranker.prune.request import make_prune_request
 from patchsieve.ranker.prune.survey import SURVEY, ShardSurvey, budget_of
 from patchsieve.ranker.select.patch_scorer import PatchScorer
 from tests.helpers.photos import photo_samples, write_shard
@@ -100,32 +100,32 @@ def test_combinations_that_cannot_work(
 ) -> None:
     config = prune_config([folder / "three.tar"], tmp_path / "out", ranker)
     with pytest.raises(UserError, match=message):
-        make_request(dataclasses.replace(config, **changes))
+        make_prune_request(dataclasses.replace(config, **changes))
 
 
 def test_places(folder: Path, ranker: str, tmp_path: Path) -> None:
     both = [folder / "one" / "photos.tar", folder / "two" / "photos.tar"]
     with pytest.raises(UserError, match="would both be written to"):
-        make_request(prune_config(both, tmp_path, ranker))
-    rooted = make_request(prune_config(both, tmp_path, ranker, root=str(folder)))
+        make_prune_request(prune_config(both, tmp_path, ranker))
+    rooted = make_prune_request(prune_config(both, tmp_path, ranker, root=str(folder)))
     assert sorted(rooted.paths.values()) == ["shards/one/photos.tar", "shards/two/photos.tar"]
     assert rooted.tar_folders == ["shards/one", "shards/two"]
     for out in (folder / "one", folder / "one" / "pruned"):
         with pytest.raises(UserError, match=r"lies in .*, a folder of shards to prune"):
-            make_request(prune_config(both[:1], out, ranker))
+            make_prune_request(prune_config(both[:1], out, ranker))
     link = tmp_path / "link"
     link.symlink_to(folder / "one")
     with pytest.raises(UserError, match="a folder of shards to prune"):
-        make_request(prune_config(both[:1], link / "pruned", ranker))
+        make_prune_request(prune_config(both[:1], link / "pruned", ranker))
     with pytest.raises(UserError, match="lies in --out"):
-        make_request(prune_config(both[:1], folder, ranker))
+        make_prune_request(prune_config(both[:1], folder, ranker))
 
 
 def test_what_is_part_of_the_identity(folder: Path, ranker: str, tmp_path: Path) -> None:
     config = prune_config([folder / "three.tar"], tmp_path / "out", ranker)
 
     def identity(**changes: Any) -> str:
-        return digest_of(make_request(dataclasses.replace(config, **changes)).fields)
+        return digest_of(make_prune_request(dataclasses.replace(config, **changes)).fields)
 
     assert identity() == identity(batch_size=8, max_actors=3, keep=0.5, size=64, quality=90, salvage=True)
     others = [
@@ -153,7 +153,7 @@ def test_what_is_part_of_the_identity(folder: Path, ranker: str, tmp_path: Path)
 def test_a_budget_is_met_and_frozen(folder: Path, ranker: str, tmp_path: Path) -> None:
     shards = [folder / "one" / "photos.tar", folder / "three.tar"]
     config = prune_config(shards, tmp_path / "out", ranker, target_ratio=0.4, floor=2)
-    request = make_request(config)
+    request = make_prune_request(config)
     assert read_plan(request) is None
     survey = OutputFolder(config.out, SURVEY, run_id="run")
     scorer = PatchScorer(request.source, device=torch.device("cpu"), batch_size=4)
@@ -175,19 +175,19 @@ def test_a_budget_is_met_and_frozen(folder: Path, ranker: str, tmp_path: Path) -
     assert len(set(kept)) > 1, "counts differ between images"
     # Shards that come later use the same threshold; another budget is refused by name.
     more = dataclasses.replace(config, shards=(*config.shards[1:],))
-    later = read_plan(make_request(more))
+    later = read_plan(make_prune_request(more))
     assert later is not None
     assert later.selector.threshold == threshold
     with pytest.raises(UserError, match=r"select_target: 0\.4 -> 0\.5"):
-        read_plan(make_request(dataclasses.replace(config, target_ratio=0.5)))
+        read_plan(make_prune_request(dataclasses.replace(config, target_ratio=0.5)))
     # The scores are those of one precision: a plan that is there tells which.
-    untold = make_request(dataclasses.replace(config, precision="auto"))
+    untold = make_prune_request(dataclasses.replace(config, precision="auto"))
     assert untold.source.needs_precision
     assert stored_precision(untold, None) == untold.with_precision("fp32")
     assert stored_precision(untold, {"rows": {"precision": "bf16"}}) == untold.with_precision("bf16")
-    elsewhere = make_request(dataclasses.replace(config, precision="auto", out=str(tmp_path / "none")))
+    elsewhere = make_prune_request(dataclasses.replace(config, precision="auto", out=str(tmp_path / "none")))
     assert stored_precision(elsewhere, None).source.needs_precision
     with pytest.raises(UserError, match="precision: fp32 -> bf16"):
-        read_plan(make_request(dataclasses.replace(config, precision="bf16")))
+        read_plan(make_prune_request(dataclasses.replace(config, precision="bf16")))
     plan = json.loads((tmp_path / "out" / "plan.json").read_text())
     assert (plan["threshold"], plan["kept"], plan["left_out"]) == (threshold, budget.kept, [])

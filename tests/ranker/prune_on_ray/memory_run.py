@@ -14,7 +14,7 @@ from typing import Any
 import ray
 
 from patchsieve.pipeline.runs.config_file import config_to_yaml
-from patchsieve.ranker.prune.request import make_request
+from patchsieve.ranker.prune.request import make_prune_request
 from patchsieve.ranker.prune_on_ray import waves as ray_prune
 from patchsieve.ranker.prune_on_ray.run import prune
 from patchsieve.ranker.prune_on_ray.worker import PruneWorker
@@ -47,7 +47,7 @@ def main() -> None:
         scratch = Path(folder) / "peaks"
         setattr(ray_prune, "PruneWorker", telling_worker(scratch))  # noqa: B010
         config = prune_config(shards, out, ranker)
-        summary = prune(make_request(config), Watched(), settings=config_to_yaml(config))
+        summary = prune(make_prune_request(config), Watched(), settings=config_to_yaml(config))
         peaks = [[int(number) for number in line.split()] for line in scratch.read_text().splitlines()]
     print(json.dumps({"exit_code": summary.exit_code, "images": summary.images, "peaks": peaks}))
 

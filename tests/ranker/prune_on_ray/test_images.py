@@ -12,7 +12,7 @@ from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.runs.config_file import config_to_yaml
 from patchsieve.pipeline.runs.progress import Rates, cells
 from patchsieve.ranker.prune.config import PruneConfig
-from patchsieve.ranker.prune.request import make_request
+from patchsieve.ranker.prune.request import make_prune_request
 from patchsieve.ranker.prune_on_ray.run import prune
 from patchsieve.ranker.prune_on_ray.summary import PruneSummary
 from tests.helpers.image_tables import identity_of, write_image_table
@@ -27,7 +27,7 @@ PATCHES = 196
 
 
 def run_prune(config: PruneConfig, display: Watched | None = None) -> PruneSummary:
-    return prune(make_request(config), display or Watched(), settings=config_to_yaml(config))
+    return prune(make_prune_request(config), display or Watched(), settings=config_to_yaml(config))
 
 
 def shard_with_table(folder: Path, number: int, scores: list[float]) -> Path:

@@ -11,7 +11,7 @@ import pytest
 import ray
 
 from patchsieve.pipeline.runs.config_file import config_to_yaml
-from patchsieve.ranker.prune.request import make_request
+from patchsieve.ranker.prune.request import make_prune_request
 from patchsieve.ranker.prune_on_ray import waves as ray_prune
 from patchsieve.ranker.prune_on_ray.run import prune
 from tests.helpers.checkout import ROOT
@@ -71,7 +71,7 @@ def test_drivers_and_an_actor_are_killed_and_the_shards_are_those_of_an_uninterr
     marks = tmp_path / "last"
     marks.mkdir()
     monkeypatch.setattr(ray_prune, "PruneWorker", faulty_worker(0, marks, key="photo-2-0003"))
-    summary = prune(make_request(config), Watched(), settings=config_to_yaml(config))
+    summary = prune(make_prune_request(config), Watched(), settings=config_to_yaml(config))
     assert (marks / "killed").exists()
     assert (summary.exit_code, summary.done_before, summary.done, summary.failed) == (0, 1, 3, {})
     prune_here(prune_config(shards, tmp_path / "here", ranker))

@@ -21,7 +21,7 @@ from patchsieve.ranker.model.api import rank_images
 from patchsieve.ranker.model.checkpoint import load_ranker
 from patchsieve.ranker.prune import ranking as prune_ranking
 from patchsieve.ranker.prune.config import PruneConfig
-from patchsieve.ranker.prune.request import make_request
+from patchsieve.ranker.prune.request import make_prune_request
 from patchsieve.ranker.prune.sample import prepare_sample
 from patchsieve.ranker.prune_on_ray import waves as ray_prune
 from patchsieve.ranker.prune_on_ray.run import prune
@@ -51,7 +51,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def run_prune(config: PruneConfig, display: Watched | None = None) -> PruneSummary:
-    return prune(make_request(config), display or Watched(), settings=config_to_yaml(config))
+    return prune(make_prune_request(config), display or Watched(), settings=config_to_yaml(config))
 
 
 def killing(marks: Path, *, always: str = "", before: str = "") -> Any:

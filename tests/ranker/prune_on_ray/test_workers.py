@@ -15,7 +15,7 @@ from patchsieve.pipeline.shards.specs import Shard
 from patchsieve.ranker.prune import ranking as prune_ranking
 from patchsieve.ranker.prune.config import PruneConfig
 from patchsieve.ranker.prune.ranking import PruneResult
-from patchsieve.ranker.prune.request import make_request
+from patchsieve.ranker.prune.request import make_prune_request
 from patchsieve.ranker.prune.sample import prepare_sample
 from patchsieve.ranker.prune_on_ray import waves as ray_prune
 from patchsieve.ranker.prune_on_ray.run import prune
@@ -38,7 +38,7 @@ def run_with(
     worker: Any, config: PruneConfig, monkeypatch: Any, display: Watched | None = None
 ) -> PruneSummary:
     monkeypatch.setattr(ray_prune, "PruneWorker", worker)
-    return prune(make_request(config), display or Watched(), settings=config_to_yaml(config))
+    return prune(make_prune_request(config), display or Watched(), settings=config_to_yaml(config))
 
 
 def config_of(shards: list[Path], tmp_path: Path) -> PruneConfig:

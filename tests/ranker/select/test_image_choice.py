@@ -21,7 +21,7 @@ from patchsieve.pipeline.shards.specs import expand_shards
 from patchsieve.ranker.prune.config import PruneConfig
 from patchsieve.ranker.prune.plan import freeze_plan, read_plan
 from patchsieve.ranker.prune.ranking import PruneResult
-from patchsieve.ranker.prune.request import make_request
+from patchsieve.ranker.prune.request import make_prune_request
 from patchsieve.ranker.select import image_choice
 from patchsieve.ranker.select.image_choice import ImageChoice, find_threshold, image_scores, plan_images
 from patchsieve.ranker.select.image_tables import find_image_tables
@@ -51,7 +51,7 @@ def table(shard: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def prune_planned(config: PruneConfig) -> dict[str, PruneResult]:
     """Plan the images and prune every shard without Ray; results by file name."""
-    request = make_request(config)
+    request = make_prune_request(config)
     assert request.choice is not None
     images = plan_images(request.choice, request.shards)
     planned = freeze_plan(request, budget=None, images=images, left_out=[], run_id="run")
@@ -217,19 +217,19 @@ def test_a_shard_that_changed_since_it_was_scored_fails(
 def test_the_plan_is_frozen_and_part_of_the_identity(shard: Path, table: Path, tmp_path: Path) -> None:
     ranker = "baseline:variance"
     config = prune_config([shard], tmp_path / "out", ranker, keep_images=0.5, table=(str(table.parent),))
-    request = make_request(config)
+    request = make_prune_request(config)
     assert request.choice is not None
     assert read_plan(request) is None
     plan = plan_images(request.choice, request.shards)
     planned = freeze_plan(request, budget=None, images=plan, left_out=[], run_id="run")
     added = {"image_tables": [identity_of()], "image_keep": 0.5, "image_threshold": 1.25}
     plain = dataclasses.replace(config, keep_images=None, table=())
-    assert planned.fields == {**make_request(plain).fields, **added}
+    assert planned.fields == {**make_prune_request(plain).fields, **added}
     # More tables of the same rows: the threshold stays, whatever their scores say.
     later = write_shard(tmp_path / "in" / "b.tar", photo_samples(2, 5, 90, 120))
     keys = [key for key, _ in photo_samples(2, 5, 90, 120)]
     write_image_table(table.parent, later, {keys[0]: [9.0, 9.0], keys[1]: [1.0, 1.0]})
-    more = read_plan(make_request(dataclasses.replace(config, shards=(str(shard), str(later)))))
+    more = read_plan(make_prune_request(dataclasses.replace(config, shards=(str(shard), str(later)))))
     assert more is not None
     assert digest_of(more.fields) == digest_of(planned.fields)
     result = pruning_of(more).run(more.shards[1])
@@ -237,7 +237,7 @@ def test_the_plan_is_frozen_and_part_of_the_identity(shard: Path, table: Path, t
 
     def refused(match: str, **changes: Any) -> None:
         with pytest.raises(UserError, match=match):
-            read_plan(make_request(dataclasses.replace(config, **changes)))
+            read_plan(make_prune_request(dataclasses.replace(config, **changes)))
 
     refused(r"image_keep: 0\.5 -> 0\.25", keep_images=0.25)
     refused(r"image_min_score: not set -> 1\.0", keep_images=None, min_score=1.0)

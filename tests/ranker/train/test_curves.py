@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
-from patchsieve.ranker.train.curves import Record, draw_curves, plot_note, write_curves
+from patchsieve.ranker.train.curves import CurvePoint, draw_curves, plot_note, write_curves
 
 
-def record(step: int, agreement: float | None = 0.5, kind: str = "visible patches") -> Record:
+def record(step: int, agreement: float | None = 0.5, kind: str = "visible patches") -> CurvePoint:
     return {
         "step": step,
         "views_per_image": step / 4,

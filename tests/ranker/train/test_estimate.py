@@ -13,7 +13,7 @@ from patchsieve.ranker.batches.index import index_tables
 from patchsieve.ranker.batches.stream import TableBatches
 from patchsieve.ranker.train import estimate as train_estimate
 from patchsieve.ranker.train.config import TrainConfig
-from patchsieve.ranker.train.estimate import _rate, estimate, window_memory
+from patchsieve.ranker.train.estimate import _rate, estimate_training, window_memory
 from patchsieve.ranker.train.plan import TrainPlan, make_plan
 from tests.helpers.pixel_tables import write_pixel_table
 
@@ -39,7 +39,7 @@ def plan_of(table: str, **changes: object) -> TrainPlan:
 
 def test_a_dry_run_counts_what_training_reads_and_takes(table: str) -> None:
     plan = plan_of(table)
-    told = estimate(plan)
+    told = estimate_training(plan)
     metadata = pq.ParquetFile(table).metadata
     columns = ("sample_key", "view", "visible.list.element", "score.list.element", "patches")
     chunks = [metadata.row_group(g).column(c) for g in range(10) for c in range(metadata.num_columns)]
@@ -49,7 +49,7 @@ def test_a_dry_run_counts_what_training_reads_and_takes(table: str) -> None:
     assert told.seconds == pytest.approx(256 / told.rows_per_s)
     assert 0 < told.seconds < 1000
     two = dataclasses.replace(plan, config=dataclasses.replace(plan.config, workers=2))
-    twice = estimate(two)
+    twice = estimate_training(two)
     assert twice.seconds == pytest.approx(128 / twice.rows_per_s)
     lines = "\n".join(told.lines())
     assert all(word in lines for word in ("per pass", "in all", "per worker", " h)"))

@@ -19,7 +19,7 @@ from patchsieve.ranker.baselines.fits import BaselineFits
 from patchsieve.ranker.batches.stream import TableBatches
 from patchsieve.ranker.model.checkpoint import load_ranker
 from patchsieve.ranker.model.initial_weights import initial_ranker
-from patchsieve.ranker.train.loop import Fit, State, read_state
+from patchsieve.ranker.train.loop import Fit, FitState, read_state
 from patchsieve.ranker.train.plan import TrainPlan, make_plan
 from patchsieve.ranker.train.progress import follow, numbers_of, outcome, point_line, print_point, read_curve
 from patchsieve.ranker.train.record import begin, begun, check_resume, write_settings
@@ -41,21 +41,23 @@ def a_plan(table: str, out: Path, **changes: object) -> TrainPlan:
     return make_plan(config_for(table, out, **{**SETTINGS, **changes}))
 
 
-def through_a_file(state: State) -> State:
+def through_a_file(state: FitState) -> FitState:
     """The state as a checkpoint gives it back."""
     with tempfile.TemporaryDirectory() as folder:
         torch.save(state, Path(folder) / "state.pt")
         return read_state(Path(folder) / "state.pt")
 
 
-def fit(plan: TrainPlan, state: State | None = None, *, before: Callable[[int], None] | None = None) -> Any:
+def fit(
+    plan: TrainPlan, state: FitState | None = None, *, before: Callable[[int], None] | None = None
+) -> Any:
     """Run to the end, or to what `before` raises; returns the states of all checkpoints by step."""
     if begun(plan.config.out) is None:
         begin(plan, run_id="run-1")
     ranker = initial_ranker(plan.ranker, seed=plan.config.seed)
-    found: dict[int, State] = {}
+    found: dict[int, FitState] = {}
 
-    def report(newest: dict[str, Any], content: Callable[[], State]) -> None:
+    def report(newest: dict[str, Any], content: Callable[[], FitState]) -> None:
         found[worker.training.step] = through_a_file(content())
         if before is not None:
             before(worker.training.step)
@@ -87,11 +89,11 @@ def test_from_every_checkpoint_on_the_steps_are_the_same(table: str, tmp_path: P
 def test_a_gpu_is_fed_from_pinned_memory_and_goes_on_from_main_memory(table: str, tmp_path: Path) -> None:
     plan, device = a_plan(table, tmp_path / "out", epochs=4, measure_every=2), torch.device("cuda")
 
-    def a_fit(state: State | None) -> Fit:
+    def a_fit(state: FitState | None) -> Fit:
         ranker = initial_ranker(plan.ranker).to(device)
         return Fit(plan, ranker, worker=Worker(device=device), state=state, run_id="run-1")
 
-    found: list[State] = []
+    found: list[FitState] = []
     a_fit(None).run(lambda _newest, content: found.append(through_a_file(content())))
     assert {values.device.type for values in found[0]["ranker"].values()} == {"cpu"}
     later = a_fit(found[0])
