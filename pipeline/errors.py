@@ -22,5 +22,14 @@ class InfrastructureError(PatchsieveError):
     """A fault of storage, network or machine: nothing commits and the attempt is made again."""
 
 
+class DeviceError(InfrastructureError):
+    """A fault of a GPU or its driver: the process that met it cannot go on, and no data are to blame."""
+
+
 class DamagedArchiveError(ContentError):
     """A tar archive that breaks off or cannot be parsed further."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says, its type where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

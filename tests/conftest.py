@@ -22,6 +22,8 @@ os.environ.update(
         "RAY_TMPDIR": str(RAY_TEMPORARY),
         # Hub names resolve to a local cache or fail; no test reaches for the network.
         "HF_HUB_OFFLINE": "1",
+        # Tests declare GPUs that need not exist; their actors then work on the processor.
+        "PATCHSIEVE_DECLARED_GPUS": "cpu",
     }
 )
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Collection
 
 import ray
 
+from patchsieve.pipeline.cluster.places import Place
 from patchsieve.pipeline.cluster.private_api import autoscaler_limits, drain_deadlines_ms, is_head
 from patchsieve.pipeline.cluster.slots import NodeResources
+
+
+def this_place() -> Place:
+    """Where this task or actor runs, and the GPUs that Ray gave it."""
+    context = ray.get_runtime_context()
+    return Place(platform.node(), context.get_node_id(), tuple(context.get_accelerator_ids().get("GPU", ())))
 
 
 def cluster_nodes(leaving: Collection[str] | None = None) -> list[NodeResources]:
@@ -50,6 +58,10 @@ class ClusterView:
         self.nodes = {
             node.node_id: node for node in cluster_nodes(self.draining) if node.node_id != self._not_on
         }
+
+    def may_grow(self) -> bool:
+        """Whether an autoscaler may bring more GPUs than there are."""
+        return autoscaler_gpus() > sum(node.gpus for node in self.nodes.values())
 
     def __str__(self) -> str:
         """What the nodes have, for people."""

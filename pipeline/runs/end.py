@@ -30,7 +30,8 @@ class Outcome(Protocol):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunEnd:
     """The end of any run. `shards`, `done`, `failed`, `samples` and `bad` cover all shards that were asked for, those
-    finished by earlier runs included; `faults`, `seconds` and `devices` cover this run.
+    finished by earlier runs included; `faults`, `seconds`, `devices` and `taken_out` cover this run: `taken_out` are
+    devices that failed again and again, and how.
     """
 
     run_id: str
@@ -46,6 +47,7 @@ class RunEnd:
     faults: dict[str, int]
     seconds: float
     devices: list[str]
+    taken_out: dict[str, str]
     exit_code: int
 
     def first_line(self) -> str:
@@ -58,6 +60,7 @@ class RunEnd:
         lines = [f"{what}: {self.bad:,} of {self.samples:,}"] if self.bad else []
         lines += [f"  {count:>7,}  {reason}" for reason, count in list(self.faults.items())[:LISTED]]
         lines += listed("damaged archive", self.damaged) + listed("missing", self.missing)
+        lines += listed("taken out", [f"{name}: {fault}" for name, fault in self.taken_out.items()])
         return lines + listed("failed", [f"{name}: {reason}" for name, reason in self.failed.items()])
 
 
@@ -77,6 +80,7 @@ def end_of_run(
     failures: Mapping[str, str],
     seconds: float,
     devices: Iterable[str],
+    taken_out: Mapping[str, str],
     good: float,
     max_bad: float,
     salvage: bool,
@@ -113,5 +117,6 @@ def end_of_run(
         faults=dict(faults.most_common()),
         seconds=seconds,
         devices=sorted(set(devices)),
+        taken_out=dict(taken_out),
         exit_code=code,
     )

@@ -19,13 +19,16 @@ from patchsieve.pipeline.units import duration
 
 PLAIN_EVERY_S = 5.0
 RATE_WINDOW_S = 30.0
+SHOWN = 2
+"""Devices that are named while a run goes on; its summary names all."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Totals:
     """Counts at one moment. `waited_share`: of the teachers' time, the share without a batch to score.
 
-    `worker`: what works, a teacher on views or a ranker on images; `dropped`: images left out on purpose.
+    `worker`: what works, a teacher on views or a ranker on images; `dropped`: images left out on purpose;
+    `taken_out`: names of devices that failed again and again.
     """
 
     shards: int
@@ -41,6 +44,7 @@ class Totals:
     bytes_done: int
     worker: str = "teacher"
     dropped: int = 0
+    taken_out: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,6 +97,10 @@ def cells(totals: Totals, rates: Rates) -> dict[str, str]:
         f"{totals.worker} waited": f"{totals.waited_share:.0%}",
         "actors": f"{totals.actors}" + (f" (+{totals.starting} starting)" if totals.starting else ""),
     }
+    if totals.taken_out:
+        shown["taken out"] = ", ".join(totals.taken_out[:SHOWN]) + (
+            ", ..." if totals.taken_out[SHOWN:] else ""
+        )
     return shown
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from patchsieve.pipeline.cluster.places import Place
 from patchsieve.pipeline.row_config import RowConfig
 from patchsieve.pipeline.runs.log import LogFormat
 
@@ -12,13 +13,9 @@ from patchsieve.pipeline.runs.log import LogFormat
 class ActorInfo:
     """Where an actor runs. `pid` means something within `process_space` only (see `machine`)."""
 
-    node_id: str
-    host: str
+    place: Place
     process_space: str
     pid: int
-    device: str
-    device_ids: tuple[str, ...]
-    threads: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
-import platform
 import sys
 import traceback
 
 import torch
 
-from patchsieve.pipeline.compute.device import device_name, keep_freed_memory, this_device
+from patchsieve.pipeline.cluster.places import Place
+from patchsieve.pipeline.compute.device import device_name, keep_freed_memory
+from patchsieve.pipeline.compute.gpu_faults import assigned_device, check_native, device_faults
 from patchsieve.pipeline.errors import InfrastructureError, PatchsieveError
 from patchsieve.pipeline.output.access import prove_access
 from patchsieve.pipeline.output.folder import OutputFolder
-from patchsieve.pipeline.output.machine import library_versions, process_space
+from patchsieve.pipeline.output.machine import library_versions
 from patchsieve.pipeline.row_config import Precision
 from patchsieve.pipeline.runs.log import log_event, start_json_log
-from patchsieve.pipeline.score.messages import ActorInfo, Progress, ShardResult, WorkOrder
+from patchsieve.pipeline.score.messages import Progress, ShardResult, WorkOrder
 from patchsieve.pipeline.score.shard import ShardScoring, teacher_record
 from patchsieve.pipeline.scoring.scorer import Scorer
 from patchsieve.pipeline.shards.specs import Shard
@@ -30,50 +30,49 @@ from patchsieve.pipeline.teacher.ready import choose_precision
 
 
 class ScoringWorker:
-    """Loads the teacher once, then scores the shards it is given, several at once (see `ShardScoring`)."""
+    """Loads the teacher once, then scores the shards it is given, several at once (see `ShardScoring`).
 
-    def __init__(self, teacher: TeacherFile, *, node_id: str, device_ids: tuple[str, ...]) -> None:
-        """`node_id`, `device_ids`: where it runs, as the cluster names it."""
+    Every method raises DeviceError where the GPU or its driver is at fault, and until it is configured where memory of
+    the GPU runs out too: the process is then of no more use.
+    """
+
+    @device_faults(memory=True)
+    def __init__(self, teacher: TeacherFile, place: Place) -> None:
+        """`place`: where it runs, as the cluster names it; its GPUs are those to use."""
         keep_freed_memory()
-        self._file = teacher
-        self._device = this_device()
+        self._file, self._place = teacher, place
+        self._device = assigned_device(place.gpus)
         self._model = build_teacher(teacher, device=str(self._device))
+        self.device_name = device_name(self._device)
         self._scoring: ShardScoring | None = None
-        self.info = ActorInfo(
-            node_id=node_id,
-            host=platform.node(),
-            process_space=process_space(),
-            pid=os.getpid(),
-            device=device_name(self._device),
-            device_ids=device_ids,
-            threads=torch.get_num_threads(),
-        )
 
+    @device_faults(memory=True)
     def choose_precision(self) -> Precision:
         """The fastest safe precision on this device, by a short probe."""
         return choose_precision(self._model, self._device)
 
+    @device_faults(memory=True)
     def configure(self, order: WorkOrder, first_shard: Shard) -> int:
         """Prove access to input and output, then get ready; returns the batch size in views.
 
         Raises UserError naming node and path where this node cannot read the shards or write to the output.
         """
         if order.log_format == "json":
-            where = {"node": self.info.host, "node_id": self.info.node_id, "actor": order.actor}
+            where = {"node": self._place.host, "node_id": self._place.node_id, "actor": order.actor}
             start_json_log(sys.stderr, job="score", run_id=order.run_id, **where)
         remove_dead_scratch()
-        here = f"node {self.info.host} ({self.info.node_id[:8]})"
-        prove_access(order.out, first_shard, run_id=order.run_id, here=here)
+        prove_access(order.out, first_shard, run_id=order.run_id, here=self._place.node)
         rows = order.rows
+        check_native(rows.precision, self._device)
         scorer = Scorer.for_rows(
             self._model, rows, device=self._device, batch_size=order.batch_size, compile=order.compile
         )
         provenance = {
             "run_id": order.run_id,
-            "node": self.info.host,
-            "device": self.info.device,
-            "device_ids": list(self.info.device_ids),
-            "threads": self.info.threads,
+            "node": self._place.host,
+            "device": self.device_name,
+            "device_ids": list(self._place.gpus),
+            "threads": torch.get_num_threads(),
             "batch_size": scorer.batch_size,
             "versions": library_versions(),
         }
@@ -86,7 +85,7 @@ class ScoringWorker:
             threads=order.decode_threads,
         )
         sizes = {"batch_size": scorer.batch_size, "decode_threads": order.decode_threads}
-        log_event("actor ready", {"device": self.info.device, **sizes})
+        log_event("actor ready", {"device": self.device_name, **sizes})
         return scorer.batch_size
 
     def score(self, shard: Shard) -> ShardResult:
@@ -94,7 +93,8 @@ class ScoringWorker:
         assert self._scoring is not None
         log_event("shard begun", {"shard": shard.name, "bytes": shard.size})
         try:
-            result = self._scoring.score(shard)
+            with device_faults():
+                result = self._scoring.score(shard)
             log_event("shard ended", {"shard": shard.name, "failed": result.failed, "rows": result.rows})
             return result
         except PatchsieveError as error:

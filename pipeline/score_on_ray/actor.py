@@ -6,32 +6,47 @@ starts seconds sooner without it.
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from typing import TYPE_CHECKING, Any
 
 import ray
 
+from patchsieve.pipeline.cluster.nodes import this_place
+from patchsieve.pipeline.output.machine import process_space
 from patchsieve.pipeline.score.messages import ActorInfo, Progress, ShardResult, WorkOrder
 from patchsieve.pipeline.score_on_ray.policy import MOST_SLOTS
 from patchsieve.pipeline.shards.specs import Shard
+
+if TYPE_CHECKING:
+    from patchsieve.pipeline.score.worker import ScoringWorker
+    from patchsieve.pipeline.teacher.checkpoint import TeacherFile
 
 NODE_ID_LABEL = "ray.io/node-id"  # Ray gives it to every node
 
 
 class ScoringActor:
-    """A worker on the node and the devices that Ray chose."""
+    """A worker on the node and the devices that Ray chose.
 
-    def __init__(self, teacher: Any) -> None:
-        """`teacher`: a TeacherFile."""
-        from patchsieve.pipeline.score.worker import ScoringWorker
+    It tells where it is before it touches a device: a GPU that ends its process has then been named.
+    """
 
-        context = ray.get_runtime_context()
-        devices = tuple(context.get_accelerator_ids().get("GPU", ()))
-        self._worker = ScoringWorker(teacher, node_id=context.get_node_id(), device_ids=devices)
+    _worker: ScoringWorker
+
+    def __init__(self, teacher: TeacherFile) -> None:
+        self._teacher = teacher
 
     @ray.method(concurrency_group="control")
     def info(self) -> ActorInfo:
-        """Answers once the teacher is loaded."""
-        return self._worker.info
+        """Where it runs."""
+        return ActorInfo(place=this_place(), process_space=process_space(), pid=os.getpid())
+
+    @ray.method(concurrency_group="control")
+    def load(self) -> str:
+        """Load the teacher; returns the device's name. See `ScoringWorker`."""
+        from patchsieve.pipeline.score.worker import ScoringWorker
+
+        self._worker = ScoringWorker(self._teacher, this_place())
+        return self._worker.device_name
 
     @ray.method(concurrency_group="control")
     def choose_precision(self) -> str:

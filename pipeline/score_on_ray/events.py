@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 
 from patchsieve.pipeline.cluster.metrics import RunMetrics
+from patchsieve.pipeline.cluster.places import Place
 from patchsieve.pipeline.runs.log import log_event
 from patchsieve.pipeline.runs.progress import Totals
 from patchsieve.pipeline.score.messages import Progress, ShardResult
@@ -18,7 +19,7 @@ from patchsieve.pipeline.score_on_ray.policy import Failure, Gone, QueuePolicy
 from patchsieve.pipeline.score_on_ray.pool import PooledActor
 from patchsieve.pipeline.shards.specs import Shard
 
-OUTCOMES = {Gone.DIED: "died", Gone.LOST: "lost", Gone.RETIRED: "given back"}
+OUTCOMES = {Gone.DIED: "died", Gone.BROKE: "died", Gone.LOST: "lost", Gone.RETIRED: "given back"}
 """Attempts that ended with their actor; others are `done` and `failed`, which end a shard, and `error`."""
 
 
@@ -31,9 +32,8 @@ class QueueEvents:
 
     def actor_ready(self, actor: PooledActor, batch_size: int) -> None:
         """An actor takes shards from now on; `batch_size` in views."""
-        assert actor.info is not None
         self._metrics.set("patchsieve_batch_size", batch_size, host=actor.node, actor=actor.name)
-        fields = {"device": actor.info.device, "batch_size": batch_size}
+        fields = {"device": actor.device, "batch_size": batch_size}
         log_event("actor ready", {**_where(actor), **fields})
 
     def progressed(self, actor: PooledActor, now: Progress) -> None:
@@ -90,9 +90,19 @@ class QueueEvents:
         fields = {"why": why.name.lower(), "reason": reason, "shards": [shard.name for shard in held]}
         log_event("actor gone", {**_where(actor), **fields}, level=level)
 
-    def totals(self, totals: Totals, draining: int) -> None:
-        """The counts of now; `draining`: of the actors, those whose nodes will end."""
-        states = {"ready": totals.actors - draining, "starting": totals.starting, "draining": draining}
+    def taken_out(self, place: Place, reason: str) -> None:
+        """A device ended so many actors that no more shards go there."""
+        fields = {"node": place.host, "node_id": place.node_id, "gpus": place.gpus, "reason": reason}
+        log_event("device taken out", fields, level=logging.ERROR)
+
+    def totals(self, totals: Totals, *, draining: int, parked: int) -> None:
+        """The counts of now; of the actors, `draining` are on nodes that will end, `parked` hold what is taken out."""
+        states = {
+            "ready": totals.actors - draining,
+            "starting": totals.starting,
+            "draining": draining,
+            "parked": parked,
+        }
         left = totals.shards - totals.done - totals.failed
         if (now := (left, *states.values())) == self._last:
             return
@@ -103,8 +113,7 @@ class QueueEvents:
 
 
 def _where(actor: PooledActor) -> dict[str, str]:
-    node_id = actor.info.node_id if actor.info is not None else ""
-    return {"actor": actor.name, "node": actor.node, "node_id": node_id}
+    return {"actor": actor.name, "node": actor.node, "node_id": actor.node_id}
 
 
 class Tally:
@@ -131,11 +140,12 @@ class Tally:
             done=policy.finished,
             failed=len(policy.failures),
             actors=configured,
-            starting=len(actors) - configured,
+            starting=len(actors) - configured - sum(actor.parked for actor in actors),
             images=int(counts["images"]),
             views=int(counts["views"]),
             faults=int(counts["faults"]),
             waited_share=counts["waited_s"] / whole if whole else 0.0,
             bytes_total=self._bytes,
             bytes_done=min(self._bytes, int(counts["bytes_read"])),
+            taken_out=tuple(map(str, policy.places.out)),
         )

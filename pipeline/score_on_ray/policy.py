@@ -9,6 +9,9 @@ No clock, no Ray, no I/O: the caller says what happened and what time it is. The
 - An error or the death of its own actor counts as an attempt of the shard; `max_attempts` of them fail it.
 - When an actor dies with several shards in hand, nobody knows which one killed it: all become *suspects*
   and are tried alone on an actor, at no attempt; a death with one shard in hand is that shard's doing.
+- Where a fault of the device ended it, the device may be to blame as well: suspects are tried at places that are not
+  in doubt while there are any, and what a place that is taken out in the end (see `Places`) cost its shards is taken
+  back.
 - A lost node is nobody's fault; `max_losses` ends a shard that loses its node again and again.
 - An actor whose node is drained gets no more shards. What waits behind its first shard goes back at once; the first
   may be finished if there is time for it (`may_finish`), or goes back too when the actor is retired.
@@ -18,14 +21,19 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
+from collections import deque
 from collections.abc import Iterable, Sequence
 from enum import Enum
+
+from patchsieve.pipeline.cluster.places import Place, Places
 
 SLOTS = 2
 MOST_SLOTS = 8
 """Shards that an actor may hold, and how many small ones."""
 AHEAD_S = 2.0
 """Seconds of work that an actor should hold; committing a table takes less, on object stores too."""
+
+NOWHERE = Place("", "", ())
 
 GIVE_BACK_S = 15.0
 """Seconds before the end of a drained node at which its actors are let go, whatever they are doing."""
@@ -47,6 +55,8 @@ class Gone(Enum):
 
     DIED = "its actor died"
     """The process ended by itself, or the watchdog ended it: a shard in hand is to blame."""
+    BROKE = "its device failed"
+    """A fault of its GPU or the driver ended the process: a shard in hand is to blame, or the device."""
     LOST = "its node was lost"
     """Node failure or pre-emption: no shard is to blame."""
     RETIRED = "its actor was retired"
@@ -66,6 +76,14 @@ class _Shard:
     attempts: int = 0
     losses: int = 0
     suspect: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class _Home:
+    """Where an actor is, and how many faults of devices there had been there when it came up."""
+
+    place: Place
+    faults: int
 
 
 class QueuePolicy:
@@ -90,11 +108,13 @@ class QueuePolicy:
         self._ready = [(-size, index) for index, size in enumerate(sizes)]
         heapq.heapify(self._ready)
         self._later: list[tuple[float, int]] = []
-        self._suspects: list[int] = []
+        self._suspects: deque[int] = deque()
         self._seen: dict[int, _Shard] = {}
         self._holding: dict[str, list[int]] = {}
         self._free_actors: set[str] = set()
         self._draining: set[str] = set()
+        self._homes: dict[str, _Home] = {}
+        self.places = Places()
         self.failures: dict[int, Failure] = {}
         self.finished = 0
 
@@ -121,10 +141,11 @@ class QueuePolicy:
         """Attempts of a shard that count so far."""
         return self._seen[shard].attempts if shard in self._seen else 0
 
-    def add_actor(self, actor: str) -> None:
-        """An actor is ready to work."""
+    def add_actor(self, actor: str, place: Place = NOWHERE) -> None:
+        """An actor is ready to work at a place, which needs to be told where devices may fail."""
         assert actor not in self._holding
         self._holding[actor] = []
+        self._homes[actor] = _Home(place, self.places.faults(place))
         self._free_actors.add(actor)
 
     def assign(self, actor: str, now: float, *, bytes_per_s: float = 0.0) -> int | None:
@@ -139,8 +160,8 @@ class QueuePolicy:
             self._push(heapq.heappop(self._later)[1])
         if self._has_enough(held, bytes_per_s) or any(self._is_suspect(shard) for shard in held):
             return None
-        if self._suspects and not held:
-            return self._give(actor, self._suspects.pop())
+        if self._suspects and not held and self._takes_suspects(actor):
+            return self._give(actor, self._suspects.popleft())
         # A shard that waits behind another on this actor could be scored by a free one right away.
         others_free = len(self._free_actors - {actor}) if held else 0
         if len(self._ready) <= others_free:
@@ -152,6 +173,8 @@ class QueuePolicy:
         self._drop(actor, shard)
         self._seen.pop(shard, None)
         self.finished += 1
+        home = self._homes[actor]
+        self.places.worked(home.place, home.faults)
 
     def give_up(self, actor: str, shard: int, reason: str) -> None:
         """The shard has failed for good: its content gives no table, nor would it next time."""
@@ -177,6 +200,7 @@ class QueuePolicy:
     def actor_gone(self, actor: str, why: Gone, now: float, reason: str = "") -> None:
         """An actor is no more; what it held is tried again, alone, or failed."""
         held = self._holding.pop(actor)
+        place = self._homes.pop(actor).place
         self._draining.discard(actor)
         self._free_actors.discard(actor)
         for shard in held:
@@ -195,6 +219,12 @@ class QueuePolicy:
             else:
                 state.suspect = True
                 self._push(shard)
+        if why is Gone.BROKE:
+            self._blame(place, reason or why.value, held)
+
+    def start_failed(self, place: Place, reason: str) -> None:
+        """A place ended an actor before it was ready."""
+        self._blame(place, reason, ())
 
     def next_time(self) -> float | None:
         """When the next shard that waits for its retry becomes ready; None when none waits."""
@@ -204,6 +234,24 @@ class QueuePolicy:
         """Shards neither finished nor failed, in no particular order."""
         waiting = [index for _, index in self._ready] + [index for _, index in self._later]
         return [*waiting, *self._suspects, *(shard for held in self._holding.values() for shard in held)]
+
+    def _blame(self, place: Place, reason: str, held: Sequence[int]) -> None:
+        row = self.places.failed(place, reason, held)
+        for shard in frozenset().union(*row):
+            if shard not in self._seen:
+                continue  # finished or failed meanwhile
+            self._seen[shard].attempts -= sum(held == {shard} for held in row)
+            self._seen[shard].suspect = False
+            if shard in self._suspects:
+                self._suspects.remove(shard)
+                self._push(shard)
+
+    def _takes_suspects(self, actor: str) -> bool:
+        """Whether a suspect that ends this actor would tell of itself, as far as that can be had now."""
+        if not self.places.in_doubt(self._homes[actor].place):
+            return True
+        staying = {home.place for name, home in self._homes.items() if name not in self._draining}
+        return all(map(self.places.in_doubt, staying))
 
     def _has_enough(self, held: Sequence[int], bytes_per_s: float) -> bool:
         if len(held) < SLOTS:

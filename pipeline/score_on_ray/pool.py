@@ -25,13 +25,16 @@ END_S = 0.5
 class PooledActor:
     """One actor and what the driver knows of it.
 
-    `ready_at`: when it was configured; `moved_at`: when it was last seen to make progress; `bytes_done`: of shards that
-    it has ended; `draining`: its node will end.
+    `device`: its name, once the teacher is loaded; `parked`: it only holds a place that is taken out; `ready_at`: when
+    it was configured; `moved_at`: when it was last seen to make progress; `bytes_done`: of shards that it has ended;
+    `draining`: its node will end.
     """
 
     name: str
     handle: Any
     info: ActorInfo | None = None
+    device: str = ""
+    parked: bool = False
     configured: bool = False
     progress: Progress = dataclasses.field(default_factory=Progress)
     ready_at: float = 0.0
@@ -42,7 +45,12 @@ class PooledActor:
     @property
     def node(self) -> str:
         """Host that it runs on, as people know it; empty before it has started."""
-        return self.info.host if self.info is not None else ""
+        return self.info.place.host if self.info is not None else ""
+
+    @property
+    def node_id(self) -> str:
+        """Id of that node; empty before it has started."""
+        return self.info.place.node_id if self.info is not None else ""
 
     @property
     def bytes_per_s(self) -> float:
@@ -146,7 +154,7 @@ def why_gone(error: Exception, actor: PooledActor) -> Gone | None:
         return Gone.LOST
     alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
     # One that has not answered yet died with the node at which it waited for its turn.
-    node = actor.info.node_id if actor.info is not None else node_of_actor(actor.handle)
+    node = actor.node_id if actor.info is not None else node_of_actor(actor.handle)
     return Gone.DIED if node in {*alive, ""} else Gone.LOST
 
 

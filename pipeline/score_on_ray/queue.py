@@ -1,7 +1,7 @@
 """The driver's loop: hands shards to actors until every shard is committed or given up.
 
 Decisions are `QueuePolicy`'s, calls are `ActorPool`'s; here is what happens when an answer comes, when none comes
-(the watchdog), when nodes join, and when they are drained.
+(the watchdog), when nodes join, when they are drained, and when devices fail.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from patchsieve.pipeline.cluster.nodes import ClusterView
 from patchsieve.pipeline.cluster.slots import count_slots, wanted_actors
-from patchsieve.pipeline.errors import PatchsieveError, UserError
+from patchsieve.pipeline.errors import DeviceError, PatchsieveError, UserError, first_line
 from patchsieve.pipeline.output.folder import OutputFolder
 from patchsieve.pipeline.row_config import Precision, RowConfig
 from patchsieve.pipeline.runs.progress import Totals
@@ -45,7 +45,10 @@ class ShardQueue:
         show: Callable[[Totals], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`rows` None: `resolve` is called once with the precision that the first ready actor measured."""
+        """`rows` None: `resolve` is called once with the precision that the first ready actor measured.
+
+        `devices` are the names of those at work so far; `taken_out` the places whose devices failed, and how.
+        """
         self._shards, self._output, self._options = shards, output, options
         self._out, self._show, self._clock = out, show, clock
         self._policy = QueuePolicy([shard.size or 0 for shard in shards])
@@ -64,11 +67,12 @@ class ShardQueue:
         )
         self._ever_ready = False
         self._start_failures = 0
-        self._started_at = clock()
+        self._ready_at = clock()
         self._looked_at = self._polled_at = 0.0
         self._recorded: set[int] = set()
         self.results: dict[str, ShardResult] = {}
-        self.actors_seen: list[ActorInfo] = []
+        self.devices: set[str] = set()
+        self.taken_out: dict[str, str] = {}
 
     def run(self) -> None:
         """Return when every shard has a result or a failure.
@@ -107,8 +111,9 @@ class ShardQueue:
 
     def _tell(self) -> None:
         totals = self.totals()
-        draining = sum(actor.draining and actor.configured for actor in self._pool.actors.values())
-        self._events.totals(totals, draining)
+        actors = self._pool.actors.values()
+        draining = sum(actor.draining and actor.configured for actor in actors)
+        self._events.totals(totals, draining=draining, parked=self._parked())
         self._show(totals)
 
     def _look(self) -> None:
@@ -117,10 +122,11 @@ class ShardQueue:
             self._view.look()
 
     def _grow(self) -> None:
-        slots = count_slots(list(self._view.nodes.values()), self._options.size)
         unfinished = self._policy.waiting + self._policy.held
-        wanted = wanted_actors(slots=slots, unfinished=unfinished, max_actors=self._options.max_actors)
-        staying = [actor for actor in self._pool.actors.values() if not actor.draining]
+        wanted = wanted_actors(
+            slots=self._slots(), unfinished=unfinished, max_actors=self._options.max_actors
+        )
+        staying = [actor for actor in self._pool.actors.values() if not (actor.draining or actor.parked)]
         for _ in range(len(staying), wanted):
             self._pool.spawn()
         idle = [actor for actor in staying if not self._holds(actor)]
@@ -129,6 +135,13 @@ class ShardQueue:
         # At the end there are fewer shards than actors: what the others occupy may be used by somebody else.
         for actor in idle[: max(0, len(staying) - wanted)]:
             self._lose(actor, Gone.RETIRED, PatchsieveError("no shard is left for it"))
+
+    def _slots(self) -> int:
+        """Actors that the nodes hold but for those that hold what is taken out."""
+        return count_slots(list(self._view.nodes.values()), self._options.size) - self._parked()
+
+    def _parked(self) -> int:
+        return sum(actor.parked and actor.node_id in self._view.nodes for actor in self._pool.actors.values())
 
     def _holds(self, actor: PooledActor) -> bool:
         return actor.configured and bool(self._policy.holding(actor.name))
@@ -140,15 +153,17 @@ class ShardQueue:
         if answer.error is not None:
             self._receive_error(answer, actor, answer.error)
         elif answer.call.kind == "info":
-            self._start.receive_info(answer, actor)
+            self._receive_info(actor, answer.value)
+        elif answer.call.kind == "load":
+            self._start.receive_device(answer, actor)
         elif answer.call.kind == "choose_precision":
             self._start.receive_precision(answer)
         elif answer.call.kind == "configure":
             actor.configured, self._ever_ready, self._start_failures = True, True, 0
             actor.ready_at = actor.moved_at = self._clock()
             assert actor.info is not None
-            self.actors_seen.append(actor.info)
-            self._policy.add_actor(actor.name)
+            self.devices.add(actor.device)
+            self._policy.add_actor(actor.name, actor.info.place)
             self._events.actor_ready(actor, answer.value)
         elif answer.call.kind == "progress":
             if answer.value.moved != actor.progress.moved:
@@ -156,6 +171,14 @@ class ShardQueue:
             self._note_progress(actor, answer.value)
         else:
             self._receive_result(answer, actor)
+
+    def _receive_info(self, actor: PooledActor, info: ActorInfo) -> None:
+        actor.info = info
+        if info.place in self._policy.places.out:
+            # Ray would give the device to the next one: this one holds it, does not touch it, and gets no shard.
+            actor.parked = True
+        else:
+            self._start.receive_info(actor)
 
     def _note_progress(self, actor: PooledActor, now: Progress) -> None:
         before = actor.progress
@@ -187,6 +210,8 @@ class ShardQueue:
         gone = why_gone(error, actor)
         if gone is not None:
             self._lose(actor, gone, error)
+        elif isinstance(error, DeviceError):
+            self._lose(actor, Gone.BROKE, error)
         elif answer.call.kind == "score":
             if answer.call.shard not in self._policy.holding(actor.name):
                 return
@@ -197,6 +222,8 @@ class ShardQueue:
             raise PatchsieveError(f"an actor cannot tell its progress: {error}") from error
         elif isinstance(error, UserError):
             raise error
+        elif answer.call.kind == "load":
+            raise PatchsieveError(f"an actor could not start: {type(error).__name__}: {error}") from error
         else:
             self._lose(actor, Gone.DIED, error)
 
@@ -206,25 +233,38 @@ class ShardQueue:
             raise PatchsieveError(f"an actor could not start: {reason}")
         self._tally.keep(actor)
         self._pool.remove(actor)
-        if actor.draining and why is Gone.DIED:
+        if actor.draining and why in (Gone.DIED, Gone.BROKE):
             why = Gone.LOST  # Its node ends, whatever the shard does.
         held = [self._shards[index] for index in self._policy.holding(actor.name)] if actor.configured else []
-        self._events.actor_gone(actor, why, _first_line(error), held)
+        self._events.actor_gone(actor, why, first_line(error), held)
+        told = f"{why.value}: {first_line(error)}"
         if actor.configured:
-            self._policy.actor_gone(actor.name, why, self._clock(), f"{why.value}: {_first_line(error)}")
+            self._policy.actor_gone(actor.name, why, self._clock(), told)
             self._record_failures()
+        else:
+            self._lose_unready(actor, why, told, error)
+        for place, fault in self._policy.places.out.items():
+            if str(place) not in self.taken_out:
+                self.taken_out[str(place)] = fault
+                self._events.taken_out(place, fault)
+
+    def _lose_unready(self, actor: PooledActor, why: Gone, told: str, error: Exception) -> None:
+        self._start.lost(actor)
+        if why not in (Gone.DIED, Gone.BROKE):
             return
-        self._start.lost()
-        self._start_failures += why is Gone.DIED
+        if actor.info is not None and actor.info.place.gpus:
+            self._policy.start_failed(actor.info.place, told)
+            return
+        self._start_failures += 1
         if self._start_failures >= MOST_START_FAILURES:
             raise PatchsieveError(f"{self._start_failures} actors in a row did not start; the last: {error}")
 
     def _leave_drained_nodes(self) -> None:
         """Let actors go whose nodes will end, before that; what they have begun they finish if there is time."""
         for actor in list(self._pool.actors.values()) if self._view.draining else ():
-            if actor.info is None or actor.info.node_id not in self._view.draining:
+            if actor.node_id not in self._view.draining:
                 continue
-            seconds_left = self._view.draining[actor.info.node_id]
+            seconds_left = self._view.draining[actor.node_id]
             if not actor.draining:
                 actor.draining = True
                 self._events.node_draining(actor, seconds_left)
@@ -258,7 +298,14 @@ class ShardQueue:
 
     def _watch(self) -> None:
         now = self._clock()
-        if not self._ever_ready and now - self._started_at > self._options.start_timeout_s:
+        if any(actor.configured for actor in self._pool.actors.values()):
+            self._ready_at = now
+        late = now - self._ready_at > self._options.start_timeout_s
+        idle = now > self._ready_at and self._parked() and self._slots() <= 0
+        if idle and (late or not self._view.may_grow()):
+            told = "; ".join(f"{place}: {fault}" for place, fault in self.taken_out.items())
+            raise PatchsieveError(f"no device is left to work on: {told}")
+        if not self._ever_ready and late:
             size = self._options.size
             raise PatchsieveError(
                 f"no actor became ready in {self._options.start_timeout_s:.0f} s; each asks for {size.cpus} CPUs and "
@@ -282,7 +329,3 @@ class ShardQueue:
             self._output.record_failed(self._shards[index], failure.attempts, failure.reason)
             self._events.shard_failed(self._shards[index], failure)
             self._recorded.add(index)
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -51,29 +51,36 @@ class ActorStart:
         self._pool, self._view, self._options = pool, view, options
         self._out, self._run_id, self._first = out, run_id, first
         self._rows, self._resolve = rows, resolve
-        self._resolving = False
+        self._asked = ""
 
-    def receive_info(self, answer: CallResult, actor: PooledActor) -> None:
+    def receive_info(self, actor: PooledActor) -> None:
+        """An actor may load its teacher."""
+        self._pool.call("load", actor)
+
+    def receive_device(self, answer: CallResult, actor: PooledActor) -> None:
         """An actor has loaded its teacher."""
-        actor.info = answer.value
+        actor.device = answer.value
         self._go_on(actor)
 
     def receive_precision(self, answer: CallResult) -> None:
-        """An actor has chosen; where another was asked before and lost, the first answer counts."""
-        self._rows = self._rows or self._resolve(answer.value)
+        """The actor that was asked has chosen, for all of them."""
+        self._rows = self._resolve(answer.value)
         for waiting in self._pool.actors.values():
             self._go_on(waiting)
 
-    def lost(self) -> None:
-        """An actor is no more that had not begun to work: it may be the one that was asked."""
-        self._resolving = self._resolving and self._rows is not None
+    def lost(self, actor: PooledActor) -> None:
+        """An actor is no more that had not begun to work: where it was the one that was asked, another one is."""
+        if self._rows is None and actor.name == self._asked:
+            self._asked = ""
+            for waiting in self._pool.actors.values():
+                self._go_on(waiting)
 
     def _go_on(self, actor: PooledActor) -> None:
-        if actor.info is None or actor.configured:
+        if not actor.device:
             return
         if self._rows is None:
-            if not self._resolving:
-                self._resolving = True
+            if not self._asked:
+                self._asked = actor.name
                 self._pool.call("choose_precision", actor)
             return
         order = WorkOrder(
@@ -83,7 +90,7 @@ class ActorStart:
             rows=self._rows,
             batch_size=self._options.batch_size,
             compile=self._options.compile,
-            decode_threads=self._decode_threads(actor.info.node_id),
+            decode_threads=self._decode_threads(actor.node_id),
             log_format=self._options.log_format,
         )
         self._pool.call("configure", actor, order, self._first)

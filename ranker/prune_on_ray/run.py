@@ -209,6 +209,7 @@ class _PruneRun:
             failures=waves.failures if waves else {},
             seconds=time.monotonic() - self._started,
             devices=waves.devices if waves else (),
+            taken_out={},
             max_bad=config.max_bad,
             salvage=config.salvage,
             stopped_code=stopped_code,

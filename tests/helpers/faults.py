@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 
+from patchsieve.pipeline.cluster.nodes import this_place
+from patchsieve.pipeline.compute.gpu_faults import DECLARED_GPUS
 from patchsieve.pipeline.score import view_feed
 from patchsieve.pipeline.score_on_ray import actor as scoring_actor
 from patchsieve.pipeline.score_on_ray.actor import ScoringActor
@@ -22,6 +25,10 @@ from patchsieve.pipeline.score_on_ray.policy import Gone, QueuePolicy
 from patchsieve.pipeline.teacher.checkpoint import TeacherFile
 
 HOLD_S = 600
+DEAD_GPU = """CUDA error: uncorrectable ECC error encountered
+CUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace below might be incorrect.
+"""
+"""What torch says on several lines."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,6 +37,9 @@ class Faults:
 
     `kill`, `kill_once`, `block_once`, `hold` name samples by their keys: preparing one kills its actor every
     time or the first time, never ends the first time, or waits until the file `go` or `go.<key>` appears.
+    `gpus` are broken ones by their ids, with a way for each actor that comes to one: `score` fails on every batch,
+    `load` when the teacher is loaded, `crash` ends the process then, and `missing` cannot be used by torch; nothing is
+    held there. `precisions` are what actors would choose, by GPU. `sees.<devices>` marks what CUDA may see.
     `crash_before` is a pattern of a path: just before a finished file gets a name that fits, the driver and the
     process that writes it are killed. `refuse`: why every actor fails while it is made.
     """
@@ -41,6 +51,8 @@ class Faults:
     hold: tuple[str, ...] = ()
     crash_before: str = ""
     refuse: str = ""
+    gpus: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    precisions: dict[str, str] = dataclasses.field(default_factory=dict)
     driver: int = 0
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
 
@@ -78,6 +90,32 @@ class Faults:
 
         setattr(QueuePolicy, "actor_gone", marked)  # noqa: B010
 
+    def put_on_gpus(self) -> None:
+        """From now on the GPUs of this actor are as they are told to be."""
+        from patchsieve.pipeline.score import worker
+        from patchsieve.pipeline.scoring.scorer import Scorer
+
+        place = this_place()
+        how = ""
+        for gpu in self.gpus.keys() & set(place.gpus):
+            how = self.gpus[gpu][self.mark(f"on.{gpu}") - 1]
+        if how == "score":
+            setattr(Scorer, "launch", _dead)  # noqa: B010
+        elif how == "load":
+            setattr(worker, "build_teacher", _dead)  # noqa: B010
+        elif how == "crash":
+            setattr(worker, "build_teacher", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))  # noqa: B010
+        elif how == "missing":
+            os.environ.pop(DECLARED_GPUS)
+        if self.precisions:
+            chosen = self.precisions[place.gpus[0]]
+
+            def choose(model: Any, device: Any) -> str:
+                self.mark(f"chose.{chosen}")
+                return chosen
+
+            setattr(worker, "choose_precision", choose)  # noqa: B010
+
     def mark(self, what: str) -> int:
         """Note that it happened; returns how often by now."""
         with (Path(self.folder) / what).open("a") as file:
@@ -92,7 +130,7 @@ class Faults:
                 os.kill(os.getpid(), signal.SIGKILL)
             if key in self.block_once and self.mark(f"block_once.{key}") == 1:
                 threading.Event().wait()
-            if key in self.hold:
+            if key in self.hold and self.gpus.keys().isdisjoint(this_place().gpus):
                 self.mark(f"hold.{key}")
                 deadline = time.monotonic() + HOLD_S
                 ways = [Path(self.folder, name) for name in ("go", f"go.{key}")]
@@ -112,14 +150,26 @@ class Faults:
         return faulty
 
 
+def _dead(*_: Any, **__: Any) -> Any:
+    raise torch.AcceleratorError(DEAD_GPU)
+
+
 class FaultyActor(ScoringActor):
     """The real actor in a process with faults."""
+
+    @ray.method(concurrency_group="control")
+    def load(self) -> str:
+        self._faults.put_on_gpus()
+        device: str = super().load()  # type: ignore[operator]  # a plain method in its own process
+        self._faults.mark(f"sees.{os.environ.get('CUDA_VISIBLE_DEVICES', 'all')}")
+        return device
 
     def __init__(self, teacher: TeacherFile, faults: Faults) -> None:
         faults.mark("made")
         if faults.refuse:
             raise OSError(faults.refuse)
         faults.put_in_process()
+        self._faults = faults
         super().__init__(teacher)
 
 

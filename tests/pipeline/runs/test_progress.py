@@ -53,6 +53,15 @@ class Clock:
         return self.now
 
 
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [((), None), (("GPU 0", "GPU 1"), "GPU 0, GPU 1"), (("GPU 0", "GPU 1", "GPU 2"), "GPU 0, GPU 1, ...")],
+)
+def test_devices_that_are_taken_out_are_named(names: tuple[str, ...], told: str | None) -> None:
+    rates = Rates(images_per_s=0.0, views_per_s=0.0, eta_s=None)
+    assert cells(totals(taken_out=names), rates).get("taken out") == told
+
+
 def test_rates_of_the_last_half_minute() -> None:
     clock = Clock()
     meter = RateMeter(clock)

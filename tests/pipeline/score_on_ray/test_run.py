@@ -15,12 +15,13 @@ import pytest
 import ray
 
 from patchsieve.jobs.command_line import read_config
+from patchsieve.pipeline.cluster.places import Place
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.row_config import Precision
 from patchsieve.pipeline.score.config import ScoreConfig
 from patchsieve.pipeline.score_on_ray import policy as queue_policy
 from patchsieve.pipeline.score_on_ray import queue as shard_queue
-from patchsieve.pipeline.score_on_ray.policy import MOST_SLOTS, QueuePolicy
+from patchsieve.pipeline.score_on_ray.policy import MOST_SLOTS, NOWHERE, QueuePolicy
 from patchsieve.pipeline.score_on_ray.summary import ScoreSummary
 from patchsieve.pipeline.shards.specs import shard_id
 from tests.helpers.checkout import ROOT
@@ -223,8 +224,8 @@ class Patient(QueuePolicy):
 
     ready = 0
 
-    def add_actor(self, actor: str) -> None:
-        super().add_actor(actor)
+    def add_actor(self, actor: str, place: Place = NOWHERE) -> None:
+        super().add_actor(actor, place)
         self.ready += 1
 
     def assign(self, actor: str, now: float, *, bytes_per_s: float = 0.0) -> int | None:

@@ -63,6 +63,7 @@ def summary_of(*, results: list[ShardResult], **changes: Any) -> ScoreSummary:
         "seconds": 10.0,
         "waited_share": 0.25,
         "devices": ["cpu x", "cpu x"],
+        "taken_out": {},
         "views": VIEWS,
         "max_bad": 0.05,
         "salvage": False,
@@ -85,6 +86,13 @@ def test_a_complete_run_over_two() -> None:
         assert part in text
     for part in ("120 images", "teacher waited 25%", "2 of 152", "2  decode: cut", "2 kB of tables"):
         assert part in text
+
+
+def test_devices_that_failed_are_named_and_a_complete_run_is_complete() -> None:
+    fault = {"GPU 3 of node a (01234567)": "its device failed: CUDA error"}
+    summary = summary_of(results=[result("a"), result("b"), result("c")], taken_out=fault)
+    assert (summary.exit_code, summary.taken_out) == (0, fault)
+    assert "taken out: GPU 3 of node a (01234567): its device failed: CUDA error" in summary.lines("/out")
 
 
 @pytest.mark.parametrize(
