@@ -7,8 +7,12 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.helpers.pretended_gpu.device import Device
 
 # Before anything imports ray, and inherited by every process that a test starts. The temporary folder is
 # short because the paths of Ray's sockets are limited to 107 bytes; pytest's own would break that.
@@ -57,6 +61,15 @@ def torch_threads() -> None:
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_num_threads(TORCH_THREADS)
+
+
+@pytest.fixture
+def gpu() -> Iterator[Device]:
+    """A pretended one, for as long as the test runs (tests/helpers/pretended_gpu)."""
+    from tests.helpers.pretended_gpu.pretend import pretend_cuda
+
+    with pretend_cuda() as device:
+        yield device
 
 
 @pytest.fixture(scope="session")
