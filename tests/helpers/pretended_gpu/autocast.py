@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
-from torch.utils._pytree import tree_map
+
+from tests.helpers.pretended_gpu.nested import mapped
 
 
 class Twin(Tensor):
@@ -37,9 +38,9 @@ class Twin(Tensor):
     def __torch_dispatch__(
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        inner = tree_map(lambda x: x.shaped if isinstance(x, Twin) else x, (args, kwargs or {}))
+        inner = mapped(lambda x: x.shaped if isinstance(x, Twin) else x, (args, kwargs or {}))
         found = func(*inner[0], **{key: value for key, value in inner[1].items() if key != "device"})
-        return tree_map(lambda x: Twin(x) if isinstance(x, Tensor) else x, found)
+        return mapped(lambda x: Twin(x) if isinstance(x, Tensor) else x, found)
 
 
 def as_autocast_has_it(
@@ -50,7 +51,7 @@ def as_autocast_has_it(
         return args, kwargs
 
     with _disable_current_modes(), torch.no_grad():
-        twins = tree_map(lambda x: Twin(x.inner.to("meta")) if isinstance(x, kind) else x, (args, kwargs))
+        twins = mapped(lambda x: Twin(x.inner.to("meta")) if isinstance(x, kind) else x, (args, kwargs))
         wanted = func(*twins[0], **twins[1]).dtype
 
     def cast(x: Any) -> Any:
@@ -58,7 +59,7 @@ def as_autocast_has_it(
             return x
         return x.to(wanted)
 
-    cast_args, cast_kwargs = tree_map(cast, (args, kwargs))
+    cast_args, cast_kwargs = mapped(cast, (args, kwargs))
     return cast_args, cast_kwargs
 
 

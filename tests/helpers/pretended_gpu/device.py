@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 from tests.helpers.pretended_gpu.kernels import INDEXING, WITHOUT_KERNEL, compute, waits
 from tests.helpers.pretended_gpu.ledger import Ledger
 from tests.helpers.pretended_gpu.memory import DeviceMemory, PinnedMemory
+from tests.helpers.pretended_gpu.nested import mapped, tensors_in
 from tests.helpers.pretended_gpu.tensor import CUDA, OnDevice
 from tests.helpers.pretended_gpu.transfers import Transfers
 
@@ -57,7 +57,7 @@ class Device:
                 found = func.decompose(*args, **kwargs)
             if found is not NotImplemented:
                 return found
-        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        tensors = list(tensors_in((args, kwargs)))
         here = [x for x in tensors if isinstance(x, OnDevice)]
         wanted = None if kwargs.get("device") is None else torch.device(kwargs["device"])
         # What is wrapped are plain tensors, whatever mode they are made in.
@@ -81,7 +81,7 @@ class Device:
 
     def like_elsewhere(self, func: Any, args: Any, kwargs: Any) -> Any:
         """`empty_like(x, device="cpu")` and the like."""
-        shapes = tree_map(lambda x: x.inner.to("meta") if isinstance(x, OnDevice) else x, args)
+        shapes = mapped(lambda x: x.inner.to("meta") if isinstance(x, OnDevice) else x, args)
         return func(*shapes, **kwargs)
 
     def _in_main_memory(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
@@ -144,12 +144,12 @@ class Device:
             self.wait(name)
         if self.inner_device.type == "meta" and name == "aten::_local_scalar_dense":
             return 1.0 if args[0].is_floating_point() else 1
-        args, kwargs = tree_map(self._inner, (args, kwargs))
+        args, kwargs = mapped(self._inner, (args, kwargs))
         kwargs.pop("pin_memory", None)
         if "device" in kwargs:
             kwargs["device"] = self.inner_device
         found = compute(func, name, args, kwargs)
-        outputs = [x for x in tree_leaves(found) if isinstance(x, Tensor)]
+        outputs = list(tensors_in(found))
         returns = func._schema.returns
         is_view = bool(returns) and all(r.alias_info and not r.alias_info.is_write for r in returns)
         if not is_view and name not in WITHOUT_KERNEL:
@@ -166,7 +166,7 @@ class Device:
                 return known[id(x)]
             return self.wrap(x) if isinstance(x, Tensor) else x
 
-        return tree_map(outside, found)
+        return mapped(outside, found)
 
     def _inner(self, x: Any) -> Any:
         if isinstance(x, OnDevice):

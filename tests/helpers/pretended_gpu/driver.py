@@ -12,6 +12,7 @@ import torch
 
 from tests.helpers.pretended_gpu.device import Device
 from tests.helpers.pretended_gpu.kernels import compute
+from tests.helpers.pretended_gpu.nested import tensors_in
 from tests.helpers.pretended_gpu.tensor import CUDA
 
 
@@ -102,8 +103,7 @@ def graph_type(gpu: Device) -> type:
             gpu.ledger.note("kernel", "graph")
             with torch.inference_mode(False), torch.no_grad():
                 for func, name, args, kwargs, outputs in self._recorded:
-                    found = torch.utils._pytree.tree_leaves(compute(func, name, args, kwargs))
-                    made = [x for x in found if isinstance(x, torch.Tensor)]
+                    made = tensors_in(compute(func, name, args, kwargs))
                     for kept, again in zip(outputs, made, strict=True):
                         if kept is not again:
                             kept.copy_(again)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils._pytree import tree_flatten, tree_map
+
+from tests.helpers.pretended_gpu.nested import mapped, tensors_in
 
 aten = torch.ops.aten
 
@@ -75,14 +76,13 @@ def compute(func: Any, name: str, args: Any, kwargs: Any) -> Any:
     half = half_of(args) if name in PRODUCTS else None
     if half is None:
         return func(*args, **kwargs)
-    wide = tree_map(lambda x: x.float() if isinstance(x, Tensor) else x, (args, kwargs))
-    return tree_map(lambda x: x.to(half) if isinstance(x, Tensor) else x, func(*wide[0], **wide[1]))
+    wide = mapped(lambda x: x.float() if isinstance(x, Tensor) else x, (args, kwargs))
+    return mapped(lambda x: x.to(half) if isinstance(x, Tensor) else x, func(*wide[0], **wide[1]))
 
 
 def half_of(args: Any) -> torch.dtype | None:
     """The half precision that tensors of processors are in, if they are."""
-    tensors = [x for x in tree_flatten(args)[0] if isinstance(x, Tensor) and not x.is_meta]
-    return next((x.dtype for x in tensors if x.dtype in HALVES), None)
+    return next((x.dtype for x in tensors_in(args) if x.dtype in HALVES and not x.is_meta), None)
 
 
 def product_with_gelu(bias: Tensor, x: Tensor, weight: Tensor, *, use_gelu: bool = False) -> Tensor:

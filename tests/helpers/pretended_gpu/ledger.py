@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import sys
 import threading
 from types import FrameType
@@ -83,13 +84,22 @@ class Ledger:
         return dict(found.most_common())
 
 
+_CHECKOUT, _TESTS = f"{ROOT}/", f"{ROOT / 'tests'}/"
+
+
 def responsible(frame: FrameType | None) -> str:
     """The innermost two lines of the project on the stack, its tests aside."""
     lines: list[str] = []
-    tests, checkout = str(ROOT / "tests"), str(ROOT)
     while frame is not None and len(lines) < 2:
-        file = frame.f_code.co_filename
-        if file.startswith(checkout) and not file.startswith(tests) and "site-packages" not in file:
-            lines.append(f"{file.removeprefix(checkout + '/')}:{frame.f_lineno}")
+        place = place_of(frame.f_code.co_filename)
+        if place:
+            lines.append(f"{place}:{frame.f_lineno}")
         frame = frame.f_back
     return " in ".join(lines) or "the test"
+
+
+@functools.cache
+def place_of(file: str) -> str:
+    """A file of the project within the checkout; nothing for others and for tests."""
+    ours = file.startswith(_CHECKOUT) and not file.startswith(_TESTS) and "site-packages" not in file
+    return file.removeprefix(_CHECKOUT) if ours else ""

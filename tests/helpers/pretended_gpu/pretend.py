@@ -13,11 +13,11 @@ from unittest import mock
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from patchsieve.pipeline.images import patches
 from tests.helpers.pretended_gpu.device import Device, Everywhere
 from tests.helpers.pretended_gpu.driver import Generator, Properties, replacements
+from tests.helpers.pretended_gpu.nested import mapped
 from tests.helpers.pretended_gpu.tensor import CUDA, OnDevice
 
 
@@ -50,7 +50,7 @@ def pretend_cuda(
         found = load(file, map_location="cpu", **options)
         if torch.device(map_location).type != CUDA.type:
             return found
-        return tree_map(lambda x: x.to(CUDA) if isinstance(x, Tensor) else x, found)
+        return mapped(lambda x: x.to(CUDA) if isinstance(x, Tensor) else x, found)
 
     threads = torch.get_num_threads()
     with contextlib.ExitStack() as stack:

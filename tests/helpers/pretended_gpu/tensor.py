@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils._pytree import tree_leaves
 
 from tests.helpers.pretended_gpu.autocast import as_autocast_has_it
 from tests.helpers.pretended_gpu.kernels import attention
+from tests.helpers.pretended_gpu.nested import tensors_in
 
 if TYPE_CHECKING:
     from tests.helpers.pretended_gpu.device import Device
@@ -119,4 +119,4 @@ class OnDevice(Tensor):
 
 def gpu_of(args: Any, kwargs: Any) -> Device:
     """The device of the tensors among the arguments."""
-    return next(x.gpu for x in tree_leaves((args, kwargs)) if isinstance(x, OnDevice))
+    return next(x.gpu for x in tensors_in((args, kwargs)) if isinstance(x, OnDevice))
