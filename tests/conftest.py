@@ -7,8 +7,12 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.helpers.pretended_gpu.device import Device
 
 # Before anything imports ray, and inherited by every process that a test starts. The temporary folder is
 # short because the paths of Ray's sockets are limited to 107 bytes; pytest's own would break that.
@@ -73,6 +77,15 @@ def starts_no_ray_unless_marked(request: pytest.FixtureRequest) -> Iterator[None
     _known_sessions.update(sessions)
     if not request.node.get_closest_marker("ray"):
         assert not started, "starts Ray: mark it ray"
+
+
+@pytest.fixture
+def gpu() -> Iterator[Device]:
+    """A pretended one, for as long as the test runs (tests/helpers/pretended_gpu)."""
+    from tests.helpers.pretended_gpu.pretend import pretend_cuda
+
+    with pretend_cuda() as device:
+        yield device
 
 
 @pytest.fixture(scope="session")
