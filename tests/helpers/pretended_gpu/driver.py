@@ -75,7 +75,8 @@ def event_type(gpu: Device) -> type:
             return True
 
         def elapsed_time(self, later: Event) -> float:
-            assert self._timing and later._timing, "an event without timing"
+            assert self._timing, "an event without timing"
+            assert later._timing, "an event without timing"
             return 1000 * (later._at - self._at)
 
     return Event

@@ -14,12 +14,12 @@ from tests.helpers.checkout import ROOT
 
 Kind = Literal["kernel", "upload", "download", "wait", "implicit upload"]
 How = Literal["", "async", "blocking", "pageable"]
-"""Of a copy: `blocking` is waited for by whoever asks for it; `pageable` goes by way of a pinned buffer of the driver's."""
+"""Of a copy: `blocking` is waited for by who asks for it; `pageable` goes by way of a pinned buffer of the driver's."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Record:
-    """One thing that the device was asked: an operation, `bytes` read and written or copied, `largest` tensor in values."""
+    """One thing that the device was asked: an operation, `bytes` read, written or copied, `largest` tensor."""
 
     kind: Kind
     op: str

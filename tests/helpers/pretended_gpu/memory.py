@@ -1,4 +1,4 @@
-"""Memory of a pretended device: what lives there, the most that ever did, and a limit; and which main memory is pinned."""
+"""Memory of a pretended device: what lives there, the most that ever did, a limit; and what is pinned."""
 
 from __future__ import annotations
 

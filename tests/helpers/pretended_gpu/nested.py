@@ -1,4 +1,4 @@
-"""Arguments and results of operations: tensors in tuples, lists and dictionaries; PyTorch's own walk takes thrice as long."""
+"""Arguments and results of operations: tensors in tuples, lists and dictionaries; PyTorch's own walk takes longer."""
 
 from __future__ import annotations
 

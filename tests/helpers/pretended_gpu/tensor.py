@@ -23,8 +23,8 @@ aten = torch.ops.aten
 class OnDevice(Tensor):
     """A tensor of the device, around one in main memory or of the device `meta`, `inner`.
 
-    PyTorch's own code takes it for one of the inner's device, so that gradients need no driver, and means this one where
-    it says so; whatever asks in Python is told `cuda:0`. Each operation goes to the device.
+    PyTorch's own code takes it for one of the inner's device, so that gradients need no driver, and means this one
+    where it says so; whatever asks in Python is told `cuda:0`. Each operation goes to the device.
     """
 
     inner: Tensor

@@ -51,7 +51,7 @@ def arguments(count: int, visible: int, asked: dict[str, Any]) -> tuple[Tensor, 
 
 
 def crossings_of(views: int, asked: dict[str, Any]) -> Crossings:
-    """Pixels of visible patches and two lists of positions go up, and whole views or random numbers; scores come down."""
+    """Pixels of visible patches and two lists of positions go up, or whole views and more; scores come down."""
     more = "frozen_tokens" in asked or asked.get("metric") in ("ssim", "psnr")
     return Crossings(uploads=(4 if more else 3) * views, downloads=1, waits=1)
 

@@ -13,7 +13,7 @@ from patchsieve.ranker.batches.batch import Batch
 from patchsieve.ranker.learning.training import Training
 from patchsieve.ranker.model.checkpoint import load_ranker
 from patchsieve.ranker.model.initial_weights import initial_ranker
-from patchsieve.ranker.train.loop import Fit, State, read_state
+from patchsieve.ranker.train.loop import Fit, FitState, read_state
 from patchsieve.ranker.train.plan import TrainPlan, make_plan
 from patchsieve.ranker.train.progress import read_curve
 from patchsieve.ranker.train.record import begin
@@ -35,13 +35,15 @@ def a_plan(table: str, out: Path, **changes: object) -> TrainPlan:
     return make_plan(config_for(table, out, **{**asked, **changes}))
 
 
-def fit(plan: TrainPlan, device: torch.device, checkpoints: Path, state: State | None = None) -> list[Path]:
+def fit(
+    plan: TrainPlan, device: torch.device, checkpoints: Path, state: FitState | None = None
+) -> list[Path]:
     """Run to the end; returns the files of all checkpoints."""
     begin(plan, run_id="run-1")
     ranker = initial_ranker(plan.ranker, seed=plan.config.seed).to(device)
     found: list[Path] = []
 
-    def report(_newest: dict[str, Any], content: Callable[[], State]) -> None:
+    def report(_newest: dict[str, Any], content: Callable[[], FitState]) -> None:
         found.append(checkpoints / f"{len(found)}.pt")
         torch.save(content(), found[-1])
 
