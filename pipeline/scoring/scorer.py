@@ -38,7 +38,7 @@ from patchsieve.pipeline.row_config import (
     check_frozen,
     count_tokens,
 )
-from patchsieve.pipeline.scoring import changes as metrics
+from patchsieve.pipeline.scoring import changes
 from patchsieve.pipeline.scoring.cost import sequence_bytes, sequence_values
 from patchsieve.pipeline.scoring.frozen import FrozenEstimator
 from patchsieve.pipeline.scoring.removals import PatchRemovals, SharedTokenRemovals, TokenRemovals
@@ -56,7 +56,7 @@ def reconstruct(model: MaskedAutoencoder, pixels_NLP: Tensor, visible_NV: Tensor
 
     `pixels_NLP`: uint8 patches of the views, of which only the visible ones are read; `visible_NV`: their
     positions. Everything on the model's device; predictions in the teacher's output space
-    (`metrics.hidden_patches_pixels` turns them into pixels).
+    (`changes.hidden_patches_pixels` turns them into pixels).
     """
     hidden_NH = hidden_positions(visible_NV, model.config.positions)
     visible_NV = visible_NV.long()
@@ -172,14 +172,14 @@ class Scorer:
                 raise UserError(f"{value!r} is none of {', '.join(get_args(choices))}")
         if batch_size is not None and batch_size < 1:
             raise UserError(f"batch size {batch_size} must be at least 1")
-        if metrics.compares_whole_images(self._metric) and config.output_space == "unknown":
+        if changes.compares_whole_images(self._metric) and config.output_space == "unknown":
             raise UserError(
                 f"metric {self._metric} compares pixels, but this teacher's file does not tell its output"
                 " space: give it (pixels or normalised), or use metric l1 or l2"
             )
-        if self._metric == "ssim" and config.image_size < metrics.SSIM_WINDOW:
+        if self._metric == "ssim" and config.image_size < changes.SSIM_WINDOW:
             raise UserError(
-                f"metric ssim needs images of {metrics.SSIM_WINDOW} px or more, not {config.image_size}"
+                f"metric ssim needs images of {changes.SSIM_WINDOW} px or more, not {config.image_size}"
             )
 
     def _compile(self) -> None:
@@ -249,7 +249,7 @@ class Scorer:
         fit the teacher, InfrastructureError when not even one removal of one view fits into memory.
         """
         count, positions = len(pixels_NLP), self._config.positions
-        counts = {positions} if metrics.compares_whole_images(self._metric) else {positions, self.visible}
+        counts = {positions} if changes.compares_whole_images(self._metric) else {positions, self.visible}
         if (
             pixels_NLP.dtype != torch.uint8
             or pixels_NLP.ndim != 3
@@ -321,7 +321,7 @@ class Scorer:
         values = [seen_NVP, visible_NV, hidden_NH[rows]]
         if starts_NV is not None:
             values.append(starts_NV[rows])
-        elif metrics.compares_whole_images(self._metric):
+        elif changes.compares_whole_images(self._metric):
             values.append(pixels_NLP[rows])
         with float32_products(self._precision):
             if not (record and self._pass.now >= len(rows) * self.visible):
@@ -365,15 +365,15 @@ class Scorer:
         """The metric between each `f(all \\ r)` and `f(all)`, `[N, K]`; overwrites the former."""
         if whole_NLP is None:
             change = without_NKHP.sub_(anchor_NHP[:, None])
-            return metrics.absolute_change(change) if self._metric == "l1" else metrics.squared_change(change)
+            return changes.absolute_change(change) if self._metric == "l1" else changes.squared_change(change)
         removals = without_NKHP.shape[1]
-        anchors = metrics.whole_images(anchor_NHP, whole_NLP, hidden_NH, self._config)
-        images = metrics.whole_images(
+        anchors = changes.whole_images(anchor_NHP, whole_NLP, hidden_NH, self._config)
+        images = changes.whole_images(
             without_NKHP.flatten(0, 1),
             whole_NLP.repeat_interleave(removals, 0),
             hidden_NH.repeat_interleave(removals, 0),
             self._config,
         )
         images = images.reshape(-1, removals, *images.shape[1:])
-        measure = metrics.ssim_change if self._metric == "ssim" else metrics.psnr_change
+        measure = changes.ssim_change if self._metric == "ssim" else changes.psnr_change
         return measure(images, anchors[:, None])
