@@ -24,7 +24,7 @@ class Twin(Tensor):
 
     @staticmethod
     def __new__(cls, shaped: Tensor) -> Twin:
-        made = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made = Tensor._make_wrapper_subclass(
             cls, shaped.shape, strides=shaped.stride(), dtype=shaped.dtype, device=torch.device("cuda", 0)
         )
         found: Twin = made
@@ -35,7 +35,7 @@ class Twin(Tensor):
         """See the class."""
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         inner = mapped(lambda x: x.shaped if isinstance(x, Twin) else x, (args, kwargs or {}))

@@ -27,13 +27,13 @@ class OnDevice(Tensor):
     where it says so; whatever asks in Python is told `cuda:0`. Each operation goes to the device.
     """
 
-    inner: Tensor
+    inner: Tensor  # type: ignore[assignment]
     gpu: Device
 
     @staticmethod
     def __new__(cls, inner: Tensor, gpu: Device) -> OnDevice:
         assert not isinstance(inner, OnDevice)
-        made = Tensor._make_subclass(cls, inner, False, device_for_backend_keys=CUDA)  # type: ignore[attr-defined]
+        made = Tensor._make_subclass(cls, inner, False, device_for_backend_keys=CUDA)
         found: OnDevice = made
         found.inner, found.gpu = inner, gpu
         return found
@@ -71,7 +71,7 @@ class OnDevice(Tensor):
             return func(*args, **kwargs)
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         return gpu_of(args, kwargs).run(func, args, kwargs or {})
@@ -82,8 +82,8 @@ class OnDevice(Tensor):
         if args and isinstance(args[0], Tensor):
             args = (args[0].device, args[0].dtype, *args[1:])
         device, dtype, non_blocking, memory_format = torch._C._nn._parse_to(*args, **kwargs)
-        if device is not None and device.type != CUDA.type:
-            return self.gpu.download(self, dtype or self.dtype, non_blocking=non_blocking)
+        if device is not None and device.type != CUDA.type:  # type: ignore[redundant-expr]
+            return self.gpu.download(self, dtype or self.dtype, non_blocking=non_blocking)  # type: ignore[truthy-bool]
         if dtype in (None, self.dtype) and not copy:
             return self
         return aten._to_copy(self, dtype=dtype, memory_format=memory_format)
@@ -103,7 +103,7 @@ class OnDevice(Tensor):
 
     __array__ = numpy
 
-    def __repr__(self, **_named: Any) -> str:
+    def __repr__(self, **_named: Any) -> str:  # type: ignore[override]
         return f"OnDevice({tuple(self.shape)}, {self.dtype})"
 
     def __reduce_ex__(self, protocol: Any) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from patchsieve.pipeline.cluster.places import Place
 from patchsieve.pipeline.output.folder import OutputFolder
 from patchsieve.pipeline.output.owner import Owner
 from patchsieve.pipeline.score import estimate
@@ -50,13 +51,15 @@ def a_request(folder: Path, device: str) -> ScoreRequest:
     return make_request(score_config(shards, folder / device, save_small_teacher(folder), compile=False))
 
 
-def score_both(request: ScoreRequest, between: Callable[[], None] = lambda: None) -> ScoringWorker:
+def score_both(
+    request: ScoreRequest, gpus: tuple[str, ...] = (), between: Callable[[], None] = lambda: None
+) -> ScoringWorker:
     """Both shards as an actor scores them."""
     out, (first, second) = request.config.out, request.shards
     OutputFolder(out, SCORES, run_id="r").adopt_config(request.fields(request.rows("fp32")), other={})
     owner = Owner(out, "r")
     owner.acquire()
-    worker = ScoringWorker(request.teacher, node_id="n" * 16, device_ids=("0",))
+    worker = ScoringWorker(request.teacher, Place(host="host", node_id="n" * 16, gpus=gpus))
     order = WorkOrder(
         out=out,
         run_id="r",
@@ -78,7 +81,7 @@ def score_both(request: ScoreRequest, between: Callable[[], None] = lambda: None
 def test_shards_are_scored_as_on_a_processor(tmp_path: Path) -> None:
     score_both(a_request(tmp_path, "cpu"))
     with pretend_cuda() as gpu:
-        worker = score_both(a_request(tmp_path, "cuda"), gpu.forget)
+        worker = score_both(a_request(tmp_path, "cuda"), ("0",), gpu.forget)
         batches = 2 * IMAGES // 4
         assert gpu.ledger.crossings() == Crossings(uploads=3 * batches, downloads=batches, waits=batches), (
             gpu.ledger.culprits("upload", "wait")
@@ -86,7 +89,7 @@ def test_shards_are_scored_as_on_a_processor(tmp_path: Path) -> None:
         progress = worker.progress()
         assert progress is not None
         assert progress.gpu_bytes > 0
-        assert worker.info.device == "cuda Pretended GPU"
+        assert worker.device_name == "cuda Pretended GPU"
     found, expected = (rows_of(tmp_path / device) for device in ("cuda", "cpu"))
     assert found.keys() == expected.keys()
     for key, row in expected.items():
