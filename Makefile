@@ -6,12 +6,13 @@
 #   make check          lint, types, tests without Ray: for working
 #   make test           lint, types, all tests        (make test ARGS="-k shards" for some of the tests)
 #   make bench          benchmarks in under ten minutes, beside the last saved ones of such a machine
+#   make gpu-check      the tests and benchmarks for a GPU, a call of less than ten minutes at a time until nothing is left
 #   make lint           ruff, mypy, and whether an editor finds every import
 #   make clean          removes what the other targets made, but keeps .venv
 #
 # PYTHON=/path/to/python3 chooses the interpreter that .venv is made with.
 
-.PHONY: install demo check test bench lint links clean
+.PHONY: install demo check test bench gpu-check lint links clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := install
 
@@ -63,6 +64,10 @@ test: install lint
 
 bench: install
 	$(BIN)/python -m benchmarks.bench $(ARGS)
+
+# Takes what is installed: such a machine may have torch and no registry.
+gpu-check: links
+	$(or $(PYTHON),$(wildcard $(BIN)/python),python3) -m benchmarks.gpu_check $(ARGS)
 
 lint: install
 	@echo "== lint: ruff"

@@ -7,8 +7,11 @@ from collections.abc import Callable
 from typing import Any, cast
 from unittest import mock
 
+import torch
+
 from patchsieve.pipeline.compute import layers
 from patchsieve.pipeline.compute.device import keep_freed_memory
+from patchsieve.pipeline.row_config import Precision
 from patchsieve.pipeline.scoring.removals import TokenRemovals
 from patchsieve.pipeline.scoring.scorer import Scorer
 
@@ -49,14 +52,6 @@ def plain_linear(make: Make) -> Scorer:
         return make()
 
 
-def compile_blocks(make: Make) -> Scorer:
-    """The transformer blocks compiled; they cannot be where oneDNN is called by name."""
-    scorer: Any = plain_linear(make)
-    for block in (*scorer._model.blocks, *scorer._model.decoder_blocks):
-        block.compile(dynamic=False)
-    return cast(Scorer, scorer)
-
-
 def giving_back(call: Callable[..., Any]) -> Callable[..., Any]:
     """The call with freed memory returned to the system, as glibc's own rule ends up: blocks from 32 MB at once."""
 
@@ -87,3 +82,11 @@ UNDO: dict[str, Callable[[Make], Scorer]] = {
     "oneDNN for linear layers": plain_linear,
     "freed memory kept": give_memory_back,
 }
+
+
+def is_there(saving: str, precision: Precision, device: torch.device) -> bool:
+    """Whether a scorer has a saving that could be undone: oneDNN and the shared block are for processors."""
+    if saving == "GELU in the linear layer":
+        # By oneDNN in float32, by cuBLAS in half precision.
+        return (precision == "fp32") == (device.type == "cpu")
+    return device.type == "cpu" or saving == "unread tokens left out"

@@ -7,9 +7,7 @@ with `--strict` if there is such a one.
 
     python -m benchmarks.bench [--save] [--strict] [--only teacher decode]
 
-What a GPU machine without Ray is asked, in less than ten minutes:
-
-    python -m benchmarks.bench --only limit teacher decode score_path
+A machine with a GPU, which may lack Ray, is asked by `gpu_check`.
 """
 
 from __future__ import annotations

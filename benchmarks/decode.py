@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -143,4 +142,6 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
+    import tyro  # not where `gpu_check` runs this
+
     main(tyro.cli(Options, description=__doc__))

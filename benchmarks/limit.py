@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import tyro
 from torch import Tensor
 
 from benchmarks._common import show, write_json
@@ -93,4 +92,6 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
+    import tyro  # not where `gpu_check` runs this
+
     main(tyro.cli(Options, description=__doc__))

@@ -17,15 +17,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import tyro
 
 from benchmarks._common import write_json
 from benchmarks._photos import pack_shard, photo_files
 from benchmarks._teacher_alone import TeacherAlone, compare, show_comparison
 from benchmarks._teachers import save_random_teacher
 from patchsieve.pipeline.output.folder import OutputFolder, new_run_id
-from patchsieve.pipeline.row_config import DECODER, Precision
-from patchsieve.pipeline.score.config import ScoreConfig
+from patchsieve.pipeline.row_config import DECODER, IMAGE_FIELDS, Precision, RowConfig
 from patchsieve.pipeline.score.shard import ShardScoring, teacher_record
 from patchsieve.pipeline.shards.specs import Shard, expand_shards
 from patchsieve.pipeline.tables.schema import SCORES
@@ -75,9 +73,24 @@ def score_shards(scoring: ShardScoring, shards: list[Shard]) -> dict[str, float]
 
 def run_teacher(size: str, options: Options, folder: Path, files: list[bytes]) -> dict[str, Any]:
     """Measure with one teacher; returns what the JSON holds."""
-    path, teacher = save_random_teacher(size, folder)
-    asked = ScoreConfig(shards=("none yet",), out="none yet", teacher=path, views=str(options.views))
-    rows = asked.rows(size=teacher.config.image_size, precision="fp32", decoder=DECODER)
+    _, teacher = save_random_teacher(size, folder)
+    rows = RowConfig(
+        mask_ratio=0.9,
+        first_view=0,
+        views=options.views,
+        crop="random",
+        masks="spread",
+        estimator="exact",
+        removal="decoder",
+        metric="l1",
+        seed=0,
+        size=teacher.config.image_size,
+        precision="fp32",
+        store="patches",
+        sample=1.0,
+        image_field=IMAGE_FIELDS,
+        decoder=DECODER,
+    )
     batch_size = None if options.batch_size == "auto" else options.batch_size
     alone = TeacherAlone(teacher, rows, options.precision, batch_size)
     chosen = alone.settings()
@@ -118,4 +131,6 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
+    import tyro  # not where `gpu_check` runs this
+
     main(tyro.cli(Options, description=__doc__))

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import tyro
 from torch import Tensor
 
 from benchmarks._common import measure, ratio, show, write_json
@@ -28,10 +27,11 @@ from benchmarks._executed import executed_gflop
 from benchmarks._fresh_process import run_fresh
 from benchmarks._published import decode, published_scores
 from benchmarks._teachers import SIZES, random_teacher
-from benchmarks._tricks import UNDO, compile_blocks, giving_back
+from benchmarks._tricks import UNDO, giving_back, is_there
 from benchmarks.limit import DTYPES, matrix_rate
 from patchsieve.pipeline.compute.batch_size import choose_batch_size
 from patchsieve.pipeline.compute.device import keep_freed_memory, this_device
+from patchsieve.pipeline.compute.recorded import compiled as compile_whole
 from patchsieve.pipeline.images.patches import visible_count
 from patchsieve.pipeline.row_config import Precision, Removal
 from patchsieve.pipeline.scoring.cost import gflop_per_view
@@ -58,7 +58,7 @@ class Options:
     threads: int | None = None
     """Threads of PyTorch; its own choice by default."""
     compiled: bool = True
-    """The published way compiled, too (a minute per teacher and type)."""
+    """The published way compiled, too (a minute per teacher and type), and on GPUs ours, as actors have it."""
     savings: bool = True
     """Each saving undone, too."""
     memory: bool = True
@@ -105,7 +105,7 @@ def published(
         score = partial(published_scores, model, half=dtype)
         found[name] = (score, published_batch(score, model, visible))
     if compiled:
-        fast: Any = torch.compile(decode, dynamic=False)
+        fast = compile_whole(decode)
         for name, dtype in halves.items():
             score = partial(published_scores, model, half=dtype, decode=fast)
             found[f"{name}, compiled"] = (score, found[name][1])
@@ -115,22 +115,19 @@ def published(
 def ours(
     model: MaskedAutoencoder, where: torch.device, removal: Removal, options: Options, chosen: Precision
 ) -> dict[str, tuple[Score, int]]:
-    """Our scorers and their batch sizes: fp32, the precision that `auto` takes, and that with savings undone."""
+    """Our scorers and their batch sizes: fp32 and what `auto` takes, as they are, compiled, and with savings undone."""
     make = partial(Scorer, model, removal=removal, device=where)
-    found = {"patchsieve, fp32": make(precision="fp32")}
-    if chosen != "fp32":
-        found[f"patchsieve, {chosen}"] = make(precision=chosen)
-    if options.savings and removal == "decoder":
-        for precision in dict.fromkeys(("fp32", chosen)):
-            batch = found[f"patchsieve, {precision}"].batch_size
-            remake = partial(make, precision=precision, batch_size=batch)
-            for name, undo in UNDO.items():
-                # oneDNN is for processors, and GELU is fused in float32 alone.
-                everywhere = name in ("first block shared", "unread tokens left out")
-                if everywhere or (where.type == "cpu" and (precision == "fp32" or "GELU" not in name)):
-                    found[f"patchsieve, {precision}, not: {name}"] = undo(remake)
-            if options.compiled:
-                found[f"patchsieve, {precision}, blocks compiled"] = compile_blocks(remake)
+    found: dict[str, Scorer] = {}
+    for precision in dict.fromkeys(("fp32", chosen)):
+        name = f"patchsieve, {precision}"
+        found[name] = make(precision=precision)
+        remake = partial(make, precision=precision, batch_size=found[name].batch_size)
+        if options.compiled and where.type == "cuda":
+            found[f"{name}, compiled"] = remake(compile=True)
+        if options.savings and removal == "decoder":
+            for saving, undo in UNDO.items():
+                if is_there(saving, precision, where):
+                    found[f"{name}, not: {saving}"] = undo(remake)
     return {name: (scorer.score, scorer.batch_size) for name, scorer in found.items()}
 
 
@@ -220,13 +217,14 @@ def main(options: Options) -> None:
     keep_freed_memory()  # as actors do; the published ways do not
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    results = {
-        f"{size}, {removal}": run_size(size, removal, options)
-        for size in options.sizes
-        for removal in options.removals
-    }
-    write_json({"teacher": results}, options.out)
+    results = {}
+    for size in options.sizes:
+        for removal in options.removals:
+            results[f"{size}, {removal}"] = run_size(size, removal, options)
+            write_json({"teacher": results}, options.out)  # what is there, should time run out
 
 
 if __name__ == "__main__":
+    import tyro  # not where `gpu_check` runs this
+
     main(tyro.cli(Options, description=__doc__))

@@ -14,9 +14,6 @@ from patchsieve.pipeline.score.teacher_thread import Submitted, TeacherThread
 from patchsieve.pipeline.scoring.scorer import Scorer
 from tests.helpers.photos import photo_samples, write_shard
 from tests.helpers.score_runs import local_scoring, rows_of, save_small_teacher, score_config
-from tests.helpers.teachers import SMALL, random_teacher
-
-VISIBLE = 3
 
 
 class SlowEnd(Stamp):
@@ -58,20 +55,3 @@ def test_a_batch_is_handed_over_before_the_last_one_is_waited_for(
     assert told == ["submit", "submit", "wait", "submit", "wait", "wait"]
     assert (late.rows, late.faults) == (expected.rows, {})
     assert rows_of(tmp_path / "late") == rows_of(tmp_path / "plain")
-
-
-@pytest.mark.gpu
-def test_a_gpu_is_given_batches_ahead() -> None:
-    generator = torch.Generator().manual_seed(0)
-    shape = (8, SMALL.positions, SMALL.patch_values)
-    pixels = [torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator) for _ in range(5)]
-    visible = torch.arange(VISIBLE).expand(8, -1)
-    scorer = Scorer(random_teacher(SMALL), device="cuda", batch_size=8)
-    expected = [scorer.score(batch, visible) for batch in pixels]
-    thread = TeacherThread(scorer)
-    submitted = [thread.submit(batch, visible, None) for batch in pixels]
-    found = [batch.result() for batch in submitted]
-    for scored, scores in zip(found, expected, strict=True):
-        assert scored.scores.tolist() == scores.tolist()
-        assert scored.worked_s > 0
-        assert scored.waited_s >= 0
