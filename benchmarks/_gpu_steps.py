@@ -80,7 +80,7 @@ SMALL_STEPS = (
 
 
 def run_step(step: Step, out: Path) -> None:
-    """Leave the step's JSON at `out`; raises CalledProcessError where it fails, TimeoutExpired where it takes too long."""
+    """Leave the step's JSON at `out`; raises SubprocessError where it fails or takes too long."""
     if step.benchmark is None:
         run_tests(out, step.seconds)
         return

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks._common import show, write_json
 from patchsieve.pipeline.compute.device import synchronise, this_device
-from patchsieve.pipeline.compute.layers import OneDnnLinear, has_onednn
+from patchsieve.pipeline.compute.layers import OneDnnLinear, has_half, has_onednn
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SHAPES = {"cpu": ((4096, 1024, 1024), (3724, 512, 2048)), "cuda": ((8192, 8192, 8192), (16384, 4096, 4096))}
@@ -57,7 +57,7 @@ def matrix_rate(precision: str, where: torch.device, seconds: float = 1.0) -> fl
         x = torch.randn(rows, inputs).to(where, DTYPES[precision])
         linear = torch.nn.Linear(inputs, outputs, bias=False).to(where, DTYPES[precision])
         ways: list[Callable[[Tensor], Tensor]] = [linear]
-        if has_onednn(where):
+        if has_onednn(where) and (precision == "fp32" or has_half(where)):
             ways.append(OneDnnLinear(linear))
         for way in ways:
             taken = best_seconds(lambda way=way, x=x: way(x), where, seconds)  # type: ignore[misc]
@@ -74,8 +74,10 @@ def bandwidth(where: torch.device, seconds: float = 1.0) -> float:
 
 
 def precisions(where: torch.device) -> list[str]:
-    """Types worth asking for: processors have no fast fp16 in PyTorch."""
-    return ["fp32", "bf16"] if where.type == "cpu" else ["fp32", "bf16", "fp16"]
+    """Types worth asking for: processors have no fast fp16 in PyTorch, those from before AVX-512 no bf16 either."""
+    if where.type == "cpu":
+        return ["fp32", "bf16"] if has_half(where) else ["fp32"]
+    return ["fp32", "bf16", "fp16"]
 
 
 def main(options: Options) -> None:

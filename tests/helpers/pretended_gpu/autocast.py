@@ -51,7 +51,7 @@ def as_autocast_has_it(
         return args, kwargs
 
     with _disable_current_modes(), torch.no_grad():
-        twins = mapped(lambda x: Twin(x.inner.to("meta")) if isinstance(x, kind) else x, (args, kwargs))
+        twins = mapped(lambda x: Twin(x.wrapped.to("meta")) if isinstance(x, kind) else x, (args, kwargs))
         wanted = func(*twins[0], **twins[1]).dtype
 
     def cast(x: Any) -> Any:

@@ -81,7 +81,7 @@ class Device:
 
     def like_elsewhere(self, func: Any, args: Any, kwargs: Any) -> Any:
         """`empty_like(x, device="cpu")` and the like."""
-        shapes = mapped(lambda x: x.inner.to("meta") if isinstance(x, OnDevice) else x, args)
+        shapes = mapped(lambda x: x.wrapped.to("meta") if isinstance(x, OnDevice) else x, args)
         return func(*shapes, **kwargs)
 
     def _in_main_memory(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
@@ -111,15 +111,15 @@ class Device:
     def _copy(self, target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
         if isinstance(target, OnDevice):
             self._note_upload("copy_", source, non_blocking)
-            target.inner.copy_(source.to(self.inner_device))
+            target.wrapped.copy_(source.to(self.inner_device))
             return target
         assert isinstance(source, OnDevice)
         how = "pageable" if target not in self.pinned else "async" if non_blocking else "blocking"
         self.ledger.note("download", "copy_", how=how, bytes=source.nbytes)
-        if source.inner.is_meta:
+        if source.wrapped.is_meta:
             target.zero_()
         else:
-            self.transfers.begin(target, source.inner.to(target.dtype))
+            self.transfers.begin(target, source.wrapped.to(target.dtype))
         if how != "async":
             self.wait("copy_")
         return target
@@ -153,13 +153,13 @@ class Device:
         returns = func._schema.returns
         is_view = bool(returns) and all(r.alias_info and not r.alias_info.is_write for r in returns)
         if not is_view and name not in WITHOUT_KERNEL:
-            touched = [*(x.inner for x in here), *outputs]
+            touched = [*(x.wrapped for x in here), *outputs]
             moved = sum(min(x.nbytes, x.untyped_storage().nbytes()) for x in touched)
             largest = max((x.numel() for x in touched), default=0)
             self.ledger.note("kernel", name, bytes=moved, largest=largest)
         if not is_view and self.capture is not None:
             self.capture.append((func, name, args, kwargs, outputs))
-        known = {id(x.inner): x for x in here}
+        known = {id(x.wrapped): x for x in here}
 
         def outside(x: Any) -> Any:
             if id(x) in known:
@@ -170,7 +170,7 @@ class Device:
 
     def _inner(self, x: Any) -> Any:
         if isinstance(x, OnDevice):
-            return x.inner
+            return x.wrapped
         on_meta = isinstance(x, Tensor) and self.inner_device.type == "meta" and x.dim() > 0
         return x.to("meta") if on_meta else x
 

@@ -21,7 +21,7 @@ class DeviceMemory:
         self._lock = threading.RLock()
 
     def hold(self, holder: Tensor, inner: Tensor) -> None:
-        """Count the storage of `inner` until `holder` and all others that hold it are gone.
+        """Count the storage of `wrapped` until `holder` and all others that hold it are gone.
 
         Raises torch.OutOfMemoryError where it does not fit.
         """

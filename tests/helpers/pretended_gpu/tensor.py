@@ -21,13 +21,13 @@ aten = torch.ops.aten
 
 
 class OnDevice(Tensor):
-    """A tensor of the device, around one in main memory or of the device `meta`, `inner`.
+    """A tensor of the device, around one in main memory or of the device `meta`, `wrapped`.
 
     PyTorch's own code takes it for one of the inner's device, so that gradients need no driver, and means this one
     where it says so; whatever asks in Python is told `cuda:0`. Each operation goes to the device.
     """
 
-    inner: Tensor  # type: ignore[assignment]
+    wrapped: Tensor
     gpu: Device
 
     @staticmethod
@@ -35,7 +35,7 @@ class OnDevice(Tensor):
         assert not isinstance(inner, OnDevice)
         made = Tensor._make_subclass(cls, inner, False, device_for_backend_keys=CUDA)
         found: OnDevice = made
-        found.inner, found.gpu = inner, gpu
+        found.wrapped, found.gpu = inner, gpu
         return found
 
     def __init__(self, inner: Tensor, gpu: Device) -> None:
@@ -81,9 +81,10 @@ class OnDevice(Tensor):
         copy = kwargs.pop("copy", False)
         if args and isinstance(args[0], Tensor):
             args = (args[0].device, args[0].dtype, *args[1:])
-        device, dtype, non_blocking, memory_format = torch._C._nn._parse_to(*args, **kwargs)
-        if device is not None and device.type != CUDA.type:  # type: ignore[redundant-expr]
-            return self.gpu.download(self, dtype or self.dtype, non_blocking=non_blocking)  # type: ignore[truthy-bool]
+        parsed: Any = torch._C._nn._parse_to(*args, **kwargs)
+        device, dtype, non_blocking, memory_format = parsed
+        if device is not None and device.type != CUDA.type:
+            return self.gpu.download(self, dtype or self.dtype, non_blocking=non_blocking)
         if dtype in (None, self.dtype) and not copy:
             return self
         return aten._to_copy(self, dtype=dtype, memory_format=memory_format)
@@ -103,7 +104,7 @@ class OnDevice(Tensor):
 
     __array__ = numpy
 
-    def __repr__(self, **_named: Any) -> str:  # type: ignore[override]
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"OnDevice({tuple(self.shape)}, {self.dtype})"
 
     def __reduce_ex__(self, protocol: Any) -> Any:
