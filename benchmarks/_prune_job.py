@@ -22,6 +22,7 @@ import torch
 from benchmarks._common import show
 from benchmarks._photos import pack_shard
 from benchmarks.score_job import ShardClock
+from patchsieve.pipeline.cluster.slots import ActorSize
 from patchsieve.pipeline.compute.device import keep_freed_memory
 from patchsieve.pipeline.runs.config_file import config_to_yaml
 from patchsieve.pipeline.shards.reader import Sample
@@ -29,8 +30,8 @@ from patchsieve.ranker.prune.config import PruneConfig
 from patchsieve.ranker.prune.ranking import keep_masks, rank
 from patchsieve.ranker.prune.request import PruneRequest, make_prune_request
 from patchsieve.ranker.prune.sample import Left, encode_image, prepare_sample
+from patchsieve.ranker.prune_on_ray.probe import precision_on_cluster
 from patchsieve.ranker.prune_on_ray.run import prune
-from patchsieve.ranker.prune_on_ray.worker import probe_precision
 from patchsieve.ranker.select.patch_scorer import PatchScorer, open_patch_source
 
 SHARDS_PER_ACTOR = 4
@@ -110,8 +111,10 @@ def measure_job(
             max_actors=actors,
         )
         one: Any = ray.remote(num_cpus=1)(BareLoop)
-        probe = ray.remote(num_cpus=1)(probe_precision)
-        asked = dataclasses.replace(asked, precision=ray.get(probe.remote(make_prune_request(asked).source)))
+        chosen = precision_on_cluster(
+            make_prune_request(asked).source, ActorSize(cpus=1, gpus=0), 1, lambda: None
+        )
+        asked = dataclasses.replace(asked, precision=chosen)
         request = make_prune_request(asked)
         loops = [one.remote(request, files) for _ in range(actors)]
 

@@ -23,6 +23,11 @@ class Place:
         """Its node, as people are told of it."""
         return f"node {self.host} ({self.node_id[:8]})"
 
+    @property
+    def fields(self) -> dict[str, object]:
+        """What an event of the log tells of it."""
+        return {"node": self.host, "node_id": self.node_id, "gpus": self.gpus}
+
     def __str__(self) -> str:
         return f"GPU {', '.join(self.gpus)} of {self.node}" if self.gpus else self.node
 

@@ -92,8 +92,7 @@ class QueueEvents:
 
     def taken_out(self, place: Place, reason: str) -> None:
         """A device ended so many actors that no more shards go there."""
-        fields = {"node": place.host, "node_id": place.node_id, "gpus": place.gpus, "reason": reason}
-        log_event("device taken out", fields, level=logging.ERROR)
+        log_event("device taken out", {**place.fields, "reason": reason}, level=logging.ERROR)
 
     def totals(self, totals: Totals, *, draining: int, parked: int) -> None:
         """The counts of now; of the actors, `draining` are on nodes that will end, `parked` hold what is taken out."""

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import time
 
 from patchsieve.pipeline import storage
+from patchsieve.pipeline.cluster.places import Place
 from patchsieve.pipeline.cluster.session import ray_session
 from patchsieve.pipeline.errors import PatchsieveError
 from patchsieve.pipeline.identity import digest_of
 from patchsieve.pipeline.output.folder import OutputFolder, Plan, new_run_id
 from patchsieve.pipeline.pruned.index import INDEX
 from patchsieve.pipeline.runs.config_file import with_run_id
-from patchsieve.pipeline.runs.log import run_events
+from patchsieve.pipeline.runs.log import log_event, run_events
 from patchsieve.pipeline.runs.owned import RunRecord, run_to_end
 from patchsieve.pipeline.runs.progress import Display, Totals
 from patchsieve.pipeline.runs.stop import StopRequest
@@ -24,8 +26,9 @@ from patchsieve.ranker.prune.ranking import PruneResult
 from patchsieve.ranker.prune.request import PruneRequest
 from patchsieve.ranker.prune.survey import SURVEY, budget_of, remove_survey
 from patchsieve.ranker.prune_on_ray.events import PruneEvents
+from patchsieve.ranker.prune_on_ray.probe import precision_on_cluster
 from patchsieve.ranker.prune_on_ray.summary import PruneSummary, summarise_prune
-from patchsieve.ranker.prune_on_ray.waves import PruneWaves, precision_on_cluster
+from patchsieve.ranker.prune_on_ray.waves import PruneWaves, actor_size
 from patchsieve.ranker.prune_on_ray.worker import Task
 from patchsieve.ranker.select.image_choice import plan_images
 
@@ -68,6 +71,7 @@ class _PruneRun:
         self._request, self._output, self._settings = request, output, settings
         self._plan = Plan(todo=list(request.shards), done={}, changed=[])
         self._waves: PruneWaves | None = None
+        self._taken_out: dict[Place, str] = {}
         self._started = time.monotonic()
         self._record = RunRecord(output, request.config, request.shards)
         self._planned = not request.needs_plan
@@ -99,9 +103,9 @@ class _PruneRun:
         self._record.begin()
         if self._request.source.needs_precision:
             session.start()
-            self._request = self._request.with_precision(
-                precision_on_cluster(self._request, session.stop.check)
-            )
+            size, slots = actor_size(self._request.config)
+            chosen = precision_on_cluster(self._request.source, size, slots, session.stop.check)
+            self._request = self._request.with_precision(chosen)
         self._read_plan()
         if not self._planned:
             self._make_plan(display, session)
@@ -176,6 +180,7 @@ class _PruneRun:
 
         def show(waves: PruneWaves) -> None:
             session.stop.check()
+            self._note_taken_out(waves)
             totals = _totals(waves, todo, done)
             if events is not None:
                 events.totals(totals)
@@ -195,8 +200,17 @@ class _PruneRun:
             )
             if task == "prune":
                 self._waves = waves
-            waves.run(todo)
+            try:
+                waves.run(todo)
+            finally:
+                self._note_taken_out(waves)
         return waves
+
+    def _note_taken_out(self, waves: PruneWaves) -> None:
+        for place, reason in waves.taken_out.items():
+            if place not in self._taken_out:
+                self._taken_out[place] = reason
+                log_event("device taken out", {**place.fields, "reason": reason}, level=logging.ERROR)
 
     def finish(self, state: str, stopped_code: int | None) -> PruneSummary:
         config, waves = self._request.config, self._waves
@@ -209,7 +223,7 @@ class _PruneRun:
             failures=waves.failures if waves else {},
             seconds=time.monotonic() - self._started,
             devices=waves.devices if waves else (),
-            taken_out={},
+            taken_out={str(place): fault for place, fault in self._taken_out.items()},
             max_bad=config.max_bad,
             salvage=config.salvage,
             stopped_code=stopped_code,
@@ -249,4 +263,5 @@ def _totals(waves: PruneWaves, todo: list[Shard], done: int) -> Totals:
         bytes_done=sum(shard.size or 0 for shard in ended),
         worker="ranker",
         dropped=sum(result.dropped for result in results),
+        taken_out=tuple(map(str, waves.taken_out)),
     )

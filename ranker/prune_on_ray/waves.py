@@ -17,47 +17,28 @@ import ray.data
 from ray.util.annotations import RayDeprecationWarning
 
 from patchsieve.pipeline.cluster.nodes import autoscaler_gpus, cluster_nodes
+from patchsieve.pipeline.cluster.places import Place
 from patchsieve.pipeline.cluster.slots import ActorSize, choose_size, count_slots
 from patchsieve.pipeline.errors import PatchsieveError, UserError
-from patchsieve.pipeline.row_config import Precision
 from patchsieve.pipeline.shards.specs import Shard
 from patchsieve.ranker.prune.config import PruneConfig
 from patchsieve.ranker.prune.ranking import PruneResult
 from patchsieve.ranker.prune.request import PruneRequest
-from patchsieve.ranker.prune_on_ray.worker import (
-    PruneAnswer,
-    PruneOrder,
-    PruneWorker,
-    Starts,
-    Task,
-    probe_precision,
-)
+from patchsieve.ranker.prune_on_ray.probe import last_line
+from patchsieve.ranker.prune_on_ray.starts import Starts
+from patchsieve.ranker.prune_on_ray.worker import PruneAnswer, PruneOrder, PruneWorker, Task
 
 WAVE_SHARDS = 10_000
 """Rows of one Ray Data execution: blocks of one row have their cost."""
-CHECK_S = 0.5
 ROUNDS = 3
 DIED = "its worker process died (a crash, out of memory, or a lost node)"
 
 
-def precision_on_cluster(request: PruneRequest, check: Callable[[], None]) -> Precision:
-    """The fastest safe precision of the ranker where the run's actors will be; `check` is called while it is probed.
-
-    Raises PatchsieveError where nobody can tell.
-    """
-    size, _ = _actor_size(request.config)
-    probe = ray.remote(probe_precision).options(num_cpus=size.cpus, num_gpus=size.gpus).remote(request.source)
-    try:
-        while not ray.wait([probe], timeout=CHECK_S)[0]:
-            check()
-        found: Precision = ray.get(probe)
-    except ray.exceptions.RayError as error:
-        raise PatchsieveError(f"the ranker could not be tried: {_last_line(error)}") from error
-    return found
-
-
 class PruneWaves:
-    """One pass over shards. `results` and `failures` by shard id; `devices` that were seen; `actors` asked for."""
+    """One pass over shards. `results` and `failures` by shard id; `devices` that were seen; `actors` asked for.
+
+    `taken_out`: places whose devices failed again and again, and how.
+    """
 
     def __init__(
         self,
@@ -78,6 +59,7 @@ class PruneWaves:
         self.results: dict[str, PruneResult] = {}
         self.failures: dict[str, str] = {}
         self.devices: set[str] = set()
+        self.taken_out: dict[Place, str] = {}
         self.actors = 0
 
     def run(self, todo: Sequence[Shard]) -> None:
@@ -85,7 +67,7 @@ class PruneWaves:
 
         Raises UserError where an actor proved that the run cannot work, PatchsieveError where none comes up.
         """
-        size, slots = _actor_size(self._request.config)
+        size, slots = actor_size(self._request.config)
         order = PruneOrder(
             request=ray.put(self._request),
             starts=ray.remote(Starts).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote(),
@@ -93,7 +75,13 @@ class PruneWaves:
             run_id=self._run_id,
             threads=size.cpus,
         )
-        left = list(todo)
+        try:
+            self._rounds(list(todo), order, size, slots)
+        finally:
+            # Workers that hold a GPU which is taken out end with it.
+            ray.kill(order.starts, no_restart=True)
+
+    def _rounds(self, left: list[Shard], order: PruneOrder, size: ActorSize, slots: int) -> None:
         for attempt in range(1, ROUNDS + 1):
             reasons: dict[str, str] = {}
             for start in range(0, len(left), WAVE_SHARDS):
@@ -114,6 +102,7 @@ class PruneWaves:
         most = self._request.config.max_actors or max(1, slots)
         most = min(most, len(shards))
         self.actors = most
+        ray.get(order.starts.begin_wave.remote())
         with _tolerant(), warnings.catch_warnings():
             # Ray 2.60 has no other way to bound an actor's retries; it warns of the one it has.
             warnings.simplefilter("ignore", RayDeprecationWarning)
@@ -136,13 +125,15 @@ class PruneWaves:
                     # Ray may run a task again whose answer it lost: the first one that arrives counts.
                     shard = unheard.pop(self._request.shards[answer.index].id, None)
                     if shard is not None:
+                        self.taken_out, _ = ray.get(order.starts.told.remote())
                         self._receive(shard, answer, reasons)
                         self._show(self)
             except ray.exceptions.RayActorError as error:
-                raise PatchsieveError(f"an actor could not start: {_last_line(error)}") from error
+                raise PatchsieveError(f"an actor could not start: {last_line(error)}") from error
             except ray.exceptions.RayTaskError as error:
-                raise PatchsieveError(f"Ray Data failed: {_last_line(error)}") from error
-        reasons.update(dict.fromkeys(unheard, DIED))
+                raise PatchsieveError(f"Ray Data failed: {last_line(error)}") from error
+        self.taken_out, faults = ray.get(order.starts.told.remote())
+        reasons.update({key: faults.get(self._index[key], DIED) for key in unheard})
 
     def _receive(self, shard: Shard, answer: PruneAnswer, reasons: dict[str, str]) -> None:
         if answer.unusable:
@@ -163,7 +154,7 @@ class PruneWaves:
         self._give_up(shard, attempts, reason)
 
 
-def _actor_size(config: PruneConfig) -> tuple[ActorSize, int]:
+def actor_size(config: PruneConfig) -> tuple[ActorSize, int]:
     """CPUs and GPUs of an actor, and how many the cluster holds now."""
     nodes = cluster_nodes()
     growing = autoscaler_gpus()
@@ -198,9 +189,3 @@ def _tolerant() -> Iterator[None]:
         logger.setLevel(level)
         for name, value in kept.items():
             setattr(context, name, value)
-
-
-def _last_line(error: Exception) -> str:
-    return next(
-        (line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__
-    )

@@ -6,27 +6,31 @@ import dataclasses
 import json
 import os
 import platform
-from typing import Any, Literal
+import signal
+import time
+from typing import Any, Literal, NoReturn
 
 import ray
 import torch
 
-from patchsieve.pipeline.compute.device import device_name, keep_freed_memory, this_device
-from patchsieve.pipeline.errors import PatchsieveError, UserError
+from patchsieve.pipeline.cluster.nodes import this_place
+from patchsieve.pipeline.compute.device import device_name, keep_freed_memory
+from patchsieve.pipeline.compute.gpu_faults import assigned_device, check_native, device_faults
+from patchsieve.pipeline.errors import DeviceError, PatchsieveError, UserError
 from patchsieve.pipeline.output.access import prove_access
 from patchsieve.pipeline.output.machine import library_versions
-from patchsieve.pipeline.row_config import Precision
 from patchsieve.pipeline.storage import remove_dead_scratch
 from patchsieve.ranker.prune.ranking import PruneResult, ShardWork
 from patchsieve.ranker.prune.request import PruneRequest
 from patchsieve.ranker.prune.shard import ShardPruning
 from patchsieve.ranker.prune.survey import ShardSurvey
-from patchsieve.ranker.select.patch_scorer import PatchScorer, PatchSource, choose_source_precision
+from patchsieve.ranker.prune_on_ray.starts import Leave
+from patchsieve.ranker.select.patch_scorer import PatchScorer
 
 Task = Literal["prune", "survey"]
 
-MOST_DEATHS = 3
-"""Of workers while they start, one after the other: then no more are tried."""
+HOLD_S = 1.0
+"""Seconds between two questions of a worker that holds a GPU which is taken out."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,61 +74,44 @@ class PruneAnswer:
         return cls(**values, result=None if result is None else PruneResult(**result))
 
 
-class Starts:
-    """An actor that counts workers which die while they start: their own processes cannot tell it any more."""
-
-    def __init__(self) -> None:
-        self._starting: set[str] = set()
-        self._deaths = 0
-
-    def begin(self, worker: str) -> int:
-        """A worker begins to start; returns how many died of it since the last one that came up."""
-        self._deaths += worker in self._starting
-        self._starting.add(worker)
-        return self._deaths
-
-    def end(self, worker: str) -> None:
-        """A worker has started."""
-        self._starting.discard(worker)
-        self._deaths = 0
-
-
-def probe_precision(source: PatchSource) -> Precision:
-    """The precision for a run whose actors are as the one that this process could be."""
-    keep_freed_memory()
-    return choose_source_precision(source, this_device())
-
-
 class PruneWorker:
     """Loads the ranker once, then takes rows that name a shard by its index in the request.
 
     One that cannot start answers so instead of raising: Ray Data waits for ever for an actor that came back from a
-    death and then failed, and Ray itself starts one for ever whose process dies of starting.
+    death and then failed, and Ray itself starts one for ever whose process dies of starting. One whose GPU or driver
+    is at fault ends its process, which is of no more use: Ray starts it again, and `Starts` knows what to do there.
     """
 
     def __init__(self, order: PruneOrder) -> None:
         self._order = order
         self._device = ""
         self._unusable = ""
-        context = ray.get_runtime_context()
-        self._node = f"node {platform.node()} ({context.get_node_id()[:8]})"
-        deaths = ray.get(order.starts.begin.remote(context.get_actor_id()))
-        if deaths >= MOST_DEATHS:
-            self._unusable = f"its process died {deaths} times while it started (a crash, or out of memory)"
+        self._id, self._place = ray.get_runtime_context().get_actor_id(), this_place()
+        leave: Leave = ray.get(order.starts.begin.remote(self._id, self._place))
+        while leave.to == "hold":
+            time.sleep(HOLD_S)
+            leave = ray.get(order.starts.hold.remote())
+        self._unusable = leave.why
+        if self._unusable:
             return
         try:
-            self._start()
+            with device_faults(memory=True):
+                self._start()
+        except DeviceError as error:
+            self._leave(error)
         except Exception as error:
             self._unusable = _one_line(error)
         else:
-            ray.get(order.starts.end.remote(context.get_actor_id()))
+            ray.get(order.starts.end.remote(self._id))
 
     def _start(self) -> None:
         keep_freed_memory()
         order = self._order
         self._request: PruneRequest = ray.get(order.request)
-        device = this_device()
+        device = assigned_device(self._place.gpus)
         self._device = device_name(device)
+        if self._request.source.precision is not None:
+            check_native(self._request.source.precision, device)
         config = self._request.config
         self._scorer = PatchScorer(self._request.source, device=device, batch_size=config.batch_size)
         remove_dead_scratch()
@@ -142,21 +129,31 @@ class PruneWorker:
         """Work on one shard; errors are answers too, since an exception would cost its whole wave."""
         index = int(row["index"])
         if self._unusable:
-            error = f"the ranker's actor on {self._node} cannot start: {self._unusable}"
-            return [PruneAnswer(index=index, device=self._device, error=error, unusable=True).to_row()]
+            told = f"the ranker's actor on {self._place.node} cannot start: {self._unusable}"
+            return [PruneAnswer(index=index, device=self._device, error=told, unusable=True).to_row()]
         shard = self._request.shards[index]
         try:
             if not self._proven:
                 out, run_id = self._request.config.out, self._order.run_id
-                prove_access(out, shard, run_id=run_id, here=self._node)
+                prove_access(out, shard, run_id=run_id, here=self._place.node)
                 self._proven = True
-            result = self._work.run(shard)
+            with device_faults():
+                result = self._work.run(shard)
+        except DeviceError as error:
+            self._leave(error, index)
         except Exception as error:
             users = isinstance(error, UserError)
             return [
                 PruneAnswer(index=index, device=self._device, error=_one_line(error), users=users).to_row()
             ]
+        self._order.starts.worked.remote(self._id)
         return [PruneAnswer(index=index, device=self._device, result=result).to_row()]
+
+    def _leave(self, fault: DeviceError, index: int | None = None) -> NoReturn:
+        """End this process; the shard in hand is tried again."""
+        ray.get(self._order.starts.failed.remote(self._id, self._place, str(fault), index))
+        signal.raise_signal(signal.SIGKILL)
+        raise AssertionError("killed")
 
     def _provenance(self) -> dict[str, Any]:
         return {

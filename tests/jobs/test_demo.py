@@ -127,7 +127,7 @@ def test_the_demo_from_photos_to_picture_and_again(tmp_path, capsys, monkeypatch
     # Prune measured which precision to rank in, and does not do so again.
     pruned = json.loads((out / "pruned" / "config.json").read_text())
     assert pruned["rows"]["precision"] in ("fp32", "bf16")
-    monkeypatch.setattr(prune_run, "choose_precision", None)
+    monkeypatch.setattr(prune_run, "precision_on_cluster", None)
     (out / "contact-sheet.png").unlink()
     with pytest.raises(SystemExit) as again:
         demo.main(arguments)

@@ -19,8 +19,9 @@ from patchsieve.ranker.prune.request import make_prune_request
 from patchsieve.ranker.prune.sample import prepare_sample
 from patchsieve.ranker.prune_on_ray import waves as ray_prune
 from patchsieve.ranker.prune_on_ray.run import prune
+from patchsieve.ranker.prune_on_ray.starts import MOST_DEATHS
 from patchsieve.ranker.prune_on_ray.summary import PruneSummary
-from patchsieve.ranker.prune_on_ray.worker import MOST_DEATHS, PruneWorker
+from patchsieve.ranker.prune_on_ray.worker import PruneWorker
 from tests.helpers.photos import photo_samples, write_shard
 from tests.helpers.prune_runs import prune_config
 from tests.helpers.score_runs import Watched

@@ -1,0 +1,116 @@
+"""The precision of a prune run's ranker, tried where the run's actors will be, before there are any."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from patchsieve.pipeline.cluster.nodes import this_place
+from patchsieve.pipeline.cluster.places import Place
+from patchsieve.pipeline.cluster.slots import ActorSize
+from patchsieve.pipeline.compute.device import keep_freed_memory
+from patchsieve.pipeline.compute.gpu_faults import assigned_device, device_faults
+from patchsieve.pipeline.errors import DeviceError, PatchsieveError
+from patchsieve.pipeline.output.machine import process_start
+from patchsieve.pipeline.row_config import Precision
+from patchsieve.ranker.select.patch_scorer import PatchSource, choose_source_precision
+
+CHECK_S = 0.5
+END_S = 30.0
+"""Seconds that a killed process is given to end, and the driver to take its memory back."""
+
+
+class Probe:
+    """Tries the ranker as one of the run's actors would. An actor, since a task's process stays, and its GPU memory."""
+
+    def where(self) -> tuple[Place, int]:
+        """Its place and process number."""
+        return this_place(), os.getpid()
+
+    def choose(self, source: PatchSource) -> Precision:
+        """The fastest safe precision. Raises DeviceError where the GPU or its driver is at fault."""
+        keep_freed_memory()
+        with device_faults(memory=True):
+            return choose_source_precision(source, assigned_device(this_place().gpus))
+
+
+def precision_on_cluster(
+    source: PatchSource, size: ActorSize, slots: int, check: Callable[[], None]
+) -> Precision:
+    """The fastest safe precision of the ranker on an actor of this size; `check` is called while it is tried.
+
+    Nothing of what tried it is left when this returns. A device that fails is held until then, so that the next attempt
+    gets another one; `slots` is how many there are. Raises PatchsieveError where nobody can tell.
+    """
+    remote: Any = ray.remote(Probe)
+    probes: list[Any] = []
+    faults: list[str] = []
+    homes: list[tuple[Place, int]] = []
+    try:
+        while True:
+            probe = remote.options(num_cpus=size.cpus, num_gpus=size.gpus).remote()
+            probes.append(probe)
+            home: tuple[Place, int] = _answer(probe.where.remote(), check)
+            homes.append(home)
+            try:
+                found: Precision = _answer(probe.choose.remote(source), check)
+                return found
+            except DeviceError as error:
+                faults.append(f"{home[0]}: {error}")
+            if len(faults) >= slots:
+                raise PatchsieveError(f"no device is left to try the ranker on: {'; '.join(faults)}")
+    finally:
+        for probe in probes:
+            ray.kill(probe, no_restart=True)
+        _wait_for_end(homes, check)
+
+
+def _answer(reference: Any, check: Callable[[], None]) -> Any:
+    try:
+        while not ray.wait([reference], timeout=CHECK_S)[0]:
+            check()
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, DeviceError):
+            raise error.cause from error
+        raise PatchsieveError(f"the ranker could not be tried: {last_line(error)}") from error
+    except ray.exceptions.RayError as error:
+        raise PatchsieveError(f"the ranker could not be tried: {last_line(error)}") from error
+
+
+def last_line(error: Exception) -> str:
+    """The last line of what an exception says: Ray's begin with tracebacks of its processes."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _wait_for_end(homes: list[tuple[Place, int]], check: Callable[[], None]) -> None:
+    """Wait until these processes have ended, each asked for on its own node: Ray kills without waiting."""
+    remote: Any = ray.remote(_ended)
+    for place, pid in homes:
+        there = NodeAffinitySchedulingStrategy(place.node_id, soft=False)
+        asked = remote.options(num_cpus=0, scheduling_strategy=there).remote(pid)
+        try:
+            while not ray.wait([asked], timeout=CHECK_S)[0]:
+                check()
+            ended = ray.get(asked)
+        except ray.exceptions.RayError:
+            continue  # its node is lost, and the process with it
+        if not ended:
+            raise PatchsieveError(
+                f"the process that tried the ranker on {place} does not end, and holds it: {pid}"
+            )
+
+
+def _ended(pid: int) -> bool:
+    deadline = time.monotonic() + END_S
+    while process_start(pid) is not None:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
