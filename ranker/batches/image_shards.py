@@ -22,7 +22,7 @@ from patchsieve.pipeline.shards.specs import Shard
 from patchsieve.pipeline.shards.tar_stream import BLOCK, TarStream, printable
 from patchsieve.pipeline.tables.reader import TableFile
 from patchsieve.pipeline.threads import map_threads
-from patchsieve.ranker.batches.shard_bytes import Hashed, Headers, Places, sample_places
+from patchsieve.ranker.batches.shard_bytes import Hashed, Headers, SamplePlaces, sample_places
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +103,7 @@ class ShardImages:
 
     def _start(self) -> None:
         self._lock = threading.Lock()
-        self._places: dict[tuple[str, str], tuple[storage.ObjectInfo, Places]] = {}
+        self._places: dict[tuple[str, str], tuple[storage.ObjectInfo, SamplePlaces]] = {}
         self._slices: dict[tuple[str, str], list[int]] = defaultdict(list)
         for number, shard in self._shard_of.items():
             self._slices[shard.url, shard.sha256].append(number)
@@ -141,7 +141,7 @@ class ShardImages:
             raise UserError(f"{_differs(shard)}: it has no image of {lost}, or not where the table has it")
         return images
 
-    def _located(self, shard: ImageShard) -> tuple[storage.ObjectInfo, Places]:
+    def _located(self, shard: ImageShard) -> tuple[storage.ObjectInfo, SamplePlaces]:
         now, content = _stat(shard), (shard.url, shard.sha256)
         with self._lock:
             known = self._places.get(content)
@@ -153,7 +153,7 @@ class ShardImages:
         return known
 
 
-def locate(shard: ImageShard, wanted: Collection[int]) -> Places:
+def locate(shard: ImageShard, wanted: Collection[int]) -> SamplePlaces:
     """Where the samples of these digests of keys begin and end in the archive, in bytes; those that are there."""
     if shard.same_tag and storage.is_local(shard.url):
         headers = Headers(shard.url, shard.size)

@@ -12,7 +12,7 @@ from patchsieve.pipeline.shards.tar_stream import BLOCK, TarStream, printable
 
 _HEADER_READ = 4096
 
-Places = dict[int, tuple[int, int]]
+SamplePlaces = dict[int, tuple[int, int]]
 """Where samples begin and end in an archive, in bytes, by the digest of their key."""
 
 
@@ -74,9 +74,9 @@ class Headers:
         return data
 
 
-def sample_places(archive: TarStream, source: Hashed | Headers, wanted: Collection[int]) -> Places:
+def sample_places(archive: TarStream, source: Hashed | Headers, wanted: Collection[int]) -> SamplePlaces:
     """Where the samples of these digests of keys begin and end, in bytes; of those that are there."""
-    found: Places = {}
+    found: SamplePlaces = {}
     current, digest, begin = "", -1, 0
     try:
         for member in archive:
