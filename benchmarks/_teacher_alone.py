@@ -12,7 +12,7 @@ import torch
 from benchmarks._common import show
 from patchsieve.pipeline.compute.device import keep_freed_memory, this_device
 from patchsieve.pipeline.row_config import RowConfig
-from patchsieve.pipeline.score.view_feed import prepare, views_here
+from patchsieve.pipeline.score.view_feed import prepare_views, views_here
 from patchsieve.pipeline.scoring.batch import batch_of
 from patchsieve.pipeline.scoring.scorer import Scorer
 from patchsieve.pipeline.scoring.views import View
@@ -52,9 +52,9 @@ class TeacherAlone:
             for number, file in enumerate(files)
         ]
         views_of = views_here(self._rows, self._patch_size)
-        prepare(samples[0], self._rows.image_field, views_of)
+        prepare_views(samples[0], self._rows.image_field, views_of)
         started = time.thread_time()
-        prepared = [prepare(sample, self._rows.image_field, views_of) for sample in samples]
+        prepared = [prepare_views(sample, self._rows.image_field, views_of) for sample in samples]
         views = [view for item in prepared if isinstance(item, list) for view in item]
         seconds = (time.thread_time() - started) / len(views)
         size = self.scorer.batch_size

@@ -27,7 +27,7 @@ from patchsieve.pipeline.scoring.frozen import FrozenEstimator, draw_tokens
 from patchsieve.pipeline.scoring.removals import TokenRemovals
 from patchsieve.pipeline.teacher.build import build_teacher
 from patchsieve.pipeline.teacher.checkpoint import read_teacher
-from patchsieve.pipeline.teacher.ready import prepare
+from patchsieve.pipeline.teacher.ready import prepare_teacher
 from patchsieve.ranker.evaluate.partitions import mean_of
 from patchsieve.ranker.learning.agreement import kendall_tau
 from patchsieve.ranker.model.ranker import RankerConfig
@@ -56,7 +56,7 @@ class Options:
 def changes_and_proxies(options: Options) -> tuple[Tensor, Tensor]:
     """Exact change of every hidden token at every removal, and its proxy: float32 `[N, V, H]` both."""
     images = held_out_images(options.shards, RankerConfig())
-    model = prepare(build_teacher(read_teacher(options.teacher)), "fp32", torch.device("cpu"))
+    model = prepare_teacher(build_teacher(read_teacher(options.teacher)), "fp32", torch.device("cpu"))
     grid = model.config.grid
     count = visible_count(grid**2, 0.9)
     estimator = FrozenEstimator(model, count, grid**2 - count, "l1")

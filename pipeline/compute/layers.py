@@ -58,7 +58,7 @@ _ROWS = 4096
 """About how many rows a linear layer gets at a time; more and fewer work as well."""
 
 
-def pack(weight: Tensor) -> Tensor:
+def reorder_weight(weight: Tensor) -> Tensor:
     """Weights `[outputs, inputs]` as oneDNN wants them: else it orders them anew in every call."""
     return cast(Tensor, torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS))
 
@@ -76,7 +76,7 @@ class OneDnnLinear(nn.Module):
     def __init__(self, linear: nn.Linear) -> None:
         """Keeps a copy of the weights in the order in which the library reads them."""
         super().__init__()
-        self.packed, self.bias = pack(linear.weight.detach()), linear.bias
+        self.packed, self.bias = reorder_weight(linear.weight.detach()), linear.bias
         self.gelu = False
 
     def forward(self, x: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ OWNER_LOOK_S = 1.5 * HEARTBEAT_S
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Place:
+class CorpusPlace:
     """Where a corpus lies and where its output goes."""
 
     name: str
@@ -34,7 +34,7 @@ class Place:
     out: str
 
 
-def find_corpora(sources: Sequence[str], out: str) -> list[Place]:
+def find_corpora(sources: Sequence[str], out: str) -> list[CorpusPlace]:
     """The folders that the patterns match, by name; without a pattern, the folder itself.
 
     A corpus is named by its path below the folder in which the pattern begins. Raises UserError where two corpora
@@ -59,7 +59,7 @@ def find_corpora(sources: Sequence[str], out: str) -> list[Place]:
     return places
 
 
-def _places(source: str, base: str) -> list[Place]:
+def _places(source: str, base: str) -> list[CorpusPlace]:
     pattern = storage.absolute_url(source.rstrip("/"))
     if ("@" in pattern or "?" in pattern) and storage.redact(pattern) != pattern:
         raise UserError(
@@ -73,13 +73,13 @@ def _places(source: str, base: str) -> list[Place]:
         found = [info for info in storage.glob(pattern) if info.is_folder]
     names = [info.url.rstrip("/")[len(fixed) :].strip("/") for info in found]
     return [
-        Place(name=name, url=info.url.rstrip("/"), out=storage.join(base, name))
+        CorpusPlace(name=name, url=info.url.rstrip("/"), out=storage.join(base, name))
         for name, info in zip(names, found, strict=True)
     ]
 
 
 def survey(
-    places: Sequence[Place],
+    places: Sequence[CorpusPlace],
     *,
     root: str | None,
     min_age_s: float | None,
@@ -103,25 +103,25 @@ def survey(
     ]
 
 
-def has_owner(place: Place) -> bool:
+def has_owner(place: CorpusPlace) -> bool:
     """Whether a run, alive or dead, owns the output now; errors count as none, since the job asks again."""
     return _owner(place) is not None
 
 
-def _owner(place: Place) -> bytes | None:
+def _owner(place: CorpusPlace) -> bytes | None:
     try:
         return storage.read_bytes(storage.join(place.out, OWNER_FILE))
     except (FileNotFoundError, InfrastructureError):
         return None
 
 
-def _beats(place: Place, earlier: bytes | None) -> bool:
+def _beats(place: CorpusPlace, earlier: bytes | None) -> bool:
     """Whether the output has an owner that was not there before or has changed: a dead one stays as it is."""
     found = _owner(place)
     return found is not None and found != earlier
 
 
-def _look(place: Place, root: str | None, min_age_s: float | None, now: float) -> Corpus:
+def _look(place: CorpusPlace, root: str | None, min_age_s: float | None, now: float) -> Corpus:
     corpus = Corpus(name=place.name, url=place.url, out=place.out)
     try:
         listed = storage.list_folder(place.url)

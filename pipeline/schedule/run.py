@@ -16,7 +16,7 @@ from patchsieve.pipeline.errors import InfrastructureError, PatchsieveError, Use
 from patchsieve.pipeline.output.folder import new_run_id
 from patchsieve.pipeline.runs.status import last_run
 from patchsieve.pipeline.schedule.config import ListConfig, RunConfig, SubmitConfig
-from patchsieve.pipeline.schedule.corpora import Place, find_corpora, has_owner, shard_list, survey
+from patchsieve.pipeline.schedule.corpora import CorpusPlace, find_corpora, has_owner, shard_list, survey
 from patchsieve.pipeline.schedule.tick import Corpus, Decision, decide, score_command, submission_id
 
 LISTS_FOLDER = "schedule"
@@ -128,7 +128,7 @@ def list_corpora(config: ListConfig, *, now: Callable[[], float] = time.time) ->
     ]
 
 
-def _shown(place: Place, corpus: Corpus, decision: Decision) -> dict[str, Any]:
+def _shown(place: CorpusPlace, corpus: Corpus, decision: Decision) -> dict[str, Any]:
     run = None if corpus.problem else last_run(corpus.out)
     owned = has_owner(place)
     return {

@@ -26,21 +26,21 @@ CPU_SECONDS = 60
 """Processor time that an image may take; one of 100 megapixels takes three."""
 
 
-def pack(head: dict[str, Any], *parts: bytes | memoryview) -> bytes:
+def to_message(head: dict[str, Any], *parts: bytes | memoryview) -> bytes:
     """A message."""
     return b"".join((json.dumps(head).encode(), b"\n", *parts))
 
 
-def unpack(message: bytes) -> tuple[dict[str, Any], memoryview]:
-    """What `pack` was given, the parts in one."""
+def from_message(message: bytes) -> tuple[dict[str, Any], memoryview]:
+    """What `to_message` was given, the parts in one."""
     end = message.index(b"\n")
     head: dict[str, Any] = json.loads(message[:end])
     return head, memoryview(message)[end + 1 :]
 
 
-def pack_views(views: list[View]) -> bytes:
+def views_to_message(views: list[View]) -> bytes:
     """The views of one image as a message."""
-    told = [
+    entries = [
         {
             "view": view.view,
             "size": view.image_size,
@@ -52,27 +52,27 @@ def pack_views(views: list[View]) -> bytes:
         for view in views
     ]
     parts = (part for view in views for part in (view.pixels.data, view.visible.data, view.jpeg or b""))
-    return pack({"views": told}, *parts)
+    return to_message({"views": entries}, *parts)
 
 
-def unpack_views(sample_key: str, head: dict[str, Any], rest: memoryview) -> list[View]:
-    """What `pack_views` was given; arrays lie in the message."""
+def views_from_message(sample_key: str, head: dict[str, Any], rest: memoryview) -> list[View]:
+    """What `views_to_message` was given; arrays lie in the message."""
     views: list[View] = []
     place = 0
-    for told in head["views"]:
-        pixels = np.frombuffer(rest, np.uint8, told["pixels"][0] * told["pixels"][1], place)
+    for entry in head["views"]:
+        pixels = np.frombuffer(rest, np.uint8, entry["pixels"][0] * entry["pixels"][1], place)
         place += pixels.nbytes
-        visible = np.frombuffer(rest, np.int16, told["visible"], place)
+        visible = np.frombuffer(rest, np.int16, entry["visible"], place)
         place += visible.nbytes
-        jpeg = None if told["jpeg"] is None else bytes(rest[place : place + told["jpeg"]])
+        jpeg = None if entry["jpeg"] is None else bytes(rest[place : place + entry["jpeg"]])
         place += len(jpeg or b"")
         views.append(
             View(
                 sample_key=sample_key,
-                view=told["view"],
-                image_size=tuple(told["size"]),
-                box=ViewBox(**told["box"]),
-                pixels=pixels.reshape(told["pixels"]),
+                view=entry["view"],
+                image_size=tuple(entry["size"]),
+                box=ViewBox(**entry["box"]),
+                pixels=pixels.reshape(entry["pixels"]),
                 visible=visible,
                 jpeg=jpeg,
             )
@@ -82,20 +82,20 @@ def unpack_views(sample_key: str, head: dict[str, Any], rest: memoryview) -> lis
 
 def serve(connection: Connection) -> None:
     """Answer until the other end is closed: views, or why there are none."""
-    settings, _ = unpack(connection.recv_bytes())
+    settings, _ = from_message(connection.recv_bytes())
     rows, patch_size = RowConfig(**settings["rows"]), settings["patch_size"]
-    connection.send_bytes(pack({"ready": os.getpid()}))
+    connection.send_bytes(to_message({"ready": os.getpid()}))
     while True:
         try:
-            head, data = unpack(connection.recv_bytes())
+            head, data = from_message(connection.recv_bytes())
         except EOFError:
             return
         # Its default action ends the process, whatever library it is in; the parent knows the image by that.
         signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
         try:
-            answer = pack_views(draw_views(head["key"], decode_image(bytes(data)), rows, patch_size))
+            answer = views_to_message(draw_views(head["key"], decode_image(bytes(data)), rows, patch_size))
         except ContentError as error:
-            answer = pack({"fault": str(error)})
+            answer = to_message({"fault": str(error)})
         signal.setitimer(signal.ITIMER_PROF, 0)
         connection.send_bytes(answer)
 

@@ -18,7 +18,7 @@ from socket import socketpair
 
 from patchsieve.pipeline.errors import ContentError, InfrastructureError
 from patchsieve.pipeline.row_config import RowConfig
-from patchsieve.pipeline.score.decoder import CPU_SECONDS, pack, unpack, unpack_views
+from patchsieve.pipeline.score.decoder import CPU_SECONDS, from_message, to_message, views_from_message
 from patchsieve.pipeline.scoring.views import View
 
 _ENDED_BY_DATA = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL}
@@ -28,7 +28,7 @@ class Decoders:
     """A decoder process for each thread of a pool, started when the pool is made and again where one died."""
 
     def __init__(self, rows: RowConfig, patch_size: int, count: int) -> None:
-        self._settings = pack({"rows": dataclasses.asdict(rows), "patch_size": patch_size})
+        self._settings = to_message({"rows": dataclasses.asdict(rows), "patch_size": patch_size})
         self._own = threading.local()
         self._all: list[_Decoder] = []
         self._starting = threading.Lock()
@@ -46,14 +46,14 @@ class Decoders:
         """
         for attempt in (1, 2):
             try:
-                answer = self._own.decoder.ask(pack({"key": sample_key}, data))
+                answer = self._own.decoder.ask(to_message({"key": sample_key}, data))
             except (EOFError, OSError) as error:
                 self._after_death(attempt, error)
                 continue
-            head, rest = unpack(answer)
+            head, rest = from_message(answer)
             if "fault" in head:
                 raise ContentError(head["fault"])
-            return unpack_views(sample_key, head, rest)
+            return views_from_message(sample_key, head, rest)
         raise AssertionError("the second death raises")
 
     def _after_death(self, attempt: int, error: Exception) -> None:

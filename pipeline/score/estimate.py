@@ -15,7 +15,7 @@ from patchsieve.pipeline.compute.device import this_device
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.row_config import RowConfig
 from patchsieve.pipeline.score.request import ScoreRequest
-from patchsieve.pipeline.score.view_feed import prepare, views_here
+from patchsieve.pipeline.score.view_feed import prepare_views, views_here
 from patchsieve.pipeline.scoring.batch import batch_of
 from patchsieve.pipeline.scoring.cost import gflop_per_view
 from patchsieve.pipeline.scoring.scorer import Scorer
@@ -147,7 +147,7 @@ def _prepared(samples: Sequence[Sample], request: ScoreRequest, device: torch.de
     views_of = views_here(rows, request.teacher.config.patch_size)
     started = time.perf_counter()
     with ThreadPoolExecutor(threads) as pool:
-        items = list(pool.map(lambda sample: prepare(sample, rows.image_field, views_of), samples))
+        items = list(pool.map(lambda sample: prepare_views(sample, rows.image_field, views_of), samples))
     seconds = time.perf_counter() - started
     views = [view for item in items if isinstance(item, list) for view in item]
     return _Prepared(views, len(views) / seconds)

@@ -35,7 +35,7 @@ class ViewFeed(ShardFeed[list[View] | Fault]):
         reader = ShardReader(shard, keep_fields=lambda field: field.lower() in wanted)
         super().__init__(
             reader,
-            lambda item: prepare(item, rows.image_field, views_of),
+            lambda item: prepare_views(item, rows.image_field, views_of),
             pool,
             ahead,
             takes=lambda key: in_share(key, rows),
@@ -47,7 +47,7 @@ def views_here(rows: RowConfig, patch_size: int) -> ViewsOf:
     return lambda key, data: draw_views(key, decode_image(data), rows, patch_size)
 
 
-def prepare(item: Sample | Fault, image_field: str, views_of: ViewsOf) -> list[View] | Fault:
+def prepare_views(item: Sample | Fault, image_field: str, views_of: ViewsOf) -> list[View] | Fault:
     """The views of a sample, or why it gives none; a fault stays as it is."""
     if isinstance(item, Fault):
         return item

@@ -102,8 +102,8 @@ class ScoringWorker:
             raise
         except Exception as error:
             reason, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
-            told = {"shard": shard.name, "reason": reason, "trace": trace}
-            log_event("attempt failed", told, level=logging.ERROR)
+            fields = {"shard": shard.name, "reason": reason, "trace": trace}
+            log_event("attempt failed", fields, level=logging.ERROR)
             # Foreign exceptions need not survive pickling; the attempt counts all the same.
             raise InfrastructureError(reason) from error
 

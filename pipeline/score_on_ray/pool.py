@@ -17,7 +17,7 @@ from patchsieve.pipeline.score.messages import ActorInfo, Progress
 from patchsieve.pipeline.score_on_ray.actor import new_actor
 from patchsieve.pipeline.score_on_ray.policy import Gone
 
-END_S = 0.5
+_END_S = 0.5
 """Seconds that a killed actor's process is given to end."""
 
 
@@ -139,7 +139,7 @@ class ActorPool:
         here = [
             actor.info.pid for actor in actors if actor.info and actor.info.process_space == process_space()
         ]
-        deadline = time.monotonic() + END_S
+        deadline = time.monotonic() + _END_S
         while any(process_start(pid) is not None for pid in here) and time.monotonic() < deadline:
             time.sleep(0.01)
 

@@ -96,7 +96,7 @@ class Anchor:
 
 
 class FrozenEstimator:
-    """Estimates scores with the decoder of a model that `teacher.ready.prepare` made ready."""
+    """Estimates scores with the decoder of a model that `teacher.ready.prepare_teacher` made ready."""
 
     def __init__(self, model: MaskedAutoencoder, visible: int, count: int, metric: Metric) -> None:
         """`visible`: V; `count`: K, from `count_tokens`."""

@@ -53,7 +53,7 @@ class TokenRemovals:
     """
 
     def __init__(self, model: MaskedAutoencoder, visible: int) -> None:
-        """`model`: from `teacher.ready.prepare`; `visible`: V."""
+        """`model`: from `teacher.ready.prepare_teacher`; `visible`: V."""
         self._model = model
         self._others_VV = others_of(visible).to(model.cls_token.device)
 
@@ -73,7 +73,7 @@ class SharedTokenRemovals:
     """The same with the decoder's first block shared as far as all removals have it in common; for processors."""
 
     def __init__(self, model: MaskedAutoencoder, visible: int) -> None:
-        """`model`: from `teacher.ready.prepare`; `visible`: V."""
+        """`model`: from `teacher.ready.prepare_teacher`; `visible`: V."""
         self._model = model
         first, *self._blocks = model.decoder_blocks
         assert isinstance(first, InferenceBlock), "the model was not prepared"
@@ -141,7 +141,7 @@ class PatchRemovals:
     """Removal `encoder`: patch r is taken away before the encoder, and its place is one more to predict."""
 
     def __init__(self, model: MaskedAutoencoder, visible: int) -> None:
-        """`model`: from `teacher.ready.prepare`; `visible`: V."""
+        """`model`: from `teacher.ready.prepare_teacher`; `visible`: V."""
         self._model = model
         self._others_VV = others_of(visible).to(model.cls_token.device)
 

@@ -43,7 +43,7 @@ from patchsieve.pipeline.scoring.cost import sequence_bytes, sequence_values
 from patchsieve.pipeline.scoring.frozen import FrozenEstimator
 from patchsieve.pipeline.scoring.removals import PatchRemovals, SharedTokenRemovals, TokenRemovals
 from patchsieve.pipeline.teacher.model import MaskedAutoencoder
-from patchsieve.pipeline.teacher.ready import prepare
+from patchsieve.pipeline.teacher.ready import prepare_teacher
 
 LARGEST_BATCH = 256
 GPU_BATCHES = (1, 8, 32, 64, 128, 256)
@@ -96,7 +96,7 @@ class Scorer:
         self._device = torch.device(device)
         self.visible = visible_count(model.config.positions, mask_ratio)
         self._check(mask_ratio, batch_size)
-        self._model = prepare(model, precision, self._device)
+        self._model = prepare_teacher(model, precision, self._device)
         self._frozen: FrozenEstimator | None = None
         if frozen_tokens is not None:
             check_frozen(frozen_tokens, removal, metric)

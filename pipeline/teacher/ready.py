@@ -14,7 +14,9 @@ from patchsieve.pipeline.row_config import Precision
 from patchsieve.pipeline.teacher.model import MaskedAutoencoder
 
 
-def prepare(model: MaskedAutoencoder, precision: Precision, device: torch.device) -> MaskedAutoencoder:
+def prepare_teacher(
+    model: MaskedAutoencoder, precision: Precision, device: torch.device
+) -> MaskedAutoencoder:
     """A frozen copy of the model on the device, in evaluation mode; unchanged weights are shared, not copied.
 
     Half precision holds for the attention and the perceptron of every block, which are nearly all of the
@@ -49,7 +51,7 @@ def choose_precision(model: MaskedAutoencoder, device: torch.device) -> Precisio
 
 
 def _probe(model: MaskedAutoencoder, precision: Precision, device: torch.device) -> Callable[[], Tensor]:
-    ready = prepare(model, precision, device)
+    ready = prepare_teacher(model, precision, device)
     count = 64 if device.type == "cuda" else 4
     positions, values = model.config.positions, model.config.patch_values
     visible = max(1, positions // 10)

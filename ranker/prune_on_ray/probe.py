@@ -21,7 +21,7 @@ from patchsieve.pipeline.row_config import Precision
 from patchsieve.ranker.select.patch_scorer import PatchSource, choose_source_precision
 
 CHECK_S = 0.5
-END_S = 30.0
+_END_S = 30.0
 """Seconds that a killed process is given to end, and the driver to take its memory back."""
 
 
@@ -108,7 +108,7 @@ def _wait_for_end(homes: list[tuple[Place, int]], check: Callable[[], None]) -> 
 
 
 def _ended(pid: int) -> bool:
-    deadline = time.monotonic() + END_S
+    deadline = time.monotonic() + _END_S
     while process_start(pid) is not None:
         if time.monotonic() > deadline:
             return False

@@ -78,7 +78,7 @@ class Faults:
         """From now on, this process has the faults, and marks `gone.<why>` for every actor it loses."""
         os.environ.update(self.environment)
         tempfile.tempdir = None
-        view_feed.prepare = self._around_prepare(view_feed.prepare)
+        view_feed.prepare_views = self._around_prepare(view_feed.prepare_views)
         # How storage gives a file its name: replacing on commits, linking on exclusive creation.
         for name in ("replace", "link"):
             setattr(os, name, self._around_naming(getattr(os, name)))

@@ -15,7 +15,7 @@ import pytest
 
 from patchsieve.pipeline.errors import ContentError, InfrastructureError
 from patchsieve.pipeline.score import decoders as room
-from patchsieve.pipeline.score.decoder import pack, unpack
+from patchsieve.pipeline.score.decoder import from_message, to_message
 from patchsieve.pipeline.score.decoders import Decoders
 from patchsieve.pipeline.score.shard import ShardScoring
 from patchsieve.pipeline.score.view_feed import views_here
@@ -127,9 +127,9 @@ def test_an_image_that_takes_too_long_ends_its_decoder() -> None:
             [sys.executable, "-c", code, str(theirs.fileno())], pass_fds=[theirs.fileno()]
         )
     connection = Connection(ours.detach())
-    connection.send_bytes(pack({"rows": dataclasses.asdict(ROWS), "patch_size": PATCH}))
-    assert unpack(connection.recv_bytes())[0] == {"ready": process.pid}
-    connection.send_bytes(pack({"key": "k"}, b"data"))
+    connection.send_bytes(to_message({"rows": dataclasses.asdict(ROWS), "patch_size": PATCH}))
+    assert from_message(connection.recv_bytes())[0] == {"ready": process.pid}
+    connection.send_bytes(to_message({"key": "k"}, b"data"))
     with pytest.raises((EOFError, ConnectionResetError)):
         connection.recv_bytes()
     assert process.wait() == -signal.SIGPROF

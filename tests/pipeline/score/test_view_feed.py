@@ -18,7 +18,7 @@ from patchsieve.pipeline.errors import InfrastructureError
 from patchsieve.pipeline.images.decode import decode_image
 from patchsieve.pipeline.images.patches import patchify
 from patchsieve.pipeline.images.views import decode_view
-from patchsieve.pipeline.score.view_feed import ViewFeed, in_share, prepare, views_here
+from patchsieve.pipeline.score.view_feed import ViewFeed, in_share, prepare_views, views_here
 from patchsieve.pipeline.scoring.views import View, draw_views
 from patchsieve.pipeline.shards.reader import Fault, Sample
 from patchsieve.pipeline.shards.specs import Shard, expand_shards
@@ -226,10 +226,10 @@ def test_a_sample_is_prepared_from_its_first_image_field() -> None:
     wide, high = photo(1, 40, 80), photo(2, 80, 40)
     sample = Sample("k", {"png": wide, "jpg": high}, {"png": "k.png", "jpg": "k.jpg"})
     for fields, size in (("jpg;png", (80, 40)), ("png;jpg", (40, 80)), ("webp;png", (40, 80))):
-        views = prepare(sample, fields, views_here(ROWS, PATCH))
+        views = prepare_views(sample, fields, views_here(ROWS, PATCH))
         assert isinstance(views, list)
         assert views[0].image_size == size
-    fault = prepare(sample, "tif", views_here(ROWS, PATCH))
+    fault = prepare_views(sample, "tif", views_here(ROWS, PATCH))
     assert isinstance(fault, Fault)
     assert "png, jpg" in fault.reason
 

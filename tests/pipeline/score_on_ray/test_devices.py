@@ -48,15 +48,17 @@ def on_gpus(shards: list[Path], tmp_path: Path, teacher: str, **changes: Any) ->
 
 
 class LetsGo(Watched):
-    """Lets go of what the faults hold when a place is taken out."""
+    """Lets go of what the faults hold when the actor that holds the place taken out has come up."""
 
     def __init__(self, faults: Faults) -> None:
         super().__init__()
         self._faults = faults
+        self._came = False
 
     def update(self, totals: Totals) -> None:
         super().update(totals)
-        if totals.taken_out:
+        self._came |= bool(totals.taken_out and totals.starting)
+        if self._came and not totals.starting:
             self._faults.go()
 
 

@@ -168,13 +168,13 @@ def test_cards_from_before_ampere_are_not_asked_for_bf16(
     from patchsieve.pipeline.teacher import ready
 
     asked: list[str] = []
-    prepare = ready.prepare
+    prepare_teacher = ready.prepare_teacher
 
     def prepare_and_tell(model: Any, precision: Precision, device: torch.device) -> MaskedAutoencoder:
         asked.append(precision)
-        return prepare(model, precision, device)
+        return prepare_teacher(model, precision, device)
 
-    monkeypatch.setattr(ready, "prepare", prepare_and_tell)
+    monkeypatch.setattr(ready, "prepare_teacher", prepare_and_tell)
     with pretend_cuda(capability=capability, values=False):
         chosen = choose_precision(make_teacher(), torch.device("cuda"))
     assert chosen in set(asked) == {"fp32", *halves}

@@ -8,7 +8,7 @@ import torch
 from patchsieve.pipeline.images.patches import hidden_positions, normalise, take_patches
 from patchsieve.pipeline.scoring.removals import TokenRemovals
 from patchsieve.pipeline.scoring.scorer import Scorer
-from patchsieve.pipeline.teacher.ready import prepare
+from patchsieve.pipeline.teacher.ready import prepare_teacher
 from tests.pipeline.scoring.cases import RATIO, SMALL, make_teacher, make_views, reference_scores
 
 
@@ -27,7 +27,7 @@ def test_a_patch_that_has_all_of_the_attention_can_be_removed(sharper: float) ->
 
 
 def test_any_choice_of_removals_gives_the_same() -> None:
-    model = prepare(make_teacher(), "fp32", torch.device("cpu"))
+    model = prepare_teacher(make_teacher(), "fp32", torch.device("cpu"))
     _, pixels, visible = make_views(SMALL, 3, 7)
     visible = visible.long()
     with torch.inference_mode():
@@ -39,7 +39,7 @@ def test_any_choice_of_removals_gives_the_same() -> None:
 
 
 def test_a_first_block_in_half_precision_as_on_gpus() -> None:
-    model = prepare(make_teacher(), "bf16", torch.device("cpu"))
+    model = prepare_teacher(make_teacher(), "bf16", torch.device("cpu"))
     model.decoder_blocks[0] = model.decoder_blocks[1]
     _, pixels, visible = make_views(SMALL, 2, 7)
     visible = visible.long()

@@ -12,7 +12,7 @@ from patchsieve.pipeline.compute.precision import fastest_precision, pick_precis
 from patchsieve.pipeline.row_config import Precision
 from patchsieve.pipeline.teacher.architecture import TeacherConfig
 from patchsieve.pipeline.teacher.model import MaskedAutoencoder
-from patchsieve.pipeline.teacher.ready import choose_precision, prepare
+from patchsieve.pipeline.teacher.ready import choose_precision, prepare_teacher
 
 CPU = torch.device("cpu")
 CONFIG = TeacherConfig(
@@ -59,20 +59,20 @@ def test_onednn_computes_the_same_linear_layer(dtype: torch.dtype, bias: bool) -
 
 def test_a_prepared_teacher_computes_the_same() -> None:
     model = MaskedAutoencoder(CONFIG).eval()
-    torch.testing.assert_close(run(prepare(model, "fp32", CPU)), run(model), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(run(prepare(model, "bf16", CPU)), run(model), rtol=0.05, atol=0.05)
+    torch.testing.assert_close(run(prepare_teacher(model, "fp32", CPU)), run(model), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(run(prepare_teacher(model, "bf16", CPU)), run(model), rtol=0.05, atol=0.05)
 
 
 def test_weights_are_shared_until_they_change_type() -> None:
     model = MaskedAutoencoder(CONFIG)
     weights = {parameter.data_ptr() for parameter in model.parameters()}
-    assert {parameter.data_ptr() for parameter in prepare(model, "fp32", CPU).parameters()} <= weights
+    assert {parameter.data_ptr() for parameter in prepare_teacher(model, "fp32", CPU).parameters()} <= weights
     assert model.training
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_half_precision_is_for_the_blocks_only() -> None:
-    ready = prepare(MaskedAutoencoder(CONFIG), "bf16", CPU)
+    ready = prepare_teacher(MaskedAutoencoder(CONFIG), "bf16", CPU)
     for name, value in ready.state_dict().items():
         inner = "blocks." in name and (".attn." in name or ".mlp." in name)
         # A removal's effect is smallest in the decoder's first block.
@@ -120,7 +120,7 @@ def test_processors_without_half_precision_are_not_asked_for_it(monkeypatch: pyt
     assert asked == ["fp32"]
     # An output that another node began in bf16 goes on there all the same, in PyTorch's own way.
     model = MaskedAutoencoder(CONFIG).eval()
-    ready = prepare(model, "bf16", CPU)
+    ready = prepare_teacher(model, "bf16", CPU)
     kinds = {type(block.attn.qkv) for block in (*ready.blocks, *ready.decoder_blocks[1:])}
     assert kinds == {torch.nn.Linear}
     torch.testing.assert_close(run(ready), run(model), rtol=0.1, atol=0.1)
