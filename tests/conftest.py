@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import tests.helpers.quick_start.sitecustomize  # noqa: F401 -- for this process
+from tests.helpers.checkout import python_path
+
 if TYPE_CHECKING:
     from tests.helpers.pretended_gpu.device import Device
 
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
 RAY_TEMPORARY = Path(f"/tmp/r{os.getpid()}")
 os.environ.update(
     {
+        # Processes of tests start twice as fast.
+        "PYTHONPATH": python_path(*filter(None, [os.environ.get("PYTHONPATH")])),
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DEDUP_LOGS": "0",

@@ -18,8 +18,14 @@ _COMPILATIONS = 1000
 Function = Callable[..., Tensor]
 
 
-def compiled(function: Function) -> Function:
-    """The function with its elementwise work fused, for fixed shapes; raises where it cannot be compiled whole."""
+def compiled(function: Function, *constants: Callable[..., object]) -> Function:
+    """The function with its elementwise work fused, for fixed shapes; raises where it cannot be compiled whole.
+
+    `constants`: functions that it calls, whose results do not change.
+    """
+    for constant in constants:
+        # Here and not where they are defined: every process would load the compiler, for seconds.
+        torch.compiler.assume_constant_result(constant)  # type: ignore[no-untyped-call]
     fast = torch.compile(function, dynamic=False, fullgraph=True)
 
     def run(*values: Tensor) -> Tensor:

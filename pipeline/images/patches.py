@@ -69,18 +69,18 @@ def take_patches(patches: Tensor, positions_NK: Tensor) -> Tensor:
 
 def normalise(pixels: Tensor) -> Tensor:
     """ImageNet-normalised float32 values of uint8 patches `[..., P]`: (x / 255 - mean) / deviation."""
-    mean, deviation = _channel_constants(pixels.device)
+    mean, deviation = channel_constants(pixels.device)
     return pixels.reshape(*pixels.shape[:-1], -1, 3).div(255).sub_(mean).div_(deviation).flatten(-2)
 
 
 def denormalise(values: Tensor) -> Tensor:
     """Patches `[..., P]` on a pixel scale from 0 to 1, not clipped: the inverse of `normalise`, over 255."""
-    mean, deviation = _channel_constants(values.device)
+    mean, deviation = channel_constants(values.device)
     return values.reshape(*values.shape[:-1], -1, 3).mul(deviation).add_(mean).flatten(-2)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _channel_constants(device: torch.device) -> tuple[Tensor, Tensor]:
+def channel_constants(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of the channels, float32 `[3]` each; a constant for whoever compiles what calls this."""
     return _kept_constants(device)
 
 

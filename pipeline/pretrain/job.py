@@ -11,8 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2.functional import resize
+from torch.nn.functional import interpolate
 
 from patchsieve.pipeline import storage
 from patchsieve.pipeline.compute.device import this_device
@@ -44,8 +43,7 @@ def load_photos(specs: Sequence[str], shorter_side: int) -> list[Tensor]:
         if scale >= 1:
             return photo
         sides = [max(shorter_side, math.floor(side * scale)) for side in photo.shape[1:]]
-        shrunk: Tensor = resize(photo, sides, InterpolationMode.BICUBIC, antialias=True)
-        return shrunk
+        return interpolate(photo[None], size=sides, mode="bicubic", antialias=True)[0]
 
     photos: list[Tensor] = []
     with ThreadPoolExecutor() as pool:

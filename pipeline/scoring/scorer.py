@@ -28,7 +28,13 @@ from patchsieve.pipeline.compute.launch import Launched, Stamp, fetch
 from patchsieve.pipeline.compute.precision import float32_products
 from patchsieve.pipeline.compute.recorded import Recorded, compiled
 from patchsieve.pipeline.errors import InfrastructureError, UserError
-from patchsieve.pipeline.images.patches import hidden_positions, normalise, take_patches, visible_count
+from patchsieve.pipeline.images.patches import (
+    channel_constants,
+    hidden_positions,
+    normalise,
+    take_patches,
+    visible_count,
+)
 from patchsieve.pipeline.row_config import (
     FrozenTokens,
     Metric,
@@ -328,7 +334,9 @@ class Scorer:
                 return self._scores(*map(self._upload, values))
             if len(rows) not in self._recorded:
                 # Compiled from normalised pixels on: what comes before is next to nothing.
-                self._recorded[len(rows)] = Recorded(compiled(self._scores), values, self._device)
+                self._recorded[len(rows)] = Recorded(
+                    compiled(self._scores, channel_constants), values, self._device
+                )
             # Copied, since the next pass overwrites it.
             return self._recorded[len(rows)](*map(self._pin, values)).clone()
 

@@ -19,8 +19,8 @@ def png_bomb(side: int) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     packer = zlib.compressobj(9)
-    line = bytes(1 + -(-side // 8))
-    body = b"".join(packer.compress(line) for _ in range(side)) + packer.flush()
+    lines = bytes((1 + -(-side // 8)) * 100)
+    body = b"".join(packer.compress(lines) for _ in range(side // 100)) + packer.flush()
     header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 

@@ -20,7 +20,7 @@ import pytest
 from patchsieve.jobs.score import main
 from patchsieve.pipeline.runs.config_file import config_to_yaml
 from patchsieve.pipeline.score.config import ScoreConfig
-from tests.helpers.checkout import ROOT
+from tests.helpers.checkout import ROOT, python_path
 from tests.helpers.faults import Faults
 
 DEADLINE_S = 240.0
@@ -143,7 +143,7 @@ def score_process(
             cwd=ROOT,
             env={
                 **os.environ,
-                "PYTHONPATH": str(ROOT),
+                "PYTHONPATH": python_path(ROOT),
                 "RAY_TMPDIR": str(ray_folder),
                 **environment,
             },

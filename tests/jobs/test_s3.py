@@ -14,7 +14,7 @@ from patchsieve.pipeline import storage
 from patchsieve.pipeline.runs.status import read_status
 from patchsieve.ranker.model.checkpoint import load_ranker
 from patchsieve.ranker.train.progress import read_curve
-from tests.helpers.checkout import ROOT
+from tests.helpers.checkout import ROOT, python_path
 from tests.helpers.photos import photo_samples, write_shard
 from tests.helpers.prune_runs import prune_config, prune_here, save_small_ranker
 from tests.helpers.score_runs import save_small_teacher, score_config, score_here
@@ -63,7 +63,7 @@ def test_train_resume_and_prune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         done = subprocess.run(
             [sys.executable, "-c", CODE, json.dumps(commands)],
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": python_path(ROOT)},
             capture_output=True,
             text=True,
             check=False,

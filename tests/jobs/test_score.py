@@ -20,7 +20,7 @@ from patchsieve.jobs.command_line import read_config
 from patchsieve.pipeline.output.owner import Owner
 from patchsieve.pipeline.runs.config_file import config_to_yaml
 from patchsieve.pipeline.score.config import ScoreConfig
-from tests.helpers.checkout import ROOT
+from tests.helpers.checkout import ROOT, python_path
 from tests.helpers.photos import photo_samples, write_shard
 from tests.helpers.score_runs import rows_of, save_small_teacher, score_config, score_here
 from tests.helpers.servers import Trouble, serve_files
@@ -227,7 +227,7 @@ def python(code: str, *arguments: str, **environment: str) -> subprocess.Complet
     return subprocess.run(
         [sys.executable, "-c", f"import sys\n{code}", *arguments],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        env={**os.environ, "PYTHONPATH": python_path(ROOT), **environment},
         capture_output=True,
         text=True,
         check=False,

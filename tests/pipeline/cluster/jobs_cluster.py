@@ -16,7 +16,7 @@ from pathlib import Path
 from ray.cluster_utils import Cluster
 from ray.job_submission import JobSubmissionClient
 
-from tests.helpers.checkout import ROOT
+from tests.helpers.checkout import ROOT, python_path
 from tests.helpers.score_processes import wait_until
 
 STORE_BYTES = 100 * 2**20
@@ -33,7 +33,7 @@ def jobs_cluster() -> Iterator[str]:
         cwd=ROOT,
         env={
             **os.environ,
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": python_path(ROOT),
             # Jobs call `python` and `patchsieve`, and should get those of this environment.
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "RAY_TMPDIR": f"{os.environ['RAY_TMPDIR']}/j",

@@ -22,7 +22,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from patchsieve.jobs.schedule import main as schedule
 from patchsieve.pipeline.cluster.jobs_api import JobsApi, Submission
-from tests.helpers.checkout import ROOT
+from tests.helpers.checkout import ROOT, python_path
 from tests.helpers.photos import photo_samples, write_shard
 from tests.helpers.score_processes import leftovers, wait_until
 from tests.helpers.score_runs import rows_of, save_small_teacher, score_config, score_here
@@ -60,7 +60,7 @@ def submit(address: str, *command: str, key: str) -> subprocess.CompletedProcess
             *command,
         ],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": ""},
+        env={**os.environ, "PYTHONPATH": python_path()},
         capture_output=True,
         text=True,
         check=False,

@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 from ray.cluster_utils import Cluster
 
-from tests.helpers.checkout import ROOT
+from tests.helpers.checkout import ROOT, python_path
 
 STORE_BYTES = 100 * 2**20
 SHUTDOWN_S = 60
@@ -67,7 +67,7 @@ def ray_nodes() -> Iterator[ClusterProcess]:
         cwd=ROOT,
         env={
             **os.environ,
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": python_path(ROOT),
             "RAY_TMPDIR": f"{os.environ['RAY_TMPDIR']}/c{next(_numbers)}",
         },
         stdin=subprocess.PIPE,

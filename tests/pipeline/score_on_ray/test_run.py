@@ -24,7 +24,7 @@ from patchsieve.pipeline.score_on_ray import queue as shard_queue
 from patchsieve.pipeline.score_on_ray.policy import MOST_SLOTS, NOWHERE, QueuePolicy
 from patchsieve.pipeline.score_on_ray.summary import ScoreSummary
 from patchsieve.pipeline.shards.specs import shard_id
-from tests.helpers.checkout import ROOT
+from tests.helpers.checkout import ROOT, python_path
 from tests.helpers.photos import photo, photo_samples, write_shard
 from tests.helpers.score_runs import (
     Watched,
@@ -274,7 +274,11 @@ def test_the_command_by_its_defaults(ray_cluster: None, corpus: Path, teacher: s
     done = subprocess.run(
         [sys.executable, "-m", "patchsieve.jobs.cli", *arguments],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": ray.get_runtime_context().gcs_address},
+        env={
+            **os.environ,
+            "PYTHONPATH": python_path(ROOT),
+            "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
+        },
         capture_output=True,
         text=True,
         check=False,

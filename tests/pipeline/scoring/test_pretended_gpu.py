@@ -199,7 +199,7 @@ def test_no_tensor_has_more_values_than_kernels_count(removal: Removal) -> None:
 @pytest.mark.parametrize("removal", ["decoder", "encoder"])
 def test_recorded_batches_score_alike(gpu: Device, removal: Removal, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is compiled is left as it is: compiling takes a real GPU."""
-    monkeypatch.setattr(scorer_module, "compiled", lambda function: function)
+    monkeypatch.setattr(scorer_module, "compiled", lambda function, *constants: function)
     asked: Any = {"mask_ratio": RATIO, "batch_size": 4, "removal": removal, "device": "cuda"}
     values = arguments(9, 7, {})
     expected = Scorer(make_teacher(), **asked).score(*values)
@@ -215,7 +215,7 @@ def test_recorded_batches_score_alike(gpu: Device, removal: Removal, monkeypatch
 def test_recorded_batches_give_way_where_memory_runs_out(
     gpu: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scorer_module, "compiled", lambda function: function)
+    monkeypatch.setattr(scorer_module, "compiled", lambda function, *constants: function)
     asked: Any = {"mask_ratio": RATIO, "batch_size": 4, "device": "cuda"}
     values = arguments(8, 7, {})
     expected = Scorer(make_teacher(), **asked).score(*values)

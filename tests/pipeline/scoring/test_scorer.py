@@ -98,11 +98,12 @@ def test_scoring_leaves_the_model_alone() -> None:
     )
 
 
-@pytest.mark.parametrize("removal", REMOVALS)
-def test_half_precision_keeps_the_ranks(removal: Removal) -> None:
+# A pass per patch is dear where a processor knows no bf16.
+@pytest.mark.parametrize(("removal", "views"), [("decoder", 12), ("encoder", 4)])
+def test_half_precision_keeps_the_ranks(removal: Removal, views: int) -> None:
     """On the bundled teacher; small differences of predictions are what bf16 could lose."""
     model = build_teacher(read_teacher("tiny"))
-    _, pixels, visible = make_views(model.config, 12, 19)
+    _, pixels, visible = make_views(model.config, views, 19)
     full, half = (
         Scorer(model, removal=removal, precision=precision, batch_size=2).score(pixels, visible)
         for precision in ("fp32", "bf16")

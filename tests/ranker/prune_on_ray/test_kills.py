@@ -14,7 +14,7 @@ from patchsieve.pipeline.runs.config_file import config_to_yaml
 from patchsieve.ranker.prune.request import make_prune_request
 from patchsieve.ranker.prune_on_ray import waves as ray_prune
 from patchsieve.ranker.prune_on_ray.run import prune
-from tests.helpers.checkout import ROOT
+from tests.helpers.checkout import ROOT, python_path
 from tests.helpers.photos import photo_samples, write_shard
 from tests.helpers.prune_runs import contents, prune_config, prune_here, save_small_ranker
 from tests.helpers.score_processes import DEADLINE_S, leftovers
@@ -52,7 +52,7 @@ def test_drivers_and_an_actor_are_killed_and_the_shards_are_those_of_an_uninterr
             cwd=ROOT,
             env={
                 **os.environ,
-                "PYTHONPATH": str(ROOT),
+                "PYTHONPATH": python_path(ROOT),
                 "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
                 MOMENT: moment,
             },

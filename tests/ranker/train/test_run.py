@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from patchsieve.jobs.train import main
 from patchsieve.ranker.model.checkpoint import LoadedRanker, load_ranker
 from patchsieve.ranker.train.progress import read_curve
 from tests.helpers.pixel_tables import SIDE, write_pixel_table
@@ -23,10 +24,10 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 # Long enough to be killed on the way.
 OPTIONS = """
     --model vit_tiny_patch16_224 --depth 1 --head token --batch-size 16 --warmup-epochs 2 --held-out 0.2
-    --base-lr 0.01 --epochs 200 --measure-every 50 --workers 2
+    --base-lr 0.01 --epochs 80 --measure-every 20 --workers 2
 """
 OFTEN = ("--checkpoint-minutes", "0.01")
-STEPS = 400
+STEPS = 160
 LIMIT_S = 600
 
 
@@ -44,6 +45,14 @@ def train(table: str, out: Path, *arguments: str) -> subprocess.CompletedProcess
     return subprocess.run(
         command(table, out, *arguments), capture_output=True, text=True, timeout=LIMIT_S, check=False
     )
+
+
+def refused(capsys: pytest.CaptureFixture[str], table: str, out: Path, *arguments: str) -> str:
+    """What is said of a command that is refused, in this process."""
+    with pytest.raises(SystemExit) as ended:
+        main([table, "--out", str(out), *OPTIONS.split(), *arguments])
+    assert ended.value.code == 2
+    return capsys.readouterr().err
 
 
 @contextlib.contextmanager
@@ -97,11 +106,16 @@ def test_two_workers_fit_one_ranker(whole: Path, table: str) -> None:
     assert ranker.model.config.image_size == SIDE
     assert ranker.temperature > 0
     curve = read_curve(str(whole))
-    assert [int(point["step"]) for point in curve] == [100, 200, 300, 400]
+    assert [int(point["step"]) for point in curve] == [40, 80, 120, 160]
     assert float(curve[-1]["agreement"]) > 0.7
-    again = train(table, whole)
-    assert again.returncode == 2
-    assert "add --resume" in again.stderr
+
+
+def test_what_another_run_left_is_not_trained_over(
+    whole: Path, table: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "add --resume" in refused(capsys, table, whole)
+    changed = refused(capsys, table, whole, "--resume", "--base-lr", "0.02")
+    assert "base_lr: 0.01 -> 0.02" in changed
 
 
 def newest_checkpoint(out: Path) -> str:
@@ -131,9 +145,6 @@ def test_a_killed_worker_and_a_stop_with_resume_change_nothing(
         assert process.returncode == 128 + signal.SIGTERM
     assert not (out / "last").exists(), "the run was over before it was stopped"
     assert not os.path.exists(out / "owner.json")
-    refused = train(table, out, "--resume", "--base-lr", "0.02")
-    assert refused.returncode == 2
-    assert "base_lr: 0.01 -> 0.02" in refused.stderr
     resumed = train(table, out, "--resume", "--log-format", "json")
     assert resumed.returncode == 0, resumed.stderr
     events = [json.loads(line) for line in resumed.stdout.splitlines() if line.startswith("{")]
@@ -148,8 +159,11 @@ def test_a_killed_worker_and_a_stop_with_resume_change_nothing(
     assert load_ranker(str(out)).digest == load_ranker(str(whole)).digest
 
 
-def test_dry_run_says_steps_and_writes_nothing(table: str, tmp_path: Path) -> None:
-    done = train(table, tmp_path / "ranker", "--dry-run")
-    assert done.returncode == 0, done.stderr
-    assert f"{STEPS} steps of 16 rows" in done.stdout
+def test_dry_run_says_steps_and_writes_nothing(
+    table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([table, "--out", str(tmp_path / "ranker"), *OPTIONS.split(), "--dry-run"])
+    assert ended.value.code == 0
+    assert f"{STEPS} steps of 16 rows" in capsys.readouterr().out
     assert not (tmp_path / "ranker").exists()
