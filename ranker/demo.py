@@ -112,15 +112,15 @@ def demo_training(labels: str, out: str) -> TrainConfig:
 
 
 def demo_evaluation(shards: Sequence[str], ranker: str, teacher: str) -> EvaluateConfig:
-    """Four partitions of a few samples held out: enough to see a ranker beside the baselines."""
+    """Two partitions of a few samples held out: enough to see a ranker beside the baselines."""
     return EvaluateConfig(
         shards=tuple(shards),
         ranker=ranker,
         teacher=teacher,
         held_out=True,
-        limit_images=12,
+        limit_images=8,
         masks="spread",
         aggregate="log",
-        max_partitions=4,
+        max_partitions=2,
         reconstruct=False,
     )

@@ -85,6 +85,17 @@ def follow(out: str, tell: Callable[[dict[str, str]], None]) -> Iterator[None]:
         show()
 
 
+def finished(out: str, steps: int) -> bool:
+    """Whether a training of so many steps is over: its last ranker is there, and the curve that is written after it."""
+    curve = read_curve(out)
+    if not curve or int(curve[-1]["step"]) != steps:
+        return False
+    try:
+        return bool(_about(storage.join(out, LAST_FOLDER))["step"] == steps)
+    except FileNotFoundError:
+        return False
+
+
 def outcome(out: str, *, shown: str) -> list[str]:
     """What a finished training says: the best ranker, which OUT holds, and the last."""
     best, last = (_about(folder) for folder in (out, storage.join(out, LAST_FOLDER)))

@@ -33,7 +33,7 @@ from patchsieve.ranker.model.ranker import Ranker
 from patchsieve.ranker.train.curves import plot_note
 from patchsieve.ranker.train.loop import Fit, FitState, read_state
 from patchsieve.ranker.train.plan import TrainPlan
-from patchsieve.ranker.train.progress import follow, numbers_of, outcome, print_point
+from patchsieve.ranker.train.progress import finished, follow, numbers_of, outcome, print_point
 from patchsieve.ranker.train.record import begin, begun, check_resume, write_settings
 from patchsieve.ranker.train.workers import Worker
 
@@ -72,8 +72,10 @@ def train(plan: TrainPlan) -> int:
             if people and (note := plot_note()):
                 print(note, flush=True)
             log_event("run begun", {"out": config.out, "images": plan.images, "steps": plan.recipe.steps})
-            with ray_session(stop), follow(out, _teller(owner.run_id, people=people)):
-                _fit(plan, weights, owner.run_id)
+            # A rerun of what is over costs no Ray.
+            if not finished(out, plan.recipe.steps):
+                with ray_session(stop), follow(out, _teller(owner.run_id, people=people)):
+                    _fit(plan, weights, owner.run_id)
         except KeyboardInterrupt:
             return _stopped(stop, people=people)
         except PatchsieveError as error:

@@ -17,7 +17,8 @@ import pytest
 
 from patchsieve.jobs.train import main
 from patchsieve.ranker.model.checkpoint import LoadedRanker, load_ranker
-from patchsieve.ranker.train.progress import read_curve
+from patchsieve.ranker.train import run as run_module
+from patchsieve.ranker.train.progress import finished, read_curve
 from tests.helpers.pixel_tables import SIDE, write_pixel_table
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -47,11 +48,16 @@ def train(table: str, out: Path, *arguments: str) -> subprocess.CompletedProcess
     )
 
 
+def ended_with(arguments: list[str]) -> object:
+    """The exit code of `patchsieve train` in this process."""
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    return ended.value.code
+
+
 def refused(capsys: pytest.CaptureFixture[str], table: str, out: Path, *arguments: str) -> str:
     """What is said of a command that is refused, in this process."""
-    with pytest.raises(SystemExit) as ended:
-        main([table, "--out", str(out), *OPTIONS.split(), *arguments])
-    assert ended.value.code == 2
+    assert ended_with([table, "--out", str(out), *OPTIONS.split(), *arguments]) == 2
     return capsys.readouterr().err
 
 
@@ -118,6 +124,17 @@ def test_what_another_run_left_is_not_trained_over(
     assert "base_lr: 0.01 -> 0.02" in changed
 
 
+def test_a_training_that_is_over_is_told_of_again_without_ray(
+    whole: Path, table: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run_module, "ray_session", None)
+    assert ended_with([table, "--out", str(whole), *OPTIONS.split(), "--resume"]) == 0
+    assert f"complete: {STEPS} steps" in capsys.readouterr().out
+    # One that was longer when it stopped is not over, nor is one that is to go on for longer.
+    assert not finished(str(whole), STEPS + 1)
+    assert not finished(str(whole), STEPS // 2)
+
+
 def newest_checkpoint(out: Path) -> str:
     """Name of the last whole checkpoint, which sorts by its time; empty without one."""
     return max((file.parent.name for file in (out / "ray").glob("checkpoint_*/state.pt")), default="")
@@ -162,8 +179,6 @@ def test_a_killed_worker_and_a_stop_with_resume_change_nothing(
 def test_dry_run_says_steps_and_writes_nothing(
     table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main([table, "--out", str(tmp_path / "ranker"), *OPTIONS.split(), "--dry-run"])
-    assert ended.value.code == 0
+    assert ended_with([table, "--out", str(tmp_path / "ranker"), *OPTIONS.split(), "--dry-run"]) == 0
     assert f"{STEPS} steps of 16 rows" in capsys.readouterr().out
     assert not (tmp_path / "ranker").exists()
