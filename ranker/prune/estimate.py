@@ -200,9 +200,9 @@ def _sample(request: PruneRequest) -> Iterator[tuple[Sample, ShardChoice | None]
 def _selectors(request: PruneRequest, scores_NL: NDArray[np.float32]) -> dict[str, Selector]:
     """What was asked for, or what it would be at each ratio of the sweep, by label."""
     selector, ratios = request.selector, request.config.sweep_ratios
-    if selector.way == "budget":
+    if selector.target is not None:
         frozen = None if ratios else selector.threshold
-        targets = ratios or [selector.target or 1.0]
+        targets = ratios or [selector.target]
         return {
             f"{target:g}": dataclasses.replace(
                 selector,

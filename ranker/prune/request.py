@@ -17,7 +17,7 @@ from patchsieve.pipeline.shards.reader import image_fields_of
 from patchsieve.pipeline.shards.specs import Shard, expand_shards
 from patchsieve.ranker.prune.config import DEFAULT_KEEP, DEFAULT_MASS, DEFAULT_QUALITY, PruneConfig
 from patchsieve.ranker.prune.sample import PruneSpec
-from patchsieve.ranker.select import selection
+from patchsieve.ranker.select import regions, selection
 from patchsieve.ranker.select.image_choice import ImageChoice
 from patchsieve.ranker.select.image_tables import find_image_tables
 from patchsieve.ranker.select.patch_scorer import PatchSource, open_patch_source
@@ -207,34 +207,45 @@ def make_selector(config: PruneConfig, *, positions: int, temperature: float | N
     `temperature`: the ranker's own, None where it has none. Raises UserError where one is needed, and for bounds that
     do not fit.
     """
-    way = config.way
-    if way in ("nucleus", "budget"):
-        heat = temperature if config.temperature is None else config.temperature
-        said = "--select nucleus" if way == "nucleus" else "--target-ratio"
-        if heat is None:
-            raise UserError(
-                f"{said} weighs patches by a softmax, and {config.ranker} has no temperature: add --temperature"
-            )
-        if not heat > 0:
-            raise UserError(f"--temperature is {heat}, must be above 0")
-        floor, ceiling = selection.checked_bounds(
-            1 if config.floor is None else config.floor, config.ceiling, positions
+    select, amount = config.select, _amount_of(config, positions, temperature)
+    windows = (config.windows or 1) if select == "window" else None
+    least = amount.get("count", amount.get("floor"))
+    if windows is not None and windows > least:
+        more = f"add --floor {windows} or more" if config.amount == "budget" else "keep more"
+        raise UserError(
+            f"--windows {windows} are more than the {least} patches that may stay of an image: "
+            f"ask for fewer, or {more}"
         )
-        mass = None if way == "budget" else DEFAULT_MASS if config.mass is None else config.mass
-        return Selector(
-            way=way,
-            positions=positions,
-            mass=mass,
-            temperature=heat,
-            floor=floor,
-            ceiling=ceiling,
-            target=config.target_ratio,
-        )
-    count = selection.keep_count(positions, DEFAULT_KEEP if config.keep is None else config.keep)
+    compactness = regions.DEFAULT_COMPACTNESS if config.compactness is None else config.compactness
     return Selector(
-        way=way,
+        way="budget" if config.amount == "budget" and select == "topk" else select,
         positions=positions,
-        count=count,
-        rule=(config.cluster_rule or "ours") if way == "cluster" else None,
-        seed=(config.seed or 0) if way == "random" else None,
+        **amount,
+        windows=windows,
+        compactness=regions.checked_compactness(compactness) if select == "region" else None,
+        rule=(config.cluster_rule or "ours") if select == "cluster" else None,
+        seed=(config.seed or 0) if select == "random" else None,
     )
+
+
+def _amount_of(config: PruneConfig, positions: int, temperature: float | None) -> dict[str, Any]:
+    """The numbers of a selector that decide how many patches stay."""
+    if config.amount == "count":
+        return {
+            "count": selection.keep_count(positions, DEFAULT_KEEP if config.keep is None else config.keep)
+        }
+    heat = temperature if config.temperature is None else config.temperature
+    if heat is None:
+        said = "--select nucleus" if config.amount == "mass" else "--target-ratio"
+        raise UserError(
+            f"{said} weighs patches by a softmax, and {config.ranker} has no temperature: add --temperature"
+        )
+    if not heat > 0:
+        raise UserError(f"--temperature is {heat}, must be above 0")
+    floor, ceiling = selection.checked_bounds(
+        1 if config.floor is None else config.floor, config.ceiling, positions
+    )
+    bounds = {"temperature": heat, "floor": floor, "ceiling": ceiling}
+    if config.amount == "budget":
+        return {**bounds, "target": config.target_ratio}
+    return {**bounds, "mass": DEFAULT_MASS if config.mass is None else config.mass}

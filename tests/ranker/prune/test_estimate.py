@@ -78,7 +78,14 @@ def test_predicted_bytes_are_those_of_the_run(shard: Path, ranker: str, tmp_path
 
 def test_a_sweep_tries_each_ratio(shard: Path, ranker: str, tmp_path: Path) -> None:
     config = prune_config([shard], tmp_path / "out", ranker)
-    ways: list[dict[str, Any]] = [{}, {"select": "cluster"}, {"target_ratio": 1.0}, {"select": "nucleus"}]
+    ways: list[dict[str, Any]] = [
+        *({}, {"select": "cluster"}, {"target_ratio": 1.0}, {"select": "nucleus"}),
+        *(
+            {"select": "window", "windows": 2},
+            {"select": "region"},
+            {"select": "window", "target_ratio": 1.0},
+        ),
+    ]
     for way in ways:
         choices = dry(config, sweep="0.25,0.5,0.75", **way).choices
         assert [choice.label for choice in choices] == ["0.25", "0.5", "0.75"]

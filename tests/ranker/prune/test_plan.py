@@ -47,6 +47,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"target_ratio": 0.5, "keep": 0.5}, "--keep does nothing with --target-ratio"),
         ({"target_ratio": 0.5, "select": "random"}, "leave out --select random"),
         ({"cluster_rule": "ours"}, "--cluster-rule does nothing with --select topk"),
+        ({"windows": 2}, "--windows does nothing with --select topk"),
+        ({"windows": 2, "select": "region"}, "--windows does nothing with --select region"),
+        ({"windows": 0, "select": "window"}, "--windows is 0, must be at least 1"),
+        ({"windows": 2, "target_ratio": 0.5}, "--windows does nothing with --select topk"),
+        ({"compactness": 1.0, "select": "window"}, "--compactness does nothing with --select window"),
+        ({"select": "window", "keep": 0.5, "target_ratio": 0.5}, "--keep does nothing with --target-ratio"),
+        ({"select": "window", "floor": 3}, "--floor does nothing with --select window"),
+        ({"target_ratio": 0.5, "select": "nucleus"}, "which topk, window, region can be told: leave out"),
         ({"seed": 1}, "--seed is for --select random and baseline:random"),
         ({"format": "index", "quality": 80}, "--format index writes no images"),
         ({"codec": "png", "quality": 80}, "--quality does nothing with --codec png"),
@@ -93,6 +101,19 @@ def test_options_that_cannot_be(changes: dict[str, Any], message: str) -> None:
         ),
         ({"select": "nucleus", "ceiling": 17}, "kept patches are to be 1 to 17 of 16"),
         ({"image_field": " ; "}, "names no field"),
+        (
+            {"select": "window", "keep": 0.25, "windows": 5},
+            "--windows 5 are more than the 4 patches .* keep more",
+        ),
+        (
+            {"select": "window", "target_ratio": 0.5, "windows": 2},
+            "--windows 2 are more than the 1 patches .* add --floor 2 or more",
+        ),
+        ({"select": "region", "compactness": -1.0}, "compactness is -1.0, must be from 0 to 1000"),
+        (
+            {"ranker": "baseline:variance", "precision": "auto", "select": "window", "target_ratio": 0.5},
+            "--target-ratio weighs patches by a softmax, .* has no temperature",
+        ),
     ],
 )
 def test_combinations_that_cannot_work(
@@ -127,6 +148,8 @@ def test_what_is_part_of_the_identity(folder: Path, ranker: str, tmp_path: Path)
     def identity(**changes: Any) -> str:
         return digest_of(make_prune_request(dataclasses.replace(config, **changes)).fields)
 
+    assert identity(select="window") == identity(select="window", windows=1)
+    assert identity(select="region") == identity(select="region", compactness=4.0)
     assert identity() == identity(batch_size=8, max_actors=3, keep=0.5, size=64, quality=90, salvage=True)
     others = [
         identity(**changes)
@@ -143,6 +166,12 @@ def test_what_is_part_of_the_identity(folder: Path, ranker: str, tmp_path: Path)
             {"select": "random", "seed": 1},
             {"select": "nucleus"},
             {"select": "nucleus", "temperature": 2.0},
+            {"select": "window"},
+            {"select": "window", "windows": 2},
+            {"select": "window", "target_ratio": 0.5},
+            {"target_ratio": 0.5},
+            {"select": "region"},
+            {"select": "region", "compactness": 1.0},
             {"ranker": save_small_ranker(tmp_path, seed=1)},
             {"precision": "bf16"},
         )
@@ -150,9 +179,36 @@ def test_what_is_part_of_the_identity(folder: Path, ranker: str, tmp_path: Path)
     assert len({identity(), *others}) == len(others) + 1
 
 
-def test_a_budget_is_met_and_frozen(folder: Path, ranker: str, tmp_path: Path) -> None:
+def test_identities_are_pinned(folder: Path, ranker: str, tmp_path: Path) -> None:
+    """Outputs of before can be resumed: what selectors that are added later read is no part of them."""
+    config = prune_config([folder / "three.tar"], tmp_path / "out", ranker)
+    found = {
+        select: make_prune_request(dataclasses.replace(config, **changes)).selector.fields
+        for select, changes in {
+            "topk": {},
+            "budget": {"target_ratio": 0.5},
+            "window": {"select": "window"},
+            "region": {"select": "region"},
+        }.items()
+    }
+    assert found == {
+        "topk": {"select_way": "topk", "select_count": 8},
+        "budget": {
+            "select_way": "budget",
+            "select_temperature": 0.5,
+            "select_floor": 1,
+            "select_ceiling": 16,
+            "select_target": 0.5,
+        },
+        "window": {"select_way": "window", "select_count": 8, "select_windows": 1},
+        "region": {"select_way": "region", "select_count": 8, "select_compactness": 4.0},
+    }
+
+
+@pytest.mark.parametrize("select", ["topk", "window", "region"])
+def test_a_budget_is_met_and_frozen(folder: Path, ranker: str, tmp_path: Path, select: Any) -> None:
     shards = [folder / "one" / "photos.tar", folder / "three.tar"]
-    config = prune_config(shards, tmp_path / "out", ranker, target_ratio=0.4, floor=2)
+    config = prune_config(shards, tmp_path / "out", ranker, select=select, target_ratio=0.4, floor=2)
     request = make_prune_request(config)
     assert read_plan(request) is None
     survey = OutputFolder(config.out, SURVEY, run_id="run")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import tarfile
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,10 +16,13 @@ import torch
 from patchsieve.pipeline.images.decode import decode_image
 from patchsieve.pipeline.images.views import apply_view, draw_view
 from patchsieve.pipeline.pruned.codec import decode_mosaic, flatten_dropped, unpack_mosaic
+from patchsieve.pipeline.pruned.dataset import PrunedDataset
 from patchsieve.pipeline.pruned.format import PackedRecord
+from patchsieve.pipeline.pruned.sample import gather_patches
 from patchsieve.pipeline.shards.specs import expand_shards
 from patchsieve.ranker.model.api import rank_images
 from patchsieve.ranker.model.checkpoint import load_ranker
+from patchsieve.ranker.select.online import keep_region, keep_window
 from patchsieve.ranker.select.selection import keep_count, topk
 from tests.helpers.photos import photo, photo_samples, write_shard
 from tests.helpers.prune_runs import (
@@ -223,3 +228,35 @@ def test_random_patches_and_baselines(shard: Path, ranker: str, tmp_path: Path) 
     assert [row["kept"] for row in index_of(tmp_path / "cluster")] == [4] * COUNT
     assert [row["kept"] for row in index_of(tmp_path / "variance")] == [98] * COUNT
     assert len({json.dumps(row["positions"]) for row in index_of(tmp_path / "random")}) > 1
+
+
+@pytest.mark.parametrize(
+    ("options", "keep"),
+    [
+        ({"select": "window"}, partial(keep_window, ratio=0.25)),
+        ({"select": "window", "windows": 2}, partial(keep_window, ratio=0.25, windows=2)),
+        ({"select": "region", "compactness": 1.0}, partial(keep_region, ratio=0.25, compactness=1.0)),
+    ],
+)
+def test_every_way_to_read_regions_is_the_same(
+    shard: Path, ranker: str, tmp_path: Path, options: dict[str, Any], keep: Any
+) -> None:
+    for form in ("packed", "masked", "index"):
+        codec = {} if form == "index" else {"codec": "png"}
+        prune_here(prune_config([shard], tmp_path / form, ranker, format=form, keep=0.25, **codec, **options))
+    rows = {form: index_of(tmp_path / form) for form in ("packed", "masked", "index")}
+    positions = {row["sample_key"]: row["positions"] for row in rows["packed"]}
+    assert all({row["sample_key"]: row["positions"] for row in found} == positions for found in rows.values())
+    packed = list(PrunedDataset(str(tmp_path / "packed" / "shards")))
+    by_index = list(PrunedDataset(str(shard), index=str(tmp_path / "index"), image_field="jpg"))
+    online = PrunedDataset(
+        str(shard), select=keep(load_ranker(ranker, device="cpu")), size=SIZE, image_field="jpg"
+    )
+    masked = dict(members_of(tmp_path / "masked" / "shards" / "photos.tar"))
+    for one, other, chosen in zip(packed, by_index, online, strict=True):
+        assert one.positions.tolist() == other.positions.tolist() == positions[one.key]
+        assert torch.equal(chosen.positions, one.positions)
+        assert torch.equal(one.patches, other.patches)
+        assert torch.equal(one.patches, chosen.patches)
+        seen = decode_image(masked[f"{one.key}.png"])
+        assert torch.equal(gather_patches(seen, one.positions, one.block), one.patches)
