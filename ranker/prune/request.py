@@ -209,7 +209,7 @@ def make_selector(config: PruneConfig, *, positions: int, temperature: float | N
     """
     select, amount = config.select, _amount_of(config, positions, temperature)
     windows = (config.windows or 1) if select == "window" else None
-    least = amount.get("count", amount.get("floor"))
+    least: int = amount["count" if config.amount == "count" else "floor"]
     if windows is not None and windows > least:
         more = f"add --floor {windows} or more" if config.amount == "budget" else "keep more"
         raise UserError(

@@ -161,6 +161,8 @@ def _grow(keep_NGG: Mask, marks_NGG: Whole, counts_N: Whole, *, compactness: flo
 def _around(mask_NGG: Mask, steps: list[tuple[int, int]]) -> Whole:
     """How many patches at the given steps from each patch are in the mask, `[N, G, G]`."""
     grid = mask_NGG.shape[1]
-    padded = np.pad(mask_NGG, ((0, 0), (1, 1), (1, 1))).astype(np.int64)
-    found: Whole = sum(padded[:, 1 + row :, 1 + column :][:, :grid, :grid] for row, column in steps)
+    padded = np.pad(mask_NGG, ((0, 0), (1, 1), (1, 1)))
+    found = np.zeros(mask_NGG.shape, np.int64)
+    for row, column in steps:
+        found += padded[:, 1 + row :, 1 + column :][:, :grid, :grid]
     return found
