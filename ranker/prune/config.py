@@ -52,7 +52,7 @@ class PruneConfig:
     """The highest scores; the rectangle where scores sum highest; one connected region; the smallest set with a share
     of the softmax; for diversity, as published; at random."""
     keep: float | None = None
-    """Share of the patches that stays of each image; by default 0.5."""
+    """Share of the patches that stays of each image, the tokens of --background among them; by default 0.5."""
     mass: float | None = None
     """Share of the softmax that nucleus keeps of each image; by default 0.9."""
     target_ratio: float | None = None
@@ -87,6 +87,9 @@ class PruneConfig:
     """Quality of jpeg and webp, 1 to 100; by default 90."""
     size: int | None = None
     """Side of the written crop in pixels, a multiple of the ranker's; by default the ranker's."""
+    background: int | None = None
+    """Side in pixels of a thumbnail of the whole crop that stays beside the patches, a multiple of the ranker's patch;
+    masked images show it where patches are dropped."""
     crop: PruneCrop = "center"
     """The central square, or the whole image squashed into a square."""
     drop_bad: bool = False
@@ -121,7 +124,15 @@ class PruneConfig:
     """With --dry-run: file (PNG) for a picture of some photos, their scores and the patches that stay."""
 
     def __post_init__(self) -> None:
-        for name in ("limit_shards", "cpus_per_actor", "max_actors", "batch_size", "size", "windows"):
+        for name in (
+            "limit_shards",
+            "cpus_per_actor",
+            "max_actors",
+            "batch_size",
+            "size",
+            "windows",
+            "background",
+        ):
             at_least_one(flag(name), getattr(self, name))
         if not self.shards:
             raise UserError("no shards given: name a path, a glob, a brace range, a directory or @list.txt")

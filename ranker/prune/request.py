@@ -110,8 +110,8 @@ def make_prune_request(config: PruneConfig) -> PruneRequest:
     positions = source.grid**2
     if positions > MAX_POSITIONS:
         raise UserError(f"{source.name} ranks {positions} patches, an index numbers up to {MAX_POSITIONS}")
-    selector = make_selector(config, positions=positions, temperature=source.temperature)
     spec = _spec_of(config, source)
+    selector = make_selector(config, positions=positions, temperature=source.temperature, coarse=spec.coarse)
     shards = expand_shards(config.shards, root=config.root)[: config.limit_shards]
     paths = output_paths(shards, rooted=config.root is not None)
     _check_places(shards, config.out)
@@ -137,6 +137,11 @@ def _spec_of(config: PruneConfig, source: PatchSource) -> PruneSpec:
             f"--size {size} must be a multiple of {source.image_size}, the size that {source.name} ranks, up to "
             f"{MAX_SIDE // source.image_size * source.image_size}"
         )
+    if config.background is not None and (config.background % source.patch_size or config.background >= size):
+        raise UserError(
+            f"--background {config.background} must be a multiple of {source.patch_size}, the patch of {source.name}, "
+            f"below {size}, the size of the crop"
+        )
     fields = ";".join(image_fields_of(config.image_field))
     if not fields:
         raise UserError(f"--image-field {config.image_field!r} names no field")
@@ -152,6 +157,7 @@ def _spec_of(config: PruneConfig, source: PatchSource) -> PruneSpec:
         format=config.format,
         codec=codec,
         drop_bad=config.drop_bad,
+        background=config.background,
     )
 
 
@@ -201,39 +207,40 @@ def _is_within(place: str, folder: str) -> bool:
     return f"{place}/".startswith(f"{folder.rstrip('/')}/")
 
 
-def make_selector(config: PruneConfig, *, positions: int, temperature: float | None) -> Selector:
+def make_selector(
+    config: PruneConfig, *, positions: int, temperature: float | None, coarse: int = 0
+) -> Selector:
     """The selection of a configuration, for images of L = `positions`; a budget still lacks its threshold.
 
-    `temperature`: the ranker's own, None where it has none. Raises UserError where one is needed, and for bounds that
-    do not fit.
+    `temperature`: the ranker's own, None where it has none. `coarse`: patches' worth of each image's thumbnail, which
+    counts and budgets pay for. Raises UserError where a temperature is needed, and for numbers that do not fit.
     """
-    select, amount = config.select, _amount_of(config, positions, temperature)
-    windows = (config.windows or 1) if select == "window" else None
-    least: int = amount["count" if config.amount == "count" else "floor"]
-    if windows is not None and windows > least:
-        more = f"add --floor {windows} or more" if config.amount == "budget" else "keep more"
-        raise UserError(
-            f"--windows {windows} are more than the {least} patches that may stay of an image: "
-            f"ask for fewer, or {more}"
-        )
+    select = config.select
     compactness = regions.DEFAULT_COMPACTNESS if config.compactness is None else config.compactness
-    return Selector(
+    selector = Selector(
         way="budget" if config.amount == "budget" and select == "topk" else select,
+        amount=config.amount,
         positions=positions,
-        **amount,
-        windows=windows,
+        **({} if config.amount == "count" else _softmax_of(config, positions, temperature)),
+        windows=(config.windows or 1) if select == "window" else None,
         compactness=regions.checked_compactness(compactness) if select == "region" else None,
         rule=(config.cluster_rule or "ours") if select == "cluster" else None,
         seed=(config.seed or 0) if select == "random" else None,
+        coarse=coarse or None,
     )
+    return selector.at(asked_ratio(config))
 
 
-def _amount_of(config: PruneConfig, positions: int, temperature: float | None) -> dict[str, Any]:
-    """The numbers of a selector that decide how many patches stay."""
-    if config.amount == "count":
-        return {
-            "count": selection.keep_count(positions, DEFAULT_KEEP if config.keep is None else config.keep)
-        }
+def asked_ratio(config: PruneConfig) -> float:
+    """The share that decides how much stays: `--target-ratio`, `--mass` or `--keep`."""
+    if config.target_ratio is not None:
+        return config.target_ratio
+    given, default = (config.mass, DEFAULT_MASS) if config.amount == "mass" else (config.keep, DEFAULT_KEEP)
+    return default if given is None else given
+
+
+def _softmax_of(config: PruneConfig, positions: int, temperature: float | None) -> dict[str, Any]:
+    """The temperature and bounds of a selector that weighs patches by a softmax."""
     heat = temperature if config.temperature is None else config.temperature
     if heat is None:
         said = "--select nucleus" if config.amount == "mass" else "--target-ratio"
@@ -245,7 +252,4 @@ def _amount_of(config: PruneConfig, positions: int, temperature: float | None) -
     floor, ceiling = selection.checked_bounds(
         1 if config.floor is None else config.floor, config.ceiling, positions
     )
-    bounds = {"temperature": heat, "floor": floor, "ceiling": ceiling}
-    if config.amount == "budget":
-        return {**bounds, "target": config.target_ratio}
-    return {**bounds, "mass": DEFAULT_MASS if config.mass is None else config.mass}
+    return {"temperature": heat, "floor": floor, "ceiling": ceiling}

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from patchsieve.pipeline.errors import UserError
 from patchsieve.ranker.baselines.density_peaks import assign_clusters, density_peaks
 from patchsieve.ranker.select import regions, selection
 from patchsieve.ranker.select.selection import ClusterRule, Counts, Mask
 
+Amount = Literal["count", "mass", "budget"]
 Scores = NDArray[np.float32]
 
 
@@ -24,11 +26,13 @@ Scores = NDArray[np.float32]
 class Selector:
     """One way to select, with all its numbers; those that the way does not read are None.
 
-    `way`: a name of WAYS. `count`: patches that stay of each image. `target`: share of all patches in a budget,
-    `threshold`: the log mass that its plan found; in place of `count` they give each image its own.
+    `way`: a name of WAYS; `amount`: what decides how much stays, see `at`. `count`: patches that stay of each image.
+    `target`: share of all patches in a budget, `threshold`: the log mass that its plan found; in place of `count` they
+    give each image its own. `coarse`: patches' worth of each image's thumbnail, which is none of those numbers.
     """
 
     way: str
+    amount: Amount
     positions: int
     count: int | None = None
     mass: float | None = None
@@ -39,13 +43,41 @@ class Selector:
     compactness: float | None = None
     rule: ClusterRule | None = None
     seed: int | None = None
+    coarse: int | None = None
     target: float | None = None
     threshold: float | None = None
 
     @property
     def fields(self) -> dict[str, Any]:
         """What can change a mask, by name."""
-        return {f"select_{name}": value for name, value in _given(self) if name != "positions"}
+        derived = ("amount", "positions")
+        return {f"select_{name}": value for name, value in _given(self) if name not in derived}
+
+    def at(self, ratio: float) -> Selector:
+        """The same selection for another ratio: the share of the softmax that nucleus keeps, or of the patches of each
+        image, or of all in a budget, from which its thumbnail is paid first.
+
+        Raises UserError for a ratio outside (0, 1], and where it leaves too few patches.
+        """
+        if self.amount == "mass":
+            return dataclasses.replace(self, mass=ratio)
+        coarse, windows = self.coarse or 0, self.windows or 1
+        count = selection.keep_count(self.positions, ratio) - coarse
+        if count < 1:
+            raise UserError(
+                f"the thumbnail takes {coarse} of the {count + coarse} patches that may stay of an image: "
+                "ask for a smaller --background, or keep more"
+            )
+        least = count if self.floor is None else self.floor
+        if windows > least:
+            more = "keep more" if self.amount == "count" else f"add --floor {windows} or more"
+            raise UserError(
+                f"--windows {windows} are more than the {least} patches that may stay of an image: "
+                f"ask for fewer, or {more}"
+            )
+        if self.amount == "count":
+            return dataclasses.replace(self, count=count)
+        return dataclasses.replace(self, target=ratio - coarse / self.positions, threshold=None)
 
     @property
     def heat(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from patchsieve.ranker.prune.plan import freeze_plan, read_plan, stored_precisio
 from patchsieve.ranker.prune.request import make_prune_request
 from patchsieve.ranker.prune.survey import SURVEY, ShardSurvey, budget_of
 from patchsieve.ranker.select.patch_scorer import PatchScorer
+from patchsieve.ranker.select.selector import Selector
 from tests.helpers.photos import photo_samples, write_shard
 from tests.helpers.prune_runs import index_of, prune_config, pruning_of, save_small_ranker
 
@@ -109,6 +110,13 @@ def test_options_that_cannot_be(changes: dict[str, Any], message: str) -> None:
             {"select": "window", "target_ratio": 0.5, "windows": 2},
             "--windows 2 are more than the 1 patches .* add --floor 2 or more",
         ),
+        ({"background": 20}, "--background 20 must be a multiple of 16, the patch of .*, below 64"),
+        ({"background": 64}, "--background 64 must be a multiple of 16, .*, below 64, the size of the crop"),
+        (
+            {"background": 48, "keep": 0.5},
+            "the thumbnail takes 9 of the 8 patches that may stay of an image: ask for a smaller --background",
+        ),
+        ({"background": 32, "target_ratio": 0.25}, "the thumbnail takes 4 of the 4 patches"),
         ({"select": "region", "compactness": -1.0}, "compactness is -1.0, must be from 0 to 1000"),
         (
             {"ranker": "baseline:variance", "precision": "auto", "select": "window", "target_ratio": 0.5},
@@ -172,6 +180,9 @@ def test_what_is_part_of_the_identity(folder: Path, ranker: str, tmp_path: Path)
             {"target_ratio": 0.5},
             {"select": "region"},
             {"select": "region", "compactness": 1.0},
+            {"background": 16},
+            {"background": 32},
+            {"background": 32, "size": 128},
             {"ranker": save_small_ranker(tmp_path, seed=1)},
             {"precision": "bf16"},
         )
@@ -203,6 +214,33 @@ def test_identities_are_pinned(folder: Path, ranker: str, tmp_path: Path) -> Non
         "window": {"select_way": "window", "select_count": 8, "select_windows": 1},
         "region": {"select_way": "region", "select_count": 8, "select_compactness": 4.0},
     }
+    assert "background" not in make_prune_request(config).spec.fields
+
+
+@pytest.mark.parametrize(
+    ("changes", "coarse"),
+    [
+        ({"background": 32}, 4),
+        ({"background": 32, "size": 128}, 1),
+        ({"background": 48, "size": 128}, 3),  # of 9 patches of 16 px, where a kept one has 4
+        ({"background": 32, "format": "masked"}, 4),
+        ({"background": 32, "format": "index"}, 4),
+    ],
+)
+def test_a_thumbnail_is_paid_from_what_may_stay(
+    folder: Path, ranker: str, tmp_path: Path, changes: dict[str, Any], coarse: int
+) -> None:
+    config = prune_config([folder / "three.tar"], tmp_path / "out", ranker, **changes)
+
+    def selector(**more: Any) -> Selector:
+        return make_prune_request(dataclasses.replace(config, **more)).selector
+
+    assert (selector().count, selector(keep=1.0).count) == (8 - coarse, 16 - coarse)
+    assert selector(target_ratio=0.5).target == 0.5 - coarse / 16
+    assert selector(select="nucleus") == dataclasses.replace(
+        make_prune_request(dataclasses.replace(config, select="nucleus", background=None)).selector,
+        coarse=coarse,
+    ), "a mass is one of patches"
 
 
 @pytest.mark.parametrize("select", ["topk", "window", "region"])
