@@ -162,7 +162,6 @@ class OnlineSource:
         def read(sample: Sample) -> PrunedSample:
             field, image = _image(sample, self.image_field)
             original_size = crop = None
-            background = None
             if self.transform is None:
                 height, width = image.shape[1:]
                 box = center_box(height, width, size=self.size)
@@ -170,9 +169,7 @@ class OnlineSource:
                 pixels_3SS = apply_view(image, box, self.size)
             else:
                 image = pixels_3SS = _checked_image(self.transform(image))
-                box = ViewBox(0, 0, *image.shape[1:], hflip=False)
-            if self.background is not None:
-                background = apply_view(image, box, self.background)
+                box = ViewBox(0, 0, image.shape[1], image.shape[2], hflip=False)
             positions, grid = _checked_mask(self.select(pixels_3SS), pixels_3SS.shape[1])
             block = pixels_3SS.shape[1] // grid
             return PrunedSample(
@@ -185,7 +182,7 @@ class OnlineSource:
                 original_size=original_size,
                 crop=crop,
                 fields=_others(sample, {field}),
-                background=background,
+                background=_thumbnail(image, box, self.background, pixels_3SS.shape[1]),
             )
 
         return read
@@ -246,8 +243,17 @@ def _cut(
         original_size=record.original_size,
         crop=record.crop,
         fields=_others(sample, {field}),
-        background=None if background is None else apply_view(image, box, background),
+        background=_thumbnail(image, box, background, size),
     )
+
+
+def _thumbnail(image: Tensor, box: ViewBox, side: int | None, size: int) -> Tensor | None:
+    """The crop at `side` pixels, if there is to be a thumbnail; UserError for one larger than the crop, of `size`."""
+    if side is None:
+        return None
+    if side > size:
+        raise UserError(f"a background of {side} px for a crop of {size} px: it must be no larger")
+    return apply_view(image, box, side)
 
 
 def _field(sample: Sample, name: str) -> bytes:

@@ -195,6 +195,7 @@ def test_layout_of_two_scales() -> None:
     assert batch["patch_coord"][1].tolist() == [[1, 0, 0], [1, 6, 0], *[[13, 13, 0]] * 4]
     assert batch["patch_valid"].sum(1).tolist() == [6, 2]
     assert torch.equal(batch["patches"][0, 4:], collate_naflex(samples[:1])["patches"][0, 4:])
+    assert samples[0].background is not None
     small = normalize(samples[0].background.div(255), list(IMAGENET_MEAN), list(IMAGENET_STD))
     torch.testing.assert_close(batch["patches"][0, 1], small[:, :16, 16:].permute(1, 2, 0).flatten())
     quarter = collate_naflex([coarse(sample(0, (0, 195)), 64)])["patch_coord"][0]
