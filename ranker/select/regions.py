@@ -26,7 +26,7 @@ CORE = 4
 DEFAULT_COMPACTNESS, MAX_COMPACTNESS = 4.0, 1000.0
 
 _BITS = 40
-"""Of a score above the lowest one of its image; up to a power of two, so that sums that are equal stay so."""
+"""Of a score over the lowest of its image; the scale is a power of two, so that sums that are equal stay so."""
 _NEIGHBOURS = [(row, column) for row in (-1, 0, 1) for column in (-1, 0, 1) if (row, column) != (0, 0)]
 _SIDES = [(-1, 0), (0, -1), (0, 1), (1, 0)]
 
@@ -60,7 +60,7 @@ def region(scores_NL: Numbers, counts: Counts, *, compactness: float = DEFAULT_C
 
     It begins as the window of a fourth of the patches (`window`), and always takes the patch beside it of the highest
     score, where being enclosed counts: a patch whose neighbours (up to 8) are all kept is worth `compactness` mean
-    deviations of its image's scores more than one without any. 0 follows the scores alone, 10 gives discs. Errors as
+    deviations of its image's scores more than one without any. 0 follows the scores alone, 100 gives discs. Errors as
     `topk`, and `UserError` for a compactness outside 0 to MAX_COMPACTNESS.
     """
     checked_compactness(compactness)
