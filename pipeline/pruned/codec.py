@@ -1,6 +1,7 @@
 """Pixels of pruned images: cutting out the kept blocks, putting them back, and the image files between.
 
-Shape suffixes: L grid positions, K kept ones, S side of the crop in pixels, B side of a block, H and W of the mosaic.
+Shape suffixes: L grid positions, K kept ones, S side of the crop in pixels, B side of a block, H and W of the mosaic,
+T side of a thumbnail.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from torch import Tensor
 from patchsieve.pipeline.errors import ContentError, UserError
 from patchsieve.pipeline.images.decode import decode_image
 from patchsieve.pipeline.images.header import read_header
-from patchsieve.pipeline.pruned.format import EXTENSIONS, CodecName, PackedRecord
+from patchsieve.pipeline.images.views import ViewBox, apply_view
+from patchsieve.pipeline.pruned.format import BACKGROUND_FIELD, EXTENSIONS, CodecName, PackedRecord
 
 DEFAULT_QUALITY = 90
 
@@ -99,20 +101,37 @@ def decode_mosaic(data: bytes, record: PackedRecord) -> Tensor:
     Raises ContentError for a file that is damaged, or whose header tells another format or size than the record; then
     no pixel is decoded.
     """
+    return _decode_expected(data, record.image_field, record.codec, record.mosaic_size)
+
+
+def decode_background(data: bytes, record: PackedRecord) -> Tensor:
+    """The thumbnail in a file, uint8 `[3, T, T]`, of a record that has one; errors as `decode_mosaic`."""
+    assert record.background is not None
+    return _decode_expected(data, BACKGROUND_FIELD, "jpeg", (record.background, record.background))
+
+
+def _decode_expected(data: bytes, field: str, codec: CodecName, size: tuple[int, int]) -> Tensor:
     header = read_header(data)
-    if header is None or header.format != record.codec:
-        found = header.format if header else "another kind of file"
-        raise ContentError(f"{record.image_field} is {found}, not {record.codec}")
-    if (header.height, header.width) != record.mosaic_size or header.orientation != 1:
+    if header is None or header.format != codec:
+        raise ContentError(f"{field} is {header.format if header else 'another kind of file'}, not {codec}")
+    if (header.height, header.width) != size or header.orientation != 1:
         raise ContentError(
-            f"{record.image_field} has {header.height} x {header.width} pixels where its record says "
-            f"{record.mosaic_size[0]} x {record.mosaic_size[1]}"
+            f"{field} has {header.height} x {header.width} pixels where its record says {size[0]} x {size[1]}"
         )
     return decode_image(data, max_pixels=header.height * header.width)
 
 
-def flatten_dropped(pixels_3SS: Tensor, keep_L: NDArray[np.bool_], grid: int) -> Tensor:
-    """The crop, uint8 `[3, S, S]`, with every block that `keep_L` (bool `[L]`) leaves out in its own mean colour.
+def enlarged(thumbnail_3TT: Tensor, size: int) -> Tensor:
+    """A thumbnail at the size of its crop, uint8 `[3, S, S]`, S = `size` in pixels, by bicubic interpolation."""
+    side = thumbnail_3TT.shape[1]
+    return apply_view(thumbnail_3TT, ViewBox(0, 0, side, side, hflip=False), size)
+
+
+def flatten_dropped(
+    pixels_3SS: Tensor, keep_L: NDArray[np.bool_], grid: int, thumbnail_3TT: Tensor | None = None
+) -> Tensor:
+    """The crop, uint8 `[3, S, S]`, with every block that `keep_L` (bool `[L]`) leaves out in its own mean colour, or as
+    the enlarged thumbnail has it.
 
     Raises ValueError for sizes that do not fit.
     """
@@ -122,7 +141,9 @@ def flatten_dropped(pixels_3SS: Tensor, keep_L: NDArray[np.bool_], grid: int) ->
     block = size // grid
     blocks_L3BB = _blocks(pixels_3SS, grid, block)
     keep_L111 = torch.from_numpy(np.asarray(keep_L, np.bool_))[:, None, None, None]
-    cut = torch.where(keep_L111, blocks_L3BB, _flat(blocks_L3BB)).reshape(grid, grid, 3, block, block)
+    small = thumbnail_3TT
+    under_L3BB = _flat(blocks_L3BB) if small is None else _blocks(enlarged(small, size), grid, block)
+    cut = torch.where(keep_L111, blocks_L3BB, under_L3BB).reshape(grid, grid, 3, block, block)
     return cut.permute(2, 0, 3, 1, 4).reshape(3, size, size)
 
 

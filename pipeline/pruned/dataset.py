@@ -60,6 +60,7 @@ class PrunedDataset(IterableDataset[PrunedSample]):
         select: Select | None = None,
         transform: Transform | None = None,
         size: int | None = None,
+        background: int | None = None,
         root: str | None = None,
         image_field: str = IMAGE_FIELDS,
         decoders: Mapping[str, Callable[[bytes], Any]] | None = None,
@@ -72,6 +73,7 @@ class PrunedDataset(IterableDataset[PrunedSample]):
         `index`: an output of `prune --format index`. `select`: uint8 image `[3, S, S]` -> bool keep mask `[L]`, for
         instance `ranker.select.online.keep_topk`. `transform`: uint8 image `[3, H, W]` -> uint8 `[3, S, S]`, by
         default the centre crop. `size`: side of the crop in pixels, by default the index's, or 224 with `select`.
+        `background`: with `select`, side in pixels of a thumbnail of the whole crop that goes with each sample.
         `image_field`: where original shards hold their images. Raises UserError for shards that are not there and
         settings that exclude each other.
         """
@@ -84,6 +86,10 @@ class PrunedDataset(IterableDataset[PrunedSample]):
             raise UserError("size is that of a crop made here: packed shards and a transform have their own")
         if size is not None and not 1 <= size <= MAX_SIDE:
             raise UserError(f"size is {size} pixels, must be from 1 to {MAX_SIDE}")
+        if background is not None and select is None:
+            raise UserError("background goes with select: pruned shards and an index say which one they have")
+        if background is not None and not 1 <= background <= MAX_SIDE:
+            raise UserError(f"background is {background} pixels, must be from 1 to {MAX_SIDE}")
         self.shards = expand_shards([urls] if isinstance(urls, str) else urls, root=root)
         self._source: Source = PackedSource()
         if index is not None:
@@ -94,6 +100,7 @@ class PrunedDataset(IterableDataset[PrunedSample]):
                 select=select,
                 transform=transform,
                 size=224 if size is None else size,
+                background=background,
                 image_field=image_field,
             )
         self._decoders = dict(decoders or {})

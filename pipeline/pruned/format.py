@@ -1,7 +1,8 @@
 """The packed format: what the JSON beside a mosaic of kept patches says, and what it may say.
 
 `<key>.patches.jpg` (or webp, png) holds the kept blocks of a square crop, side by side in the order of their positions;
-`<key>.patches.json` tells where they belong. Read back, both are untrusted input.
+`<key>.patches.json` tells where they belong; `<key>.background.jpg`, where there is one, is a thumbnail of the whole
+crop. Read back, all of it is untrusted input.
 
 In the JSON the positions are a bit mask, `kept`: one bit for each block of the grid, row by row, packed into bytes from
 the highest bit on, as two hexadecimal digits a byte. `np.unpackbits` of the bytes gives the mask, zeros behind it.
@@ -19,8 +20,9 @@ from patchsieve.pipeline.errors import ContentError
 
 CodecName = Literal["jpeg", "webp", "png"]
 
-VERSION = 2
+VERSION, VERSION_WITH_BACKGROUND = 2, 3
 RECORD_FIELD = "patches.json"
+BACKGROUND_FIELD = "background.jpg"
 EXTENSIONS: dict[CodecName, str] = {"jpeg": "jpg", "webp": "webp", "png": "png"}
 MAX_SIDE = 8192
 """Longest side of a pruned image in pixels: 192 MiB as RGB."""
@@ -40,11 +42,10 @@ class PackedRecord:
 
     The crop is a square of `grid` x `grid` blocks of `block` x `block` pixels, resized from the box `crop` = (top,
     left, height, width) of the decoded, upright original of `original_size` = (height, width). `positions`: kept
-    blocks, row by row, ascending. `columns`: blocks in a row of the mosaic. Raises ValueError for values that do not
-    fit together.
+    blocks, row by row, ascending. `columns`: blocks in a row of the mosaic. `background`: side of the thumbnail, None
+    where there is none. Raises ValueError for values that do not fit together.
     """
 
-    version: int = VERSION
     grid: int
     block: int
     positions: tuple[int, ...]
@@ -52,11 +53,17 @@ class PackedRecord:
     original_size: tuple[int, int]
     crop: tuple[int, int, int, int]
     codec: CodecName
+    background: int | None = None
 
     def __post_init__(self) -> None:
         problem = self._shape_problem() or self._mosaic_problem() or self._origin_problem()
         if problem:
             raise ValueError(problem)
+
+    @property
+    def version(self) -> int:
+        """Of the format: that of before backgrounds wherever there is none."""
+        return VERSION if self.background is None else VERSION_WITH_BACKGROUND
 
     @property
     def size(self) -> int:
@@ -75,7 +82,9 @@ class PackedRecord:
 
     def to_json(self) -> bytes:
         """The record as one line of JSON; the same bytes for the same record."""
-        values = dataclasses.asdict(self)
+        values = {"version": self.version, **dataclasses.asdict(self)}
+        if self.background is None:
+            del values["background"]
         values[_KEPT] = _mask_of(values.pop("positions"), self.grid)
         return json.dumps(values, separators=(",", ":")).encode()
 
@@ -89,16 +98,24 @@ class PackedRecord:
         except (ValueError, RecursionError):
             raise ContentError(f"{RECORD_FIELD}: not JSON") from None
         # First of all: what other versions hold is not known here.
-        problem = _version_problem(values.get("version", VERSION)) if isinstance(values, dict) else None
-        if problem:
-            raise ContentError(f"{RECORD_FIELD}: {problem}")
-        names = {_KEPT if field.name == "positions" else field.name for field in dataclasses.fields(cls)}
+        version = values.get("version", VERSION) if isinstance(values, dict) else VERSION
+        if type(version) is not int or version not in (VERSION, VERSION_WITH_BACKGROUND):
+            raise ContentError(
+                f"{RECORD_FIELD}: version {_shown(version)} is none of {VERSION} and {VERSION_WITH_BACKGROUND}, which "
+                "this patchsieve reads"
+            )
+        names = {"version", _KEPT, *(field.name for field in dataclasses.fields(cls))} - {"positions"}
+        if version == VERSION:
+            names.remove("background")
         if not isinstance(values, dict) or set(values) != names:
             raise ContentError(f"{RECORD_FIELD}: must be an object of {', '.join(sorted(names))}")
         lists = ("original_size", "crop")
         if not all(isinstance(values[name], list) for name in lists):
             raise ContentError(f"{RECORD_FIELD}: {', '.join(lists)} must be lists")
         mask = values.pop(_KEPT)
+        del values["version"]
+        if version == VERSION_WITH_BACKGROUND and values["background"] is None:
+            raise ContentError(f"{RECORD_FIELD}: background is null")
         arguments: dict[str, Any] = {name: tuple(v) if name in lists else v for name, v in values.items()}
         try:
             return cls(**arguments, positions=_positions_of(mask, values["grid"]))
@@ -106,15 +123,14 @@ class PackedRecord:
             raise ContentError(f"{RECORD_FIELD}: {error}") from None
 
     def _shape_problem(self) -> str | None:
-        problem = _version_problem(self.version)
-        if problem:
-            return problem
         if not _whole(self.grid, 1, MAX_GRID) or not _whole(self.block, 1, MAX_SIDE):
             return f"a grid of {_shown(self.grid)} blocks of {_shown(self.block)} px cannot be"
         if self.size > MAX_SIDE:
             return f"{self.size} px are more than the limit of {MAX_SIDE}"
         if self.codec not in get_args(CodecName):
             return f"codec {_shown(self.codec)} is none of {', '.join(get_args(CodecName))}"
+        if self.background is not None and not _whole(self.background, 1, self.size):
+            return f"a background of {_shown(self.background)} px for a crop of {self.size}"
         return None
 
     def _mosaic_problem(self) -> str | None:
@@ -178,12 +194,6 @@ def _positions_of(mask: Any, grid: Any) -> tuple[int, ...]:
     if packed.hex() != mask or len(packed) != -(-(grid**2) // 8) or (bits >= grid**2).any():
         raise ValueError(f"{_KEPT} {_shown(mask)} is no mask of a grid of {grid} x {grid}")
     return tuple(bits.tolist())
-
-
-def _version_problem(version: Any) -> str | None:
-    if type(version) is int and version == VERSION:
-        return None
-    return f"version {_shown(version)} is not {VERSION}, which this patchsieve reads"
 
 
 def _whole(value: Any, low: int, high: int) -> bool:

@@ -1,6 +1,7 @@
 """One sample of a pruned dataset: kept patches, where they belong, and the way back to the original image.
 
-Shape suffixes: K kept patches, P values of a patch (side * side * 3), S side of the crop in pixels.
+Shape suffixes: K kept patches, P values of a patch (side * side * 3), S side of the crop in pixels, T of a thumbnail,
+C patches of it.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from torch import Tensor
 
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.images.patches import patchify, unpatchify
+from patchsieve.pipeline.pruned.codec import enlarged
 
 IMAGENET_GRAY = (124, 116, 104)
 """ImageNet's mean colour, which a model sees as zeros."""
 
-_ROW = ("shard", "key", "patches", "positions", "grid", "block", "original_size", "crop")
+_ROW = ("shard", "key", "patches", "positions", "grid", "block", "original_size", "crop", "background")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -30,7 +32,8 @@ class PrunedSample:
     `positions`: int64 `[K]`, ascending, on a grid of `grid` x `grid` patches of `block` x `block` pixels, numbered row
     by row. `original_size` = (height, width) and `crop` = (top, left, height, width) in pixels of the upright original,
     both None where the user's own augmentation made the image. `fields`: the sample's other fields by extension, bytes
-    unless a decoder was given.
+    unless a decoder was given. `background`: a thumbnail of the whole crop, uint8 `[3, T, T]`, None where there is
+    none.
     """
 
     shard: str
@@ -42,6 +45,7 @@ class PrunedSample:
     original_size: tuple[int, int] | None
     crop: tuple[int, int, int, int] | None
     fields: dict[str, Any]
+    background: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -69,8 +73,30 @@ class PrunedSample:
         order = fine.flatten().argsort()
         return cut.reshape(count * parts**2, -1)[order], fine.flatten()[order], grid
 
-    def to_image(self, fill: int | tuple[int, int, int] = IMAGENET_GRAY) -> Tensor:
-        """The crop, uint8 `[3, S, S]`, with `fill` (0 to 255, gray or RGB) where patches were dropped."""
+    def split_background(self, patch_size: int) -> tuple[Tensor, int]:
+        """(patches `[C, P]`, patches along each side) of the thumbnail; none of it without one.
+
+        Raises UserError where patches of this size do not fill it.
+        """
+        if self.background is None:
+            return torch.zeros(0, patch_size**2 * 3, dtype=torch.uint8), 0
+        side = self.background.shape[1]
+        if patch_size < 1 or side % patch_size:
+            raise UserError(
+                f"patches of {patch_size} px do not fill the thumbnails of {side} px of {self.shard}"
+            )
+        return patchify(self.background[None], patch_size)[0], side // patch_size
+
+    def to_image(self, fill: int | tuple[int, int, int] | None = None) -> Tensor:
+        """The crop, uint8 `[3, S, S]`, with `fill` (0 to 255, gray or RGB) where patches were dropped.
+
+        By default the enlarged thumbnail is there, and IMAGENET_GRAY without one.
+        """
+        if fill is None and self.background is not None:
+            canvas = patchify(enlarged(self.background, self.size)[None], self.block)[0]
+            canvas[self.positions] = self.patches
+            return unpatchify(canvas[None], self.block)[0]
+        fill = IMAGENET_GRAY if fill is None else fill
         colour = torch.tensor([fill] * 3 if isinstance(fill, int) else fill)
         if colour.shape != (3,) or bool(((colour < 0) | (colour > 255)).any()):
             raise UserError(f"fill is {fill!r}, must be a value or an RGB colour of 0 to 255")
@@ -102,6 +128,7 @@ class PrunedSample:
             raise UserError(f"{self.shard}: field {clash[0]!r} of {self.key} has the name of a column")
         row = {name: getattr(self, name) for name in _ROW}
         row |= {"patches": self.patches.numpy(), "positions": self.positions.numpy()}
+        row["background"] = None if self.background is None else self.background.numpy()
         known = {name: value for name, value in row.items() if value is not None}
         return {**known, **self.fields}
 
@@ -122,6 +149,9 @@ class PrunedSample:
             block=int(row["block"]),
             original_size=sizes("original_size"),
             crop=sizes("crop"),
+            background=None
+            if row.get("background") is None
+            else torch.from_numpy(np.array(row["background"], np.uint8)),
             fields={name: value for name, value in row.items() if name not in _ROW},
         )
 

@@ -22,8 +22,15 @@ from patchsieve.pipeline.errors import ContentError, UserError
 from patchsieve.pipeline.images.decode import decode_image
 from patchsieve.pipeline.images.views import ViewBox, apply_view, center_box
 from patchsieve.pipeline.output.records import parse_footer
-from patchsieve.pipeline.pruned.codec import decode_mosaic, unpack_mosaic
-from patchsieve.pipeline.pruned.format import MAX_GRID, MAX_SIDE, RECORD_FIELD, PackedRecord, mosaic_columns
+from patchsieve.pipeline.pruned.codec import decode_background, decode_mosaic, unpack_mosaic
+from patchsieve.pipeline.pruned.format import (
+    BACKGROUND_FIELD,
+    MAX_GRID,
+    MAX_SIDE,
+    RECORD_FIELD,
+    PackedRecord,
+    mosaic_columns,
+)
 from patchsieve.pipeline.pruned.sample import PrunedSample, gather_patches
 from patchsieve.pipeline.row_config import IMAGE_FIELDS
 from patchsieve.pipeline.shards.reader import Sample, pick_image
@@ -63,6 +70,10 @@ class PackedSource:
             record = PackedRecord.from_json(_field(sample, RECORD_FIELD))
             mosaic = decode_mosaic(_field(sample, record.image_field), record)
             blocks_K3BB = unpack_mosaic(mosaic, record)
+            used, background = {RECORD_FIELD, record.image_field}, None
+            if record.background is not None:
+                background = decode_background(_field(sample, BACKGROUND_FIELD), record)
+                used.add(BACKGROUND_FIELD)
             return PrunedSample(
                 shard=shard.name,
                 key=sample.key,
@@ -72,7 +83,8 @@ class PackedSource:
                 block=record.block,
                 original_size=record.original_size,
                 crop=record.crop,
-                fields=_others(sample, {RECORD_FIELD, record.image_field}),
+                fields=_others(sample, used),
+                background=background,
             )
 
         return read
@@ -91,7 +103,7 @@ class IndexedSource:
 
     def open(self, shard: Shard) -> ReadSample:
         """See `Source`; UserError where the shard has no index or another file is in its place."""
-        size, rows = self._read_index(shard)
+        size, background, rows = self._read_index(shard)
 
         def read(sample: Sample) -> PrunedSample | None:
             row = rows.get(sample.key)
@@ -103,12 +115,12 @@ class IndexedSource:
                     return None
                 raise ContentError(f"its index row has no positions: {reason}")
             field, image = _image(sample, self.image_field)
-            return _cut(shard, sample, field, image, row, size)
+            return _cut(shard, sample, field, image, row, size, background)
 
         return read
 
-    def _read_index(self, shard: Shard) -> tuple[int, dict[str, dict[str, Any]]]:
-        """Side of the crop in pixels, and the rows of the shard by key."""
+    def _read_index(self, shard: Shard) -> tuple[int, int | None, dict[str, dict[str, Any]]]:
+        """Sides of the crop and of the thumbnail in pixels, and the rows of the shard by key."""
         url = storage.join(self.folder, f"{shard.id}.parquet")
         try:
             data = pa.py_buffer(storage.read_bytes(url))
@@ -118,26 +130,30 @@ class IndexedSource:
             ) from None
         footer = parse_footer(url, data)
         missing = set(_INDEX_COLUMNS) - set(footer.schema.names)
-        size = footer.metadata.get("config", {}).get("size")
-        if missing or type(size) is not int or not 1 <= size <= MAX_SIDE:
+        config = footer.metadata.get("config", {})
+        size, background = config.get("size"), config.get("background")
+        sides = [side for side in (size, background) if side is not None]
+        if missing or not sides or not all(type(side) is int and 1 <= side <= MAX_SIDE for side in sides):
             raise UserError(f"{url} is no index of a pruned dataset")
         try:
             table = pq.read_table(pa.BufferReader(data), columns=_INDEX_COLUMNS)
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"{url} is damaged: {storage.describe_error(error)}") from None
-        return self.size or size, {row["sample_key"]: row for row in table.to_pylist()}
+        return self.size or size, background, {row["sample_key"]: row for row in table.to_pylist()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OnlineSource:
     """Original shards whose patches are chosen as they are read, after the user's own augmentation.
 
-    Without a `transform` images get the centre crop of prune, at `size` pixels.
+    Without a `transform` images get the centre crop of prune, at `size` pixels. `background`: side of the thumbnail of
+    each in pixels, None for none.
     """
 
     select: Select
     transform: Transform | None = None
     size: int = 224
+    background: int | None = None
     image_field: str = IMAGE_FIELDS
 
     def open(self, shard: Shard) -> ReadSample:
@@ -152,7 +168,8 @@ class OnlineSource:
                 original_size, crop = (height, width), (box.top, box.left, box.height, box.width)
                 pixels_3SS = apply_view(image, box, self.size)
             else:
-                pixels_3SS = _checked_image(self.transform(image))
+                image = pixels_3SS = _checked_image(self.transform(image))
+                box = ViewBox(0, 0, image.shape[1], image.shape[2], hflip=False)
             positions, grid = _checked_mask(self.select(pixels_3SS), pixels_3SS.shape[1])
             block = pixels_3SS.shape[1] // grid
             return PrunedSample(
@@ -165,6 +182,7 @@ class OnlineSource:
                 original_size=original_size,
                 crop=crop,
                 fields=_others(sample, {field}),
+                background=_thumbnail(image, box, self.background, pixels_3SS.shape[1]),
             )
 
         return read
@@ -182,7 +200,13 @@ def decode_fields(sample: PrunedSample, decoders: Mapping[str, Callable[[bytes],
 
 
 def _cut(
-    shard: Shard, sample: Sample, field: str, image: Tensor, row: Mapping[str, Any], size: int
+    shard: Shard,
+    sample: Sample,
+    field: str,
+    image: Tensor,
+    row: Mapping[str, Any],
+    size: int,
+    background: int | None,
 ) -> PrunedSample:
     """The patches of an image that an index row names; ContentError for a row that does not fit it."""
     height, width = image.shape[1:]
@@ -207,7 +231,8 @@ def _cut(
     except ValueError as error:
         raise ContentError(f"its index row: {error}") from None
     at_K = torch.tensor(record.positions)
-    pixels_3SS = apply_view(image, ViewBox(*record.crop, hflip=False), size)
+    box = ViewBox(*record.crop, hflip=False)
+    pixels_3SS = apply_view(image, box, size)
     return PrunedSample(
         shard=shard.name,
         key=sample.key,
@@ -218,7 +243,17 @@ def _cut(
         original_size=record.original_size,
         crop=record.crop,
         fields=_others(sample, {field}),
+        background=_thumbnail(image, box, background, size),
     )
+
+
+def _thumbnail(image: Tensor, box: ViewBox, side: int | None, size: int) -> Tensor | None:
+    """The crop at `side` pixels, if there is to be a thumbnail; UserError for one larger than the crop, of `size`."""
+    if side is None:
+        return None
+    if side > size:
+        raise UserError(f"a background of {side} px for a crop of {size} px: it must be no larger")
+    return apply_view(image, box, side)
 
 
 def _field(sample: Sample, name: str) -> bytes:

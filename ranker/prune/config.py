@@ -15,15 +15,20 @@ from patchsieve.pipeline.runs.log import LogFormat
 
 PruneFormat = Literal["packed", "masked", "index"]
 PruneCrop = Literal["center", "squash"]
-SelectionName = Literal["topk", "nucleus", "cluster", "random"]
+SelectionName = Literal["topk", "window", "region", "nucleus", "cluster", "random"]
+BUDGETED: tuple[SelectionName, ...] = ("topk", "window", "region")
+"""What `--target-ratio` can tell the count of patches of each image."""
 
-# Options that only some ways of selecting read, and which: given with another one they would do nothing.
+# Options that only some settings read: what is selected, and what decides how many (count, mass, budget). Given with
+# others they would do nothing.
 _READ_BY = {
-    "keep": ("topk", "cluster", "random"),
-    "mass": ("nucleus",),
-    "floor": ("nucleus", "budget"),
-    "ceiling": ("nucleus", "budget"),
-    "temperature": ("nucleus", "budget"),
+    "keep": ("count",),
+    "mass": ("mass",),
+    "floor": ("mass", "budget"),
+    "ceiling": ("mass", "budget"),
+    "temperature": ("mass", "budget"),
+    "windows": ("window",),
+    "compactness": ("region",),
     "cluster_rule": ("cluster",),
 }
 DEFAULT_KEEP, DEFAULT_MASS, DEFAULT_QUALITY = 0.5, 0.9, 90
@@ -44,19 +49,25 @@ class PruneConfig:
     teacher: str | None = None
     """Teacher of baseline:attention; with --dry-run, also the one whose error is told when it rebuilds the images."""
     select: SelectionName = "topk"
-    """The highest scores; the smallest set with a share of the softmax; for diversity, as published; at random."""
+    """The highest scores; the rectangle where scores sum highest; one connected region; the smallest set with a share
+    of the softmax; for diversity, as published; at random."""
     keep: float | None = None
-    """Share of the patches that stays of each image; by default 0.5."""
+    """Share of the patches that stays of each image, the tokens of --background among them; by default 0.5."""
     mass: float | None = None
     """Share of the softmax that nucleus keeps of each image; by default 0.9."""
     target_ratio: float | None = None
-    """Keep this share of all patches of the dataset, as many of each image as holds the most softmax mass."""
+    """Keep this share of all patches of the dataset, as many of each image as holds the most softmax mass: its highest
+    scores, or with --select window or region so many patches in one piece."""
     floor: int | None = None
     """Least patches of an image that nucleus and --target-ratio keep; by default 1."""
     ceiling: int | None = None
     """Most patches of an image that nucleus and --target-ratio keep; by default all."""
     temperature: float | None = None
     """Of the softmax in nucleus and --target-ratio; by default the ranker's own. Baselines have none."""
+    windows: int | None = None
+    """Rectangles into which window divides what it keeps; by default 1."""
+    compactness: float | None = None
+    """How much region prefers enclosed patches to high scores, in mean deviations of the scores; by default 4."""
     cluster_rule: Literal["ours", "published"] | None = None
     """Centres added for clusters without a kept patch (ours, the default), or whose centre is not kept."""
     seed: int | None = None
@@ -76,6 +87,9 @@ class PruneConfig:
     """Quality of jpeg and webp, 1 to 100; by default 90."""
     size: int | None = None
     """Side of the written crop in pixels, a multiple of the ranker's; by default the ranker's."""
+    background: int | None = None
+    """Side in pixels of a thumbnail of the whole crop that stays beside the patches, a multiple of the ranker's patch;
+    masked images show it where patches are dropped."""
     crop: PruneCrop = "center"
     """The central square, or the whole image squashed into a square."""
     drop_bad: bool = False
@@ -110,7 +124,15 @@ class PruneConfig:
     """With --dry-run: file (PNG) for a picture of some photos, their scores and the patches that stay."""
 
     def __post_init__(self) -> None:
-        for name in ("limit_shards", "cpus_per_actor", "max_actors", "batch_size", "size"):
+        for name in (
+            "limit_shards",
+            "cpus_per_actor",
+            "max_actors",
+            "batch_size",
+            "size",
+            "windows",
+            "background",
+        ):
             at_least_one(flag(name), getattr(self, name))
         if not self.shards:
             raise UserError("no shards given: name a path, a glob, a brace range, a directory or @list.txt")
@@ -129,9 +151,11 @@ class PruneConfig:
         self._check_writing()
 
     @property
-    def way(self) -> str:
-        """How patches are selected: `select`, or `budget` with --target-ratio."""
-        return self.select if self.target_ratio is None else "budget"
+    def amount(self) -> Literal["count", "mass", "budget"]:
+        """What decides how many patches of an image stay."""
+        if self.target_ratio is not None:
+            return "budget"
+        return "mass" if self.select == "nucleus" else "count"
 
     @property
     def sweep_ratios(self) -> list[float]:
@@ -145,13 +169,17 @@ class PruneConfig:
         return ratios
 
     def _check_selection(self) -> None:
-        if self.target_ratio is not None and self.select != "topk":
-            raise UserError(f"--target-ratio decides how many patches stay, leave out --select {self.select}")
-        for name, ways in _READ_BY.items():
-            if getattr(self, name) is not None and self.way not in ways:
-                said = "--target-ratio" if self.way == "budget" else f"--select {self.select}"
+        if self.target_ratio is not None and self.select not in BUDGETED:
+            raise UserError(
+                f"--target-ratio decides how many patches stay, which {', '.join(BUDGETED)} can be told: "
+                f"leave out --select {self.select}"
+            )
+        for name, readers in _READ_BY.items():
+            if getattr(self, name) is not None and not {self.select, self.amount} & set(readers):
+                budgeted = name == "keep" and self.amount == "budget"
+                said = "--target-ratio" if budgeted else f"--select {self.select}"
                 raise UserError(f"{flag(name)} does nothing with {said}: leave it out")
-        if self.seed is not None and "random" not in (self.way, self.ranker.removeprefix("baseline:")):
+        if self.seed is not None and "random" not in (self.select, self.ranker.removeprefix("baseline:")):
             raise UserError("--seed is for --select random and baseline:random: leave it out")
         for name in ("keep", "mass", "target_ratio", "keep_images"):
             value = getattr(self, name)

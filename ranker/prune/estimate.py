@@ -26,13 +26,13 @@ from patchsieve.pipeline.units import byte_size
 from patchsieve.ranker.evaluate.reconstruction import mask_errors
 from patchsieve.ranker.prune.plan import read_plan, stored_precision
 from patchsieve.ranker.prune.ranking import RankedImage, keep_masks, rank
-from patchsieve.ranker.prune.request import PruneRequest
+from patchsieve.ranker.prune.request import PruneRequest, asked_ratio
 from patchsieve.ranker.prune.sample import Left, encode_image, prepare_sample
 from patchsieve.ranker.prune.sheet import draw_choices
 from patchsieve.ranker.select.budget import find_budget
 from patchsieve.ranker.select.image_choice import ImagePlan, ShardChoice, plan_images
 from patchsieve.ranker.select.patch_scorer import PatchScorer, choose_source_precision
-from patchsieve.ranker.select.selection import Mask, keep_count, kept_mass, log_masses
+from patchsieve.ranker.select.selection import Mask, kept_mass, log_masses
 from patchsieve.ranker.select.selector import Selector
 
 SAMPLED_SHARDS, SAMPLED_IMAGES = 4, 64
@@ -90,6 +90,10 @@ class PruneEstimate:
             )
         for choice in self.choices:
             parts = [f"{choice.kept * positions:.1f} of {positions} patches"]
+            if spec.coarse:
+                parts.append(
+                    f"with the thumbnail as many tokens as {choice.kept * positions + spec.coarse:.1f}"
+                )
             if choice.mass is not None:
                 parts.append(f"softmax mass {choice.mass:.3f}")
             if choice.of_reencoded is not None:
@@ -133,7 +137,7 @@ def estimate_pruning(request: PruneRequest) -> PruneEstimate:
         copied = _tar_bytes(member for item in left if not item.dropped for member in item.members)
         read = _tar_bytes(item for image, _ in images for item in image.sample.fields.items())
         read += _tar_bytes(member for item in left for member in item.members)
-        whole = _encoded_bytes(request, images, np.ones_like(scores_NL, dtype=np.bool_), pool)[0]
+        whole = _whole_bytes(request, images, pool)
         choices = [
             _choice(request, images, scores_NL, label, keep_NL, pool, whole=whole, teacher=teacher)
             for label, keep_NL in masks.items()
@@ -199,34 +203,22 @@ def _sample(request: PruneRequest) -> Iterator[tuple[Sample, ShardChoice | None]
 
 def _selectors(request: PruneRequest, scores_NL: NDArray[np.float32]) -> dict[str, Selector]:
     """What was asked for, or what it would be at each ratio of the sweep, by label."""
-    selector, ratios = request.selector, request.config.sweep_ratios
-    if selector.way == "budget":
-        frozen = None if ratios else selector.threshold
-        targets = ratios or [selector.target or 1.0]
-        return {
-            f"{target:g}": dataclasses.replace(
-                selector,
-                target=target,
-                threshold=_threshold(selector, scores_NL, target) if frozen is None else frozen,
-            )
-            for target in targets
-        }
-    if selector.way == "nucleus":
-        return {
-            f"{mass:g}": dataclasses.replace(selector, mass=mass) for mass in ratios or [selector.mass or 1.0]
-        }
+    ratios = request.config.sweep_ratios
     if not ratios:
-        return {f"{(selector.count or 1) / selector.positions:.3g}": selector}
-    counts = {ratio: keep_count(selector.positions, ratio) for ratio in ratios}
-    return {f"{ratio:g}": dataclasses.replace(selector, count=count) for ratio, count in counts.items()}
+        return {f"{asked_ratio(request.config):g}": _on_sample(request.selector, scores_NL)}
+    return {f"{ratio:g}": _on_sample(request.selector.at(ratio), scores_NL) for ratio in ratios}
 
 
-def _threshold(selector: Selector, scores_NL: NDArray[np.float32], target: float) -> float:
+def _on_sample(selector: Selector, scores_NL: NDArray[np.float32]) -> Selector:
+    """The selector with a threshold, which the sample gives where no plan has yet."""
+    if selector.target is None or selector.threshold is not None:
+        return selector
     assert selector.temperature is not None
     masses_NL = log_masses(scores_NL, selector.temperature)
-    return find_budget(
-        lambda: [masses_NL], target, floor=selector.floor or 1, ceiling=selector.ceiling
-    ).threshold
+    found = find_budget(
+        lambda: [masses_NL], selector.target, floor=selector.floor or 1, ceiling=selector.ceiling
+    )
+    return dataclasses.replace(selector, threshold=found.threshold)
 
 
 def _choice(
@@ -255,6 +247,14 @@ def _choice(
         of_reencoded=image_bytes / whole if written else None,
         errors=errors,
     )
+
+
+def _whole_bytes(request: PruneRequest, images: Sequence[RankedImage], pool: ThreadPoolExecutor) -> int:
+    """Bytes of the images when all patches stay, and nothing else."""
+    alone = dataclasses.replace(request, spec=dataclasses.replace(request.spec, background=None))
+    bare = [(dataclasses.replace(image, background=None), scores_L) for image, scores_L in images]
+    everything_NL = np.ones((len(images), request.spec.grid**2), np.bool_)
+    return _encoded_bytes(alone, bare, everything_NL, pool)[0]
 
 
 def _encoded_bytes(

@@ -43,9 +43,10 @@ RankedImage = tuple[Prepared, NDArray[np.float32]]
 class PruneResult:
     """What became of a shard. `failed` is the reason it gave no output, None when it committed.
 
-    `kept` of `patches` stay, of `images` ranked ones; `dropped` images went whole for their score, `unscored` ones were
-    ranked although the tables have no score of them; bytes of whole shards and of the pruned images alone; times in
-    seconds, `waited_s`: in which no batch was there to rank.
+    `kept` of `patches` stay, of `images` ranked ones, and `coarse` is what their thumbnails are worth in patches;
+    `dropped` images went whole for their score, `unscored` ones were ranked although the tables have no score of them;
+    bytes of whole shards and of the pruned images alone; times in seconds, `waited_s`: in which no batch was there to
+    rank.
     """
 
     shard_id: str
@@ -60,6 +61,7 @@ class PruneResult:
     waited_s: float
     seconds: float = 0.0
     kept: int = 0
+    coarse: int = 0
     tar_bytes: int = 0
     image_bytes_before: int = 0
     image_bytes_after: int = 0

@@ -17,7 +17,7 @@ from patchsieve.pipeline.shards.reader import image_fields_of
 from patchsieve.pipeline.shards.specs import Shard, expand_shards
 from patchsieve.ranker.prune.config import DEFAULT_KEEP, DEFAULT_MASS, DEFAULT_QUALITY, PruneConfig
 from patchsieve.ranker.prune.sample import PruneSpec
-from patchsieve.ranker.select import selection
+from patchsieve.ranker.select import regions, selection
 from patchsieve.ranker.select.image_choice import ImageChoice
 from patchsieve.ranker.select.image_tables import find_image_tables
 from patchsieve.ranker.select.patch_scorer import PatchSource, open_patch_source
@@ -110,8 +110,8 @@ def make_prune_request(config: PruneConfig) -> PruneRequest:
     positions = source.grid**2
     if positions > MAX_POSITIONS:
         raise UserError(f"{source.name} ranks {positions} patches, an index numbers up to {MAX_POSITIONS}")
-    selector = make_selector(config, positions=positions, temperature=source.temperature)
     spec = _spec_of(config, source)
+    selector = make_selector(config, positions=positions, temperature=source.temperature, coarse=spec.coarse)
     shards = expand_shards(config.shards, root=config.root)[: config.limit_shards]
     paths = output_paths(shards, rooted=config.root is not None)
     _check_places(shards, config.out)
@@ -137,6 +137,11 @@ def _spec_of(config: PruneConfig, source: PatchSource) -> PruneSpec:
             f"--size {size} must be a multiple of {source.image_size}, the size that {source.name} ranks, up to "
             f"{MAX_SIDE // source.image_size * source.image_size}"
         )
+    if config.background is not None and (config.background % source.patch_size or config.background >= size):
+        raise UserError(
+            f"--background {config.background} must be a multiple of {source.patch_size}, the patch of {source.name}, "
+            f"below {size}, the size of the crop"
+        )
     fields = ";".join(image_fields_of(config.image_field))
     if not fields:
         raise UserError(f"--image-field {config.image_field!r} names no field")
@@ -152,6 +157,7 @@ def _spec_of(config: PruneConfig, source: PatchSource) -> PruneSpec:
         format=config.format,
         codec=codec,
         drop_bad=config.drop_bad,
+        background=config.background,
     )
 
 
@@ -201,40 +207,49 @@ def _is_within(place: str, folder: str) -> bool:
     return f"{place}/".startswith(f"{folder.rstrip('/')}/")
 
 
-def make_selector(config: PruneConfig, *, positions: int, temperature: float | None) -> Selector:
+def make_selector(
+    config: PruneConfig, *, positions: int, temperature: float | None, coarse: int = 0
+) -> Selector:
     """The selection of a configuration, for images of L = `positions`; a budget still lacks its threshold.
 
-    `temperature`: the ranker's own, None where it has none. Raises UserError where one is needed, and for bounds that
-    do not fit.
+    `temperature`: the ranker's own, None where it has none. `coarse`: patches' worth of each image's thumbnail, which
+    counts and budgets pay for. Raises UserError where a temperature is needed, and for numbers that do not fit.
     """
-    way = config.way
-    if way in ("nucleus", "budget"):
-        heat = temperature if config.temperature is None else config.temperature
-        said = "--select nucleus" if way == "nucleus" else "--target-ratio"
-        if heat is None:
-            raise UserError(
-                f"{said} weighs patches by a softmax, and {config.ranker} has no temperature: add --temperature"
-            )
-        if not heat > 0:
-            raise UserError(f"--temperature is {heat}, must be above 0")
-        floor, ceiling = selection.checked_bounds(
-            1 if config.floor is None else config.floor, config.ceiling, positions
-        )
-        mass = None if way == "budget" else DEFAULT_MASS if config.mass is None else config.mass
-        return Selector(
-            way=way,
-            positions=positions,
-            mass=mass,
-            temperature=heat,
-            floor=floor,
-            ceiling=ceiling,
-            target=config.target_ratio,
-        )
-    count = selection.keep_count(positions, DEFAULT_KEEP if config.keep is None else config.keep)
-    return Selector(
-        way=way,
+    select = config.select
+    compactness = regions.DEFAULT_COMPACTNESS if config.compactness is None else config.compactness
+    selector = Selector(
+        way="budget" if config.amount == "budget" and select == "topk" else select,
+        amount=config.amount,
         positions=positions,
-        count=count,
-        rule=(config.cluster_rule or "ours") if way == "cluster" else None,
-        seed=(config.seed or 0) if way == "random" else None,
+        **({} if config.amount == "count" else _softmax_of(config, positions, temperature)),
+        windows=(config.windows or 1) if select == "window" else None,
+        compactness=regions.checked_compactness(compactness) if select == "region" else None,
+        rule=(config.cluster_rule or "ours") if select == "cluster" else None,
+        seed=(config.seed or 0) if select == "random" else None,
+        coarse=coarse or None,
     )
+    return selector.at(asked_ratio(config))
+
+
+def asked_ratio(config: PruneConfig) -> float:
+    """The share that decides how much stays: `--target-ratio`, `--mass` or `--keep`."""
+    if config.target_ratio is not None:
+        return config.target_ratio
+    given, default = (config.mass, DEFAULT_MASS) if config.amount == "mass" else (config.keep, DEFAULT_KEEP)
+    return default if given is None else given
+
+
+def _softmax_of(config: PruneConfig, positions: int, temperature: float | None) -> dict[str, Any]:
+    """The temperature and bounds of a selector that weighs patches by a softmax."""
+    heat = temperature if config.temperature is None else config.temperature
+    if heat is None:
+        said = "--select nucleus" if config.amount == "mass" else "--target-ratio"
+        raise UserError(
+            f"{said} weighs patches by a softmax, and {config.ranker} has no temperature: add --temperature"
+        )
+    if not heat > 0:
+        raise UserError(f"--temperature is {heat}, must be above 0")
+    floor, ceiling = selection.checked_bounds(
+        1 if config.floor is None else config.floor, config.ceiling, positions
+    )
+    return {"temperature": heat, "floor": floor, "ceiling": ceiling}

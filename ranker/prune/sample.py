@@ -19,7 +19,13 @@ from patchsieve.pipeline.images.decode import decode_image
 from patchsieve.pipeline.images.patches import patchify
 from patchsieve.pipeline.images.views import ViewBox, apply_view, draw_view
 from patchsieve.pipeline.pruned.codec import ImageCodec, flatten_dropped, pack_mosaic
-from patchsieve.pipeline.pruned.format import RECORD_FIELD, PackedRecord, mosaic_columns, packed_field
+from patchsieve.pipeline.pruned.format import (
+    BACKGROUND_FIELD,
+    RECORD_FIELD,
+    PackedRecord,
+    mosaic_columns,
+    packed_field,
+)
 from patchsieve.pipeline.pruned.index import IndexRow
 from patchsieve.pipeline.pruned.sources import DROPPED
 from patchsieve.pipeline.row_config import DECODER
@@ -32,7 +38,8 @@ from patchsieve.ranker.select.image_choice import ShardChoice
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PruneSpec:
     """What is read from a sample and written for it. `grid` patches of `patch_size` px are ranked along each side,
-    `size` is the side of the written crop in pixels; `codec` None: no image is written.
+    `size` is the side of the written crop in pixels, `background` that of its thumbnail, None for none; `codec` None:
+    no image is written.
     """
 
     image_field: str
@@ -43,6 +50,12 @@ class PruneSpec:
     format: PruneFormat
     codec: ImageCodec | None
     drop_bad: bool
+    background: int | None = None
+
+    @property
+    def coarse(self) -> int:
+        """Kept patches that have as many pixels, and so tokens, as the thumbnail; rounded up."""
+        return 0 if self.background is None else -(-(self.background**2) // self.block**2)
 
     @property
     def block(self) -> int:
@@ -54,6 +67,8 @@ class PruneSpec:
         """What can change a pruned shard, by name."""
         fields = dataclasses.asdict(self)
         codec = fields.pop("codec")
+        if self.background is None:
+            del fields["background"]
         if self.codec is not None:
             fields["codec"] = codec["name"]
             if codec["name"] != "png":
@@ -63,7 +78,8 @@ class PruneSpec:
 
 @dataclasses.dataclass(kw_only=True, slots=True)
 class Prepared:
-    """An image that is ready to be ranked. `patches`: uint8 `[L, P]`; `pixels`: uint8 `[3, S, S]`, None for an index.
+    """An image that is ready to be ranked. `patches`: uint8 `[L, P]`; `pixels`: uint8 `[3, S, S]`, None for an index;
+    `background`: its thumbnail, uint8 `[3, T, T]`, if there is to be one.
 
     `field` is that of the image in the sample; `box` in decoded pixels. `image_score`: the teacher's, None where images
     are not chosen by it or the tables have none of this one.
@@ -75,6 +91,7 @@ class Prepared:
     box: ViewBox
     patches: Tensor
     pixels: Tensor | None
+    background: Tensor | None = None
     image_score: float | None = None
 
     @property
@@ -154,11 +171,12 @@ def prepare_sample(
 
 
 def new_members(sample: Sample, field: str, spec: PruneSpec) -> tuple[str, ...]:
-    """Names of the members that stand where the image was: for `packed` the mosaic's and its record's."""
+    """Names of the members that stand where the image was: for `packed` those of the mosaic, record and thumbnail."""
     assert spec.codec is not None
     stem = sample.members[field][: -len(field)]
     if spec.format == "packed":
-        return f"{stem}{packed_field(spec.codec.name)}", f"{stem}{RECORD_FIELD}"
+        thumbnail = () if spec.background is None else (BACKGROUND_FIELD,)
+        return tuple(f"{stem}{name}" for name in (packed_field(spec.codec.name), RECORD_FIELD, *thumbnail))
     before, dot, _ = field.rpartition(".")
     return (f"{stem}{before}{dot}{spec.codec.extension}",)
 
@@ -190,6 +208,7 @@ def _crop(sample: Sample, field: str, image: Tensor, spec: PruneSpec) -> Prepare
         box=box,
         patches=patchify(seen[None], spec.patch_size)[0],
         pixels=pixels,
+        background=None if spec.background is None else apply_view(image, box, spec.background),
     )
 
 
@@ -248,7 +267,7 @@ def _image_files(
         return ()
     assert image.pixels is not None
     if spec.format == "masked":
-        return (spec.codec.encode(flatten_dropped(image.pixels, keep_L, spec.grid)),)
+        return (spec.codec.encode(flatten_dropped(image.pixels, keep_L, spec.grid, image.background)),)
     record = PackedRecord(
         grid=spec.grid,
         block=spec.block,
@@ -257,5 +276,9 @@ def _image_files(
         original_size=image.image_size,
         crop=crop,
         codec=spec.codec.name,
+        background=spec.background,
     )
-    return spec.codec.encode(pack_mosaic(image.pixels, record)), record.to_json()
+    files = (spec.codec.encode(pack_mosaic(image.pixels, record)), record.to_json())
+    if image.background is None:
+        return files
+    return (*files, ImageCodec("jpeg", spec.codec.quality).encode(image.background))

@@ -58,6 +58,7 @@ class ShardPruning(ShardWork):
             record,
             failed,
             kept=pruned.kept,
+            coarse=ranked.images * self._spec.coarse,
             tar_bytes=0 if tar is None else tar.size,
             image_bytes_before=pruned.bytes_before,
             image_bytes_after=pruned.bytes_after,

@@ -5,6 +5,7 @@ Shape suffixes: L patches of an image.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from patchsieve.pipeline.images.patches import unpatchify
 from patchsieve.pipeline.pictures.contact_sheet import only_patches
 from patchsieve.pipeline.pictures.sheet import (
+    Pixels,
     Sheet,
     SheetColumn,
     SheetRow,
@@ -21,8 +23,10 @@ from patchsieve.pipeline.pictures.sheet import (
     enlarge,
     stretch,
 )
+from patchsieve.pipeline.pruned.codec import enlarged
 from patchsieve.ranker.prune.ranking import RankedImage
 from patchsieve.ranker.prune.request import PruneRequest
+from patchsieve.ranker.prune.sample import Prepared
 from patchsieve.ranker.select.selection import Mask
 
 SHEET_PHOTOS = 8
@@ -48,7 +52,7 @@ def draw_choices(
         pixels = unpatchify(image.patches[None], request.spec.patch_size)[0]
         photo = pixels.permute(1, 2, 0).numpy()
         heat = colours(enlarge(stretch(scores_L.reshape(grid, grid)), size))
-        kept = [only_patches(photo, keep_NL[number]) for keep_NL in masks.values()]
+        kept = [_shown(photo, image, keep_NL[number]) for keep_NL in masks.values()]
         rows.append(SheetRow(tiles=(photo, heat, *kept), caption=image.sample.key))
     return draw_sheet(
         Sheet(
@@ -59,6 +63,21 @@ def draw_choices(
             scale_column=1,
             low="low score",
             high="high score",
-            note="Colours: scores from the 2nd to the 98th percentile of each photo. Gray: patches that are dropped.",
+            note="Colours: scores from the 2nd to the 98th percentile of each photo. "
+            + (
+                "Gray: patches"
+                if request.spec.background is None
+                else "Blurred: what the thumbnail has of patches"
+            )
+            + " that are dropped.",
         )
     )
+
+
+def _shown(photo: Pixels, image: Prepared, keep_L: NDArray[np.bool_]) -> Pixels:
+    """The photo `[S, S, 3]` as it stays: kept patches, over the thumbnail if it has one."""
+    if image.background is None:
+        return only_patches(photo, keep_L)
+    under = enlarged(image.background, len(photo)).permute(1, 2, 0).numpy()
+    grid = math.isqrt(len(keep_L))
+    return np.where(enlarge(keep_L.reshape(grid, grid), len(photo))[..., None], photo, under)

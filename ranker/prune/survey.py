@@ -42,7 +42,7 @@ class ShardSurvey(ShardWork):
     def __init__(self, request: PruneRequest, scorer: PatchScorer, **options: Any) -> None:
         """`options`: the rest of what `ShardWork` takes."""
         # No crops are made that would be written.
-        spec = dataclasses.replace(request.spec, format="index", codec=None)
+        spec = dataclasses.replace(request.spec, format="index", codec=None, background=None)
         super().__init__(dataclasses.replace(request, spec=spec), scorer, **options)
 
     def _write(self, ranked: RankedShard, scratch: Path) -> PruneResult:

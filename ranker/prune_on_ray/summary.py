@@ -14,12 +14,14 @@ from patchsieve.ranker.prune.ranking import PruneResult
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PruneSummary(RunEnd):
-    """The end of a prune run; what it adds covers this run. `images` were pruned, `unscored` of them because the tables
+    """The end of a prune run; what it adds covers this run. `coarse`: what thumbnails are worth in patches. `images`
+    were pruned, `unscored` of them because the tables
     have no score of theirs, and `dropped` ones went whole. Times in seconds.
     """
 
     images: int
     kept: int
+    coarse: int
     patches: int
     dropped: int
     unscored: int
@@ -38,6 +40,12 @@ class PruneSummary(RunEnd):
                 f"{self.images / self.seconds:.1f} images/s, ranker waited {self.waited_share:.0%}"
             )
             lines.append(f"patches: {self.kept:,} of {self.patches:,} kept, {self.kept / self.patches:.1%}")
+            if self.coarse:
+                tokens = self.kept + self.coarse
+                lines.append(
+                    f"tokens: as many as {tokens:,} of {self.patches:,} patches, {tokens / self.patches:.1%}, "
+                    f"{self.coarse:,} of them in thumbnails"
+                )
         else:
             lines.append(f"this run: no image in {duration(self.seconds)}")
         if self.dropped or self.unscored:
@@ -71,6 +79,7 @@ def summarise_prune(
         **vars(end_of_run(before=before, results=results, good=good, **run)),
         images=total("images"),
         kept=total("kept"),
+        coarse=total("coarse"),
         patches=total("patches"),
         dropped=total("dropped"),
         unscored=total("unscored"),

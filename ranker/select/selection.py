@@ -48,7 +48,7 @@ def topk(scores_NL: Numbers, counts: Counts) -> Mask:
     Raises `ValueError` for scores that are not finite, and for counts that do not fit them.
     """
     exact_NL = exact_scores(scores_NL)
-    return _first(_descending(exact_NL), _checked_counts(counts, exact_NL.shape))
+    return _first(_descending(exact_NL), checked_counts(counts, exact_NL.shape))
 
 
 def random(sample_keys: Sequence[str], positions: int, counts: Counts, *, seed: int) -> Mask:
@@ -58,7 +58,7 @@ def random(sample_keys: Sequence[str], positions: int, counts: Counts, *, seed: 
     """
     shape = (len(sample_keys), positions)
     order = [KeyedRandom(seed, key, "select").permutation(positions) for key in sample_keys]
-    return _first(np.array(order, np.int64).reshape(shape), _checked_counts(counts, shape))
+    return _first(np.array(order, np.int64).reshape(shape), checked_counts(counts, shape))
 
 
 def nucleus(
@@ -141,11 +141,18 @@ def budget(
 
     With the temperature and bounds that `budget.find_budget` was given, these are the patches that it counted.
     """
+    counts_N = budget_counts(scores_NL, threshold, temperature=temperature, floor=floor, ceiling=ceiling)
+    return topk(scores_NL, counts_N)
+
+
+def budget_counts(
+    scores_NL: Numbers, threshold: float, *, temperature: float, floor: int = 1, ceiling: int | None = None
+) -> NDArray[np.int64]:
+    """How many patches `budget` keeps of each image, int64 `[N]`."""
     masses_NL = log_masses(scores_NL, temperature)
     low, high = checked_bounds(floor, ceiling, masses_NL.shape[1])
-    return _first(
-        _descending(exact_scores(scores_NL)), np.clip((masses_NL >= threshold).sum(axis=1), low, high)
-    )
+    counts_N: NDArray[np.int64] = np.clip((masses_NL >= threshold).sum(axis=1), low, high)
+    return counts_N
 
 
 def exact_scores(scores_NL: Numbers) -> NDArray[np.float64]:
@@ -181,7 +188,7 @@ def _first(order_NL: NDArray[np.int64], counts_N: NDArray[np.int64]) -> Mask:
     return keep_NL
 
 
-def _checked_counts(counts: Counts, shape: tuple[int, ...]) -> NDArray[np.int64]:
+def checked_counts(counts: Counts, shape: tuple[int, ...]) -> NDArray[np.int64]:
     """One count for each image; raises `ValueError` unless each is a whole number of 1 .. L."""
     images, positions = shape
     given = np.asarray(counts)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn.functional import interpolate
 
 from patchsieve.pipeline.errors import ContentError, UserError
+from patchsieve.pipeline.images.views import ViewBox, apply_view
 from patchsieve.pipeline.pruned.codec import (
     ImageCodec,
+    decode_background,
     decode_mosaic,
+    enlarged,
     flatten_dropped,
     pack_mosaic,
     unpack_mosaic,
@@ -110,6 +115,32 @@ def test_dropped_blocks_become_their_mean() -> None:
         block = pixels[:, rows, columns]
         expected = block if keep[position] else block.double().mean(dim=(1, 2)).round().byte()[:, None, None]
         assert torch.equal(flat[:, rows, columns], expected.expand(3, 16, 16))
+
+
+def test_dropped_patches_show_the_thumbnail() -> None:
+    pixels, keep = crop(), np.zeros(16, np.bool_)
+    keep[[0, 5, 15]] = True
+    small = apply_view(pixels, ViewBox(0, 0, 64, 64, hflip=False), 32)
+    under = interpolate(small[None], (64, 64), mode="bicubic", antialias=True)[0]
+    assert torch.equal(enlarged(small, 64), under)
+    pasted = flatten_dropped(pixels, keep, 4, small)
+    for position in range(16):
+        rows, columns = (slice(16 * at, 16 * at + 16) for at in divmod(position, 4))
+        assert torch.equal(pasted[:, rows, columns], (pixels if keep[position] else under)[:, rows, columns])
+    assert psnr(pasted, pixels) > psnr(flatten_dropped(pixels, keep, 4), pixels)
+
+
+def test_thumbnails_that_do_not_fit_their_record() -> None:
+    kept = dataclasses.replace(record(1, 2), background=32)
+    good = ImageCodec("jpeg").encode(crop(32))
+    assert psnr(decode_background(good, kept), crop(32)) > 20
+    for data, reason in [
+        (ImageCodec("png").encode(crop(32)), "background.jpg is png, not jpeg"),
+        (ImageCodec("jpeg").encode(crop(48)), "48 x 48 pixels where its record says 32 x 32"),
+        (b"", "another kind of file"),
+    ]:
+        with pytest.raises(ContentError, match=reason):
+            decode_background(data, kept)
 
 
 def test_masked_images_cost_less() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import pickle
 from functools import cache
 from typing import Any
 
@@ -13,6 +16,7 @@ from torchvision.transforms.v2.functional import normalize
 
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.images.patches import IMAGENET_MEAN, IMAGENET_STD
+from patchsieve.pipeline.images.views import ViewBox, apply_view
 from patchsieve.pipeline.pruned.collate import collate_fixed, collate_naflex, place_by_coordinate
 from patchsieve.pipeline.pruned.sample import PrunedSample, gather_patches
 from tests.helpers.photos import photo_pixels
@@ -39,7 +43,8 @@ def naflex(**options: Any) -> Any:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn(parameter.shape) * 0.1)
-            model.embeds.pos_embed.normal_()  # strong, so that a patch out of its place shows
+            if model.embeds.pos_embed is not None:
+                model.embeds.pos_embed.normal_()  # strong, so that a patch out of its place shows
     return model.eval()
 
 
@@ -163,6 +168,89 @@ def test_counts_that_differ() -> None:
 def test_sequences_that_are_too_long() -> None:
     with pytest.raises(UserError, match="up to 3 tokens, length 2"):
         collate_naflex([sample(0, (0, 1))], length=2)
+
+
+def coarse(one: PrunedSample, side: int) -> PrunedSample:
+    """With a thumbnail of the whole image."""
+    pixels = image(int(one.key), one.size)
+    return dataclasses.replace(
+        one, background=apply_view(pixels, ViewBox(0, 0, one.size, one.size, hflip=False), side)
+    )
+
+
+def two_scales() -> Any:
+    """A model of its own that takes thumbnails, of strong embeddings."""
+    return place_by_coordinate(copy.deepcopy(naflex()), two_scales=True)
+
+
+def test_layout_of_two_scales() -> None:
+    samples = [coarse(sample(0, (0, 195)), 32), sample(1, (14, 20))]
+    batch = collate_naflex(samples)
+    assert batch["patch_coord"].dtype == torch.float32
+    # Centres: a coarse patch of a grid of 2 covers 7 fine ones along each side, 0 to 6 and 7 to 13.
+    assert batch["patch_coord"][0].tolist() == [
+        *([3, 3, 1], [3, 10, 1], [10, 3, 1], [10, 10, 1]),
+        *([0, 0, 0], [13, 13, 0]),
+    ]
+    assert batch["patch_coord"][1].tolist() == [[1, 0, 0], [1, 6, 0], *[[13, 13, 0]] * 4]
+    assert batch["patch_valid"].sum(1).tolist() == [6, 2]
+    assert torch.equal(batch["patches"][0, 4:], collate_naflex(samples[:1])["patches"][0, 4:])
+    assert samples[0].background is not None
+    small = normalize(samples[0].background.div(255), list(IMAGENET_MEAN), list(IMAGENET_STD))
+    torch.testing.assert_close(batch["patches"][0, 1], small[:, :16, 16:].permute(1, 2, 0).flatten())
+    quarter = collate_naflex([coarse(sample(0, (0, 195)), 64)])["patch_coord"][0]
+    assert quarter[:5, 1].tolist() == [1.25, 4.75, 8.25, 11.75, 1.25]
+
+
+def test_coarse_tokens_stand_at_their_centres() -> None:
+    """As many coarse tokens as fine ones stand where those do: their logits are those of the whole image."""
+    whole = sample(0, WHOLE)
+    batch = collate_naflex([coarse(sample(0, (195,)), 224)])
+    batch = {name: value[:, :196] for name, value in batch.items()}
+    torch.testing.assert_close(
+        logits(batch, two_scales()), logits(collate_naflex([whole])), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_the_scale_of_tokens_is_learned() -> None:
+    model = two_scales()
+    batch, fine = collate_naflex([coarse(sample(0, (0, 195)), 32)]), collate_naflex([sample(0, (0, 195))])
+    before, alone = logits(batch, model), logits(fine, model)
+    torch.testing.assert_close(alone, logits(fine), rtol=1e-5, atol=1e-6)
+    assert "embeds.scale_embed" in model.state_dict()
+    model(batch).sum().backward()
+    assert model.embeds.scale_embed.grad.abs().max() > 0
+    with torch.no_grad():
+        model.embeds.scale_embed.normal_()
+    assert (logits(batch, model) - before).abs().max() > 0.01
+    torch.testing.assert_close(logits(fine, model), alone)
+    again = two_scales()
+    again.load_state_dict(model.state_dict())
+    torch.testing.assert_close(logits(batch, pickle.loads(pickle.dumps(again))), logits(batch, model))
+    assert place_by_coordinate(model).embeds.scale_embed is model.embeds.scale_embed
+
+
+def test_padding_of_two_scales_changes_nothing() -> None:
+    model, one = two_scales(), coarse(sample(0, some(0, 30)), 48)
+    alone = logits(collate_naflex([one]), model)
+    together = logits(collate_naflex([one, sample(1, some(1, 98))]), model)
+    torch.testing.assert_close(together[:1], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_models_of_one_scale_refuse_thumbnails() -> None:
+    with pytest.raises(UserError, match="the model takes one scale"):
+        logits(collate_naflex([coarse(sample(0, (0, 195)), 32)]))
+    with pytest.raises(UserError, match="factorised"):
+        place_by_coordinate(naflex(pos_embed="factorized"), two_scales=True)
+
+
+def test_fixed_counts_with_thumbnails() -> None:
+    samples = [coarse(sample(seed, some(seed, 49)), 32) for seed in range(2)]
+    batch = collate_fixed(samples)
+    assert batch["background"].shape == (2, 4, 768)
+    assert torch.equal(batch["background"], collate_naflex(samples)["patches"][:, :4])
+    with pytest.raises(UserError, match="these have 0 and 2 patches a side"):
+        collate_fixed([samples[0], sample(1, some(1, 49))])
 
 
 def test_models_that_cannot_place_patches() -> None:

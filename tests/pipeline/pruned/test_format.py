@@ -40,6 +40,12 @@ def test_golden_json() -> None:
     )
 
 
+def test_a_background_is_of_the_next_version() -> None:
+    told = json.loads(record(background=48).to_json())
+    assert (told["version"], told["background"]) == (3, 48)
+    assert (record(background=48).version, record().version) == (3, 2)
+
+
 def test_the_mask_reads_as_documented() -> None:
     told = json.loads(record().to_json())
     bits = "".join(f"{int(digit, 16):04b}" for digit in told["kept"])
@@ -54,6 +60,7 @@ def test_the_mask_reads_as_documented() -> None:
         {"codec": "png", "positions": tuple(range(196)), "columns": 49},
         {"grid": 1, "block": 8192, "positions": (0,), "columns": 1},
         {"crop": (0, 0, 240, 320)},
+        {"background": 48},
     ],
 )
 def test_records_come_back(changes: dict[str, Any]) -> None:
@@ -69,8 +76,14 @@ def test_sizes() -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"version": 1}, "version 1 is not 2"),
-        ({"version": 3, "kept": None, "positions": []}, "version 3 is not 2"),
+        ({"version": 1}, "version 1 is none of 2 and 3"),
+        ({"version": 4, "kept": None, "positions": []}, "version 4 is none of 2 and 3"),
+        ({"version": 3}, "must be an object of background"),
+        ({"background": 48}, "must be an object of block"),
+        ({"version": 3, "background": None}, "background is null"),
+        ({"version": 3, "background": 0}, "a background of 0 px for a crop of 224"),
+        ({"version": 3, "background": 225}, "a background of 225 px for a crop of 224"),
+        ({"version": 3, "background": "48"}, "a background of '48' px"),
         ({"version": True}, "version True"),
         ({"grid": 0}, "a grid of 0"),
         ({"grid": 13}, "is no mask of a grid of 13 x 13"),

@@ -11,6 +11,7 @@ import torch
 
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.images.views import ViewBox, apply_view
+from patchsieve.pipeline.pruned.codec import enlarged
 from patchsieve.pipeline.pruned.sample import PrunedSample, gather_patches
 from tests.helpers.photos import photo_pixels
 
@@ -110,11 +111,39 @@ def test_images_of_unknown_place_have_no_coordinates() -> None:
         dataclasses.replace(sample(0), crop=None).to_original([0, 0])
 
 
+def with_background(kept: PrunedSample, side: int) -> PrunedSample:
+    pixels = torch.from_numpy(photo_pixels(5, kept.size, kept.size)).permute(2, 0, 1)
+    small = apply_view(pixels, ViewBox(0, 0, kept.size, kept.size, hflip=False), side)
+    return dataclasses.replace(kept, background=small)
+
+
+def test_kept_patches_lie_over_the_thumbnail() -> None:
+    kept = with_background(sample(0, 3, 6, 15), 32)
+    assert kept.background is not None
+    image, under = kept.to_image(), enlarged(kept.background, 64)
+    for position in range(16):
+        rows, columns = (slice(16 * at, 16 * at + 16) for at in divmod(position, 4))
+        expected = sample(*range(16)).to_image() if position in (0, 3, 6, 15) else under
+        assert torch.equal(image[:, rows, columns], expected[:, rows, columns])
+    assert torch.equal(kept.to_image(7), sample(0, 3, 6, 15).to_image(7)), "a colour that is asked for"
+
+
+def test_patches_of_the_thumbnail() -> None:
+    kept = with_background(sample(0), 32)
+    assert kept.background is not None
+    patches, side = kept.split_background(16)
+    assert (patches.shape, side) == ((4, 768), 2)
+    assert torch.equal(patches[1], kept.background[:, :16, 16:].permute(1, 2, 0).flatten())
+    assert [tuple(found.shape) for found in sample(0).split_background(16)[:1]] == [(0, 768)]
+    with pytest.raises(UserError, match="patches of 14 px do not fill the thumbnails of 32 px"):
+        kept.split_background(14)
+
+
 @pytest.mark.parametrize("known", [True, False])
 def test_rows_and_back(known: bool) -> None:
     kept = sample(2, 9)
-    if not known:
-        kept = dataclasses.replace(kept, crop=None, original_size=None)
+    unknown = dataclasses.replace(kept, crop=None, original_size=None)
+    kept = with_background(kept, 32) if known else unknown
     row = kept.to_row()
     assert all(value is not None and not isinstance(value, torch.Tensor) for value in row.values())
     back = PrunedSample.from_row(row)
@@ -122,6 +151,10 @@ def test_rows_and_back(known: bool) -> None:
         assert getattr(back, name) == getattr(kept, name)
     assert torch.equal(back.patches, kept.patches)
     assert torch.equal(back.positions, kept.positions)
+    if known:
+        assert torch.equal(back.background, kept.background)
+    else:
+        assert back.background is None
 
 
 def test_fields_with_the_name_of_a_column() -> None:

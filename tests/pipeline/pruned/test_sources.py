@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from patchsieve.pipeline.errors import ContentError, UserError
+from patchsieve.pipeline.images.decode import decode_image
 from patchsieve.pipeline.images.patches import patchify
 from patchsieve.pipeline.pruned.dataset import PrunedDataset
 from patchsieve.pipeline.pruned.sample import PrunedSample
@@ -219,11 +220,31 @@ def test_selections_that_cannot_be(tmp_path: Path, select: Any, transform: Any, 
         ({"size": 64}, "packed shards and a transform have their own"),
         ({"select": brightest, "transform": brightest, "size": 64}, "packed shards and a transform"),
         ({"select": brightest, "size": 0}, "size is 0 pixels"),
+        ({"background": 32}, "background goes with select"),
+        ({"select": brightest, "background": 0}, "background is 0 pixels"),
     ],
 )
 def test_settings_that_exclude_each_other(options: dict[str, Any], reason: str) -> None:
     with pytest.raises(UserError, match=reason):
         PrunedDataset("x.tar", **options)
+
+
+def test_thumbnails_larger_than_the_crop(tmp_path: Path) -> None:
+    shard = write_original(tmp_path / "a.tar", make_photos(1))
+    with pytest.raises(UserError, match="a background of 80 px for a crop of 64 px"):
+        list(PrunedDataset(shard.url, select=brightest, size=64, background=80))
+
+
+def test_a_thumbnail_of_what_the_transform_made(tmp_path: Path) -> None:
+    shard = write_original(tmp_path / "a.tar", make_photos(1))
+
+    def mirrored(image: torch.Tensor) -> torch.Tensor:
+        return image[:, :64, :64].flip(2)
+
+    (sample,) = PrunedDataset(shard.url, select=brightest, transform=mirrored, background=32)
+    whole = mirrored(decode_image(make_photos(1)[0].fields["jpg"]))
+    expected = interpolate(whole[None], (32, 32), mode="bicubic", antialias=True)[0]
+    assert torch.equal(sample.background, expected)
 
 
 def test_images_that_cannot_be_decoded(tmp_path: Path) -> None:

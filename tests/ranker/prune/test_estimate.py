@@ -53,6 +53,24 @@ def dry(config: PruneConfig, **changes: Any) -> PruneEstimate:
     return estimate_pruning(make_prune_request(dataclasses.replace(config, dry_run=True, **changes)))
 
 
+def test_thumbnails_are_counted(shard: Path, ranker: str, tmp_path: Path) -> None:
+    config = prune_config([shard], tmp_path / "out", ranker, keep=0.5, background=32, dry_run=True)
+    request = make_prune_request(dataclasses.replace(config, sheet=str(tmp_path / "sheet.png")))
+    found = estimate_pruning(request)
+    (line,) = [line for line in found.lines(request) if line.startswith("0.5 ")]
+    assert line.startswith("0.5       4.0 of 16 patches, with the thumbnail as many tokens as 8.0, softmax")
+    without = dry(config, background=None, keep=0.25).choices[0]
+    assert found.choices[0].of_reencoded is not None
+    assert without.of_reencoded is not None
+    assert found.choices[0].of_reencoded > without.of_reencoded, "of crops that have no thumbnail"
+    assert found.choices[0].bytes_after > without.bytes_after
+    with Image.open(io.BytesIO((tmp_path / "sheet.png").read_bytes())) as opened:
+        picture = np.asarray(opened.convert("RGB"))
+    assert (picture == HIDDEN_GRAY).all(axis=2).sum() < 1000, "no holes"
+    swept = dry(config, keep=None, sweep="0.5,0.75", select="window").choices
+    assert [choice.kept for choice in swept] == [0.25, 0.5]
+
+
 @pytest.mark.parametrize("form", ["packed", "masked"])
 def test_predicted_bytes_are_those_of_the_run(shard: Path, ranker: str, tmp_path: Path, form: Any) -> None:
     config = prune_config([shard], tmp_path / "out", ranker, format=form, keep=0.25)
@@ -78,7 +96,14 @@ def test_predicted_bytes_are_those_of_the_run(shard: Path, ranker: str, tmp_path
 
 def test_a_sweep_tries_each_ratio(shard: Path, ranker: str, tmp_path: Path) -> None:
     config = prune_config([shard], tmp_path / "out", ranker)
-    ways: list[dict[str, Any]] = [{}, {"select": "cluster"}, {"target_ratio": 1.0}, {"select": "nucleus"}]
+    ways: list[dict[str, Any]] = [
+        *({}, {"select": "cluster"}, {"target_ratio": 1.0}, {"select": "nucleus"}),
+        *(
+            {"select": "window", "windows": 2},
+            {"select": "region"},
+            {"select": "window", "target_ratio": 1.0},
+        ),
+    ]
     for way in ways:
         choices = dry(config, sweep="0.25,0.5,0.75", **way).choices
         assert [choice.label for choice in choices] == ["0.25", "0.5", "0.75"]

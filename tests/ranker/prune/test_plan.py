@@ -18,6 +18,7 @@ from patchsieve.ranker.prune.plan import freeze_plan, read_plan, stored_precisio
 from patchsieve.ranker.prune.request import make_prune_request
 from patchsieve.ranker.prune.survey import SURVEY, ShardSurvey, budget_of
 from patchsieve.ranker.select.patch_scorer import PatchScorer
+from patchsieve.ranker.select.selector import Selector
 from tests.helpers.photos import photo_samples, write_shard
 from tests.helpers.prune_runs import index_of, prune_config, pruning_of, save_small_ranker
 
@@ -47,6 +48,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"target_ratio": 0.5, "keep": 0.5}, "--keep does nothing with --target-ratio"),
         ({"target_ratio": 0.5, "select": "random"}, "leave out --select random"),
         ({"cluster_rule": "ours"}, "--cluster-rule does nothing with --select topk"),
+        ({"windows": 2}, "--windows does nothing with --select topk"),
+        ({"windows": 2, "select": "region"}, "--windows does nothing with --select region"),
+        ({"windows": 0, "select": "window"}, "--windows is 0, must be at least 1"),
+        ({"windows": 2, "target_ratio": 0.5}, "--windows does nothing with --select topk"),
+        ({"compactness": 1.0, "select": "window"}, "--compactness does nothing with --select window"),
+        ({"select": "window", "keep": 0.5, "target_ratio": 0.5}, "--keep does nothing with --target-ratio"),
+        ({"select": "window", "floor": 3}, "--floor does nothing with --select window"),
+        ({"target_ratio": 0.5, "select": "nucleus"}, "which topk, window, region can be told: leave out"),
         ({"seed": 1}, "--seed is for --select random and baseline:random"),
         ({"format": "index", "quality": 80}, "--format index writes no images"),
         ({"codec": "png", "quality": 80}, "--quality does nothing with --codec png"),
@@ -93,6 +102,26 @@ def test_options_that_cannot_be(changes: dict[str, Any], message: str) -> None:
         ),
         ({"select": "nucleus", "ceiling": 17}, "kept patches are to be 1 to 17 of 16"),
         ({"image_field": " ; "}, "names no field"),
+        (
+            {"select": "window", "keep": 0.25, "windows": 5},
+            "--windows 5 are more than the 4 patches .* keep more",
+        ),
+        (
+            {"select": "window", "target_ratio": 0.5, "windows": 2},
+            "--windows 2 are more than the 1 patches .* add --floor 2 or more",
+        ),
+        ({"background": 20}, "--background 20 must be a multiple of 16, the patch of .*, below 64"),
+        ({"background": 64}, "--background 64 must be a multiple of 16, .*, below 64, the size of the crop"),
+        (
+            {"background": 48, "keep": 0.5},
+            "the thumbnail takes 9 of the 8 patches that may stay of an image: ask for a smaller --background",
+        ),
+        ({"background": 32, "target_ratio": 0.25}, "the thumbnail takes 4 of the 4 patches"),
+        ({"select": "region", "compactness": -1.0}, "compactness is -1.0, must be from 0 to 1000"),
+        (
+            {"ranker": "baseline:variance", "precision": "auto", "select": "window", "target_ratio": 0.5},
+            "--target-ratio weighs patches by a softmax, .* has no temperature",
+        ),
     ],
 )
 def test_combinations_that_cannot_work(
@@ -127,6 +156,8 @@ def test_what_is_part_of_the_identity(folder: Path, ranker: str, tmp_path: Path)
     def identity(**changes: Any) -> str:
         return digest_of(make_prune_request(dataclasses.replace(config, **changes)).fields)
 
+    assert identity(select="window") == identity(select="window", windows=1)
+    assert identity(select="region") == identity(select="region", compactness=4.0)
     assert identity() == identity(batch_size=8, max_actors=3, keep=0.5, size=64, quality=90, salvage=True)
     others = [
         identity(**changes)
@@ -143,6 +174,15 @@ def test_what_is_part_of_the_identity(folder: Path, ranker: str, tmp_path: Path)
             {"select": "random", "seed": 1},
             {"select": "nucleus"},
             {"select": "nucleus", "temperature": 2.0},
+            {"select": "window"},
+            {"select": "window", "windows": 2},
+            {"select": "window", "target_ratio": 0.5},
+            {"target_ratio": 0.5},
+            {"select": "region"},
+            {"select": "region", "compactness": 1.0},
+            {"background": 16},
+            {"background": 32},
+            {"background": 32, "size": 128},
             {"ranker": save_small_ranker(tmp_path, seed=1)},
             {"precision": "bf16"},
         )
@@ -150,9 +190,63 @@ def test_what_is_part_of_the_identity(folder: Path, ranker: str, tmp_path: Path)
     assert len({identity(), *others}) == len(others) + 1
 
 
-def test_a_budget_is_met_and_frozen(folder: Path, ranker: str, tmp_path: Path) -> None:
+def test_identities_are_pinned(folder: Path, ranker: str, tmp_path: Path) -> None:
+    """Outputs of before can be resumed: what selectors that are added later read is no part of them."""
+    config = prune_config([folder / "three.tar"], tmp_path / "out", ranker)
+    found = {
+        select: make_prune_request(dataclasses.replace(config, **changes)).selector.fields
+        for select, changes in {
+            "topk": {},
+            "budget": {"target_ratio": 0.5},
+            "window": {"select": "window"},
+            "region": {"select": "region"},
+        }.items()
+    }
+    assert found == {
+        "topk": {"select_way": "topk", "select_count": 8},
+        "budget": {
+            "select_way": "budget",
+            "select_temperature": 0.5,
+            "select_floor": 1,
+            "select_ceiling": 16,
+            "select_target": 0.5,
+        },
+        "window": {"select_way": "window", "select_count": 8, "select_windows": 1},
+        "region": {"select_way": "region", "select_count": 8, "select_compactness": 4.0},
+    }
+    assert "background" not in make_prune_request(config).spec.fields
+
+
+@pytest.mark.parametrize(
+    ("changes", "coarse"),
+    [
+        ({"background": 32}, 4),
+        ({"background": 32, "size": 128}, 1),
+        ({"background": 48, "size": 128}, 3),  # of 9 patches of 16 px, where a kept one has 4
+        ({"background": 32, "format": "masked"}, 4),
+        ({"background": 32, "format": "index"}, 4),
+    ],
+)
+def test_a_thumbnail_is_paid_from_what_may_stay(
+    folder: Path, ranker: str, tmp_path: Path, changes: dict[str, Any], coarse: int
+) -> None:
+    config = prune_config([folder / "three.tar"], tmp_path / "out", ranker, **changes)
+
+    def selector(**more: Any) -> Selector:
+        return make_prune_request(dataclasses.replace(config, **more)).selector
+
+    assert (selector().count, selector(keep=1.0).count) == (8 - coarse, 16 - coarse)
+    assert selector(target_ratio=0.5).target == 0.5 - coarse / 16
+    assert selector(select="nucleus") == dataclasses.replace(
+        make_prune_request(dataclasses.replace(config, select="nucleus", background=None)).selector,
+        coarse=coarse,
+    ), "a mass is one of patches"
+
+
+@pytest.mark.parametrize("select", ["topk", "window", "region"])
+def test_a_budget_is_met_and_frozen(folder: Path, ranker: str, tmp_path: Path, select: Any) -> None:
     shards = [folder / "one" / "photos.tar", folder / "three.tar"]
-    config = prune_config(shards, tmp_path / "out", ranker, target_ratio=0.4, floor=2)
+    config = prune_config(shards, tmp_path / "out", ranker, select=select, target_ratio=0.4, floor=2)
     request = make_prune_request(config)
     assert read_plan(request) is None
     survey = OutputFolder(config.out, SURVEY, run_id="run")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tarfile
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,11 +16,14 @@ import torch
 
 from patchsieve.pipeline.images.decode import decode_image
 from patchsieve.pipeline.images.views import apply_view, draw_view
-from patchsieve.pipeline.pruned.codec import decode_mosaic, flatten_dropped, unpack_mosaic
+from patchsieve.pipeline.pruned.codec import ImageCodec, decode_mosaic, flatten_dropped, unpack_mosaic
+from patchsieve.pipeline.pruned.dataset import PrunedDataset
 from patchsieve.pipeline.pruned.format import PackedRecord
+from patchsieve.pipeline.pruned.sample import gather_patches
 from patchsieve.pipeline.shards.specs import expand_shards
 from patchsieve.ranker.model.api import rank_images
 from patchsieve.ranker.model.checkpoint import load_ranker
+from patchsieve.ranker.select.online import keep_region, keep_topk, keep_window
 from patchsieve.ranker.select.selection import keep_count, topk
 from tests.helpers.photos import photo, photo_samples, write_shard
 from tests.helpers.prune_runs import (
@@ -223,3 +229,88 @@ def test_random_patches_and_baselines(shard: Path, ranker: str, tmp_path: Path) 
     assert [row["kept"] for row in index_of(tmp_path / "cluster")] == [4] * COUNT
     assert [row["kept"] for row in index_of(tmp_path / "variance")] == [98] * COUNT
     assert len({json.dumps(row["positions"]) for row in index_of(tmp_path / "random")}) > 1
+
+
+@pytest.mark.parametrize("size", [SIZE, 2 * SIZE])
+def test_every_way_to_read_thumbnails_is_the_same(
+    shard: Path, ranker: str, tmp_path: Path, size: int
+) -> None:
+    options: dict[str, Any] = {"background": 32, "keep": 0.75, "size": size}
+    packed_run = prune_config([shard], tmp_path / "packed", ranker, codec="png", **options)
+    result = prune_here(packed_run)["photos.tar"]
+    coarse = 4 * SIZE**2 // size**2
+    assert (result.kept, result.coarse, result.patches) == ((12 - coarse) * COUNT, coarse * COUNT, 16 * COUNT)
+    prune_here(prune_config([shard], tmp_path / "masked", ranker, format="masked", codec="png", **options))
+    if size == SIZE:
+        prune_here(
+            prune_config([shard], tmp_path / "index", ranker, format="index", background=32, keep=0.75)
+        )
+    before, files = dict(members_of(shard)), dict(members_of(tmp_path / "packed" / "shards" / "photos.tar"))
+    masked = dict(members_of(tmp_path / "masked" / "shards" / "photos.tar"))
+    packed = list(PrunedDataset(str(tmp_path / "packed" / "shards")))
+    rows = {row["sample_key"]: row for row in index_of(tmp_path / "packed")}
+    assert len(packed) == COUNT
+    for sample in packed:
+        image = before[f"{sample.key}.jpg"]
+        names = [f"{sample.key}.{name}" for name in ("patches.png", "patches.json", "background.jpg")]
+        assert rows[sample.key]["bytes_after"] == sum(len(files[name]) for name in names)
+        assert [name for name in files if name.startswith(f"{sample.key}.")][1:4] == names
+        small = crop_of(image, 32)
+        told = json.loads(files[names[1]])
+        assert (told["version"], told["background"], told["block"]) == (3, 32, size // GRID)
+        assert sample.background is not None
+        assert torch.equal(sample.background, decode_image(ImageCodec("jpeg", 90).encode(small)))
+        assert "background.jpg" not in sample.fields
+        exact = dataclasses.replace(sample, background=small)
+        assert torch.equal(decode_image(masked[f"{sample.key}.png"]), exact.to_image())
+    if size == SIZE:
+        by_index = list(PrunedDataset(str(shard), index=str(tmp_path / "index"), image_field="jpg"))
+        chosen = keep_topk(load_ranker(ranker, device="cpu"), 0.5)
+        online = list(PrunedDataset(str(shard), select=chosen, size=SIZE, background=32, image_field="jpg"))
+        for one, other, third in zip(packed, by_index, online, strict=True):
+            assert other.background is not None
+            assert torch.equal(other.background, crop_of(before[f"{one.key}.jpg"], 32))
+            assert torch.equal(other.background, third.background)
+            assert torch.equal(one.patches, other.patches)
+            assert torch.equal(one.patches, third.patches)
+
+
+def test_a_sample_that_has_a_thumbnail_already_is_left(ranker: str, tmp_path: Path) -> None:
+    taken = [("taken", {"jpg": photo(2, 90, 120), "background.jpg": b"mine"}), BAD[0]]
+    path = write_shard(tmp_path / "in" / "a.tar", taken)
+    prune_here(prune_config([path], tmp_path / "out", ranker, background=16))
+    assert index_of(tmp_path / "out")[0]["reason"] == (
+        "sample: it has a member taken.background.jpg already, which pruning would write"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "keep"),
+    [
+        ({"select": "window"}, partial(keep_window, ratio=0.25)),
+        ({"select": "window", "windows": 2}, partial(keep_window, ratio=0.25, windows=2)),
+        ({"select": "region", "compactness": 1.0}, partial(keep_region, ratio=0.25, compactness=1.0)),
+    ],
+)
+def test_every_way_to_read_regions_is_the_same(
+    shard: Path, ranker: str, tmp_path: Path, options: dict[str, Any], keep: Any
+) -> None:
+    for form in ("packed", "masked", "index"):
+        codec = {} if form == "index" else {"codec": "png"}
+        prune_here(prune_config([shard], tmp_path / form, ranker, format=form, keep=0.25, **codec, **options))
+    rows = {form: index_of(tmp_path / form) for form in ("packed", "masked", "index")}
+    positions = {row["sample_key"]: row["positions"] for row in rows["packed"]}
+    assert all({row["sample_key"]: row["positions"] for row in found} == positions for found in rows.values())
+    packed = list(PrunedDataset(str(tmp_path / "packed" / "shards")))
+    by_index = list(PrunedDataset(str(shard), index=str(tmp_path / "index"), image_field="jpg"))
+    online = PrunedDataset(
+        str(shard), select=keep(load_ranker(ranker, device="cpu")), size=SIZE, image_field="jpg"
+    )
+    masked = dict(members_of(tmp_path / "masked" / "shards" / "photos.tar"))
+    for one, other, chosen in zip(packed, by_index, online, strict=True):
+        assert one.positions.tolist() == other.positions.tolist() == positions[one.key]
+        assert torch.equal(chosen.positions, one.positions)
+        assert torch.equal(one.patches, other.patches)
+        assert torch.equal(one.patches, chosen.patches)
+        seen = decode_image(masked[f"{one.key}.png"])
+        assert torch.equal(gather_patches(seen, one.positions, one.block), one.patches)

@@ -83,13 +83,16 @@ def killing(marks: Path, *, always: str = "", before: str = "") -> Any:
 
 
 def test_the_job_gives_what_this_process_gives(shards: list[Path], ranker: str, tmp_path: Path) -> None:
-    config = prune_config(shards, tmp_path / "out", ranker)
+    options: dict[str, Any] = {"select": "window", "background": 16}
+    config = prune_config(shards, tmp_path / "out", ranker, **options)
     display = Watched()
     summary = run_prune(config, display)
     assert (summary.exit_code, summary.done, summary.done_before) == (0, 4, 0)
     assert (summary.samples, summary.bad, summary.images) == (22, 1, 21)
-    assert (summary.kept, summary.patches) == (21 * 8, 21 * 16)
-    prune_here(prune_config(shards, tmp_path / "here", ranker))
+    assert (summary.kept, summary.coarse, summary.patches) == (21 * 7, 21, 21 * 16)
+    told = "tokens: as many as 168 of 336 patches, 50.0%, 21 of them in thumbnails"
+    assert told in summary.lines(config.out)
+    prune_here(prune_config(shards, tmp_path / "here", ranker, **options))
     assert contents(tmp_path / "out") == contents(tmp_path / "here")
     assert display.seen[-1].done == 4
     status = read_status(config.out)
@@ -103,8 +106,8 @@ def test_the_job_gives_what_this_process_gives(shards: list[Path], ranker: str, 
     (tmp_path / "out" / "shards" / "2.tar").write_bytes(b"short")
     assert run_prune(config).done_before == 2
     assert contents(tmp_path / "out") == contents(tmp_path / "here")
-    with pytest.raises(UserError, match="select_count: 8 -> 4"):
-        run_prune(prune_config(shards, tmp_path / "out", ranker, keep=0.25))
+    with pytest.raises(UserError, match="select_count: 7 -> 3"):
+        run_prune(prune_config(shards, tmp_path / "out", ranker, keep=0.25, **options))
 
 
 def test_killed_between_tar_and_index(
