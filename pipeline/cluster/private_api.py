@@ -6,7 +6,8 @@ this, is alpha and answers only where a dashboard runs, which a local run starts
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ray
@@ -46,6 +47,21 @@ def node_of_actor(actor: Any) -> str:
     """
     known: dict[str, Any] = ray._private.state.actors(actor._actor_id.hex())
     return str(known.get("Address", {}).get("NodeID", ""))
+
+
+@contextlib.contextmanager
+def own_sigterm() -> Iterator[None]:
+    """In the block, in which Ray starts, it leaves SIGTERM to us.
+
+    Its handlers raise SystemExit in the main thread. In the middle of a fork, of which starting is full, that exception
+    is lost and Python's lock of logging stays held: whoever tidies up then waits for it until the process is ended.
+    """
+    given = ray._private.utils.set_sigterm_handler
+    ray._private.utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        ray._private.utils.set_sigterm_handler = given
 
 
 def kill_helpers() -> None:

@@ -1,9 +1,9 @@
 """SIGINT and SIGTERM end a run within two seconds, whatever it is doing and whoever handles signals just then.
 
-Three things make this more than a handler that raises. Ray puts its own handler of SIGTERM in place while it
-starts. Python ignores an exception of a handler that happens to run in a finaliser, or right after a fork, as
-when Ray starts its processes. And a thread that reads from a store cannot be interrupted at all. So a thread of
-its own hears of every signal from the interpreter, and in the end it ends the process.
+Two things make this more than a handler that raises. Python ignores an exception of a handler that happens to run
+in a finaliser, or right after a fork, as when Ray starts its processes: the lock of logging, which every fork takes,
+then stays held. And a thread that reads from a store cannot be interrupted at all. So a thread of its own hears of
+every signal from the interpreter, and in the end it ends the process.
 """
 
 from __future__ import annotations
@@ -56,7 +56,10 @@ class StopRequest:
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """In the block the main thread is not waited for: for a call that loses exceptions and needs no tidying up."""
+        """In the block the main thread is neither waited for nor interrupted: `check` tells it afterwards.
+
+        For a call in which an exception may come while a lock is held that tidying up needs.
+        """
         self._patience_s = 0.0
         try:
             yield
@@ -66,8 +69,8 @@ class StopRequest:
     def _handle(self, number: int, _frame: object) -> None:
         self.note(number)
         # Once, so that tidying up is not interrupted.
-        if not self._raised:
-            self._raised = True
+        first, self._raised = not self._raised, True
+        if first and self._patience_s:
             raise KeyboardInterrupt
 
     def _watch(self, signals: socket.socket) -> None:

@@ -69,7 +69,7 @@ def test_where_the_exception_was_lost_a_thread_tidies_up() -> None:
 
 
 def test_a_signal_that_another_handler_took_counts() -> None:
-    # As Ray's handler does while Ray starts.
+    # As a library may put its own in place.
     prepare = "signal.signal(signal.SIGTERM, lambda *_: None)"
     code, lines, seconds = stopped(signal.SIGTERM, prepare=prepare, then="pass")
     assert (code, lines) == (143, ["tidied up by a thread SIGTERM", "stopped by SIGTERM, tidied up"])
@@ -82,9 +82,10 @@ def test_tidying_up_that_hangs_is_ended() -> None:
     assert seconds < 2.3
 
 
-def test_the_main_thread_is_not_waited_for_where_it_says_so() -> None:
+def test_the_main_thread_is_neither_waited_for_nor_interrupted_where_it_says_so() -> None:
     prepare = "block = stop.at_once(); block.__enter__()"
-    code, lines, seconds = stopped(signal.SIGTERM, prepare=prepare, then=FOREVER)
+    then = f"print('interrupted', flush=True); {FOREVER}"
+    code, lines, seconds = stopped(signal.SIGTERM, prepare=prepare, then=then)
     assert (code, lines) == (143, ["tidied up by a thread SIGTERM", "stopped by SIGTERM, tidied up"])
     assert seconds < 1.0
 
