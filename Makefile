@@ -23,7 +23,7 @@ EXTRAS := demo,plots,s3,http,test,dev
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 ARGS :=
 # Of the tests: most of those with Ray wait more than they work.
-PROCESSES := 2
+PROCESSES := 3
 PYTEST := $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 # Tests start hundreds of processes, and pytest rewrites every assertion: compiled files are kept whatever is set here.
 export PYTHONDONTWRITEBYTECODE :=
@@ -73,10 +73,10 @@ lint: install
 	@echo "== lint: ruff"
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	@echo "== lint: mypy"
-	$(BIN)/mypy --package patchsieve --package tests --package benchmarks
-	@echo "== lint: basedpyright (imports as editors resolve them)"
-	$(BIN)/python -m tests.project.editors
+	@echo "== lint: mypy, and beside it basedpyright (imports as editors resolve them)"
+	@$(BIN)/python -m tests.project.editors & editors=$$!; \
+	$(BIN)/mypy --package patchsieve --package tests --package benchmarks; typed=$$?; \
+	wait $$editors && exit $$typed
 
 # The links that let everybody find pipeline/, ranker/ and jobs/ as parts of the package: an archive or a checkout on
 # Windows may have come without them.
