@@ -23,7 +23,7 @@ EXTRAS := demo,plots,s3,http,test,dev
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 ARGS :=
 # Of the tests: most of those with Ray wait more than they work.
-PROCESSES := 3
+PROCESSES := 2
 PYTEST := $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 # Tests start hundreds of processes, and pytest rewrites every assertion: compiled files are kept whatever is set here.
 export PYTHONDONTWRITEBYTECODE :=
