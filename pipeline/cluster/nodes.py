@@ -70,5 +70,11 @@ class ClusterView:
 
 
 def autoscaler_gpus() -> float:
-    """GPUs that the cluster's autoscaler may add; 0 where there is none."""
-    return float(autoscaler_limits().get("GPU", 0))
+    """GPUs that the cluster's autoscaler may bring it to; 0 where there is none."""
+    return autoscaler_resources().gpus
+
+
+def autoscaler_resources() -> NodeResources:
+    """What the cluster's autoscaler may bring it to in all; nothing where there is none."""
+    limits = autoscaler_limits()
+    return NodeResources(cpus=float(limits.get("CPU", 0)), gpus=float(limits.get("GPU", 0)))

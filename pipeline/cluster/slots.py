@@ -62,6 +62,31 @@ def choose_size(
     return ActorSize(cpus=cpus_per_actor, gpus=0.0)
 
 
+def worker_size(
+    nodes: Sequence[NodeResources], *, workers: int, gpus_per_worker: float, autoscaler: NodeResources
+) -> ActorSize:
+    """What each worker of a training asks for: a CPU, and beside it a GPU where `choose_size` asks for one.
+
+    Raises UserError where neither the nodes nor what their `autoscaler` may bring them to hold so many workers: they
+    would wait for ever.
+    """
+    size = choose_size(
+        nodes,
+        gpus_per_actor=gpus_per_worker,
+        cpus_per_actor=1,
+        max_actors=workers,
+        autoscaler_gpus=autoscaler.gpus,
+    )
+    room = max(count_slots(nodes, size), count_slots([autoscaler], size))
+    if room < workers:
+        each = f"{size.gpus:g} GPUs" if size.gpus else "1 CPU"
+        less = ", or --gpus-per-worker 0 for processors" if size.gpus else ""
+        raise UserError(
+            f"--workers {workers} of {each} each: the cluster holds {room}; ask for fewer, add nodes{less}"
+        )
+    return size
+
+
 def decode_share(node: NodeResources, gpus: float) -> int:
     """CPUs that decode beside an actor of so many GPUs: an even share of its node's, from 1 to 16."""
     return int(max(1, min(node.cpus // max(1, _on_gpus(node, gpus)), MOST_DECODE_CPUS)))

@@ -76,7 +76,7 @@ def assigned_device(gpus: Sequence[str]) -> torch.device:
         return torch.device("cpu")
     raise DeviceError(
         f"torch {torch.__version__} cannot use the GPU that was assigned: {_why_unusable()}; install a torch that fits "
-        "the driver, or give --gpus-per-actor 0"
+        "the driver, or ask for none: --gpus-per-actor 0, in train --gpus-per-worker 0"
     )
 
 

@@ -74,6 +74,8 @@ class TrainConfig:
     """How often workers may fail before the run does; preempted nodes do not count."""
     workers: int = 1
     """Training processes: one per GPU, or on processors."""
+    gpus_per_worker: float = 1.0
+    """GPUs of each worker where the cluster has some, or its autoscaler may add them; 0 trains on processors."""
     seed: int = 0
     """Seed of weights and of the order of rows."""
     resume: bool = False
@@ -98,6 +100,8 @@ class TrainConfig:
         for name in ("warmup_epochs", "weight_decay", "clip", "max_restarts"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"{flag(name)} is {getattr(self, name)}, must not be below 0")
+        if not 0 <= self.gpus_per_worker <= 1:
+            raise UserError(f"--gpus-per-worker is {self.gpus_per_worker}, must be from 0 to 1")
         if not 0 <= self.beta2 < 1:
             raise UserError(f"--beta2 is {self.beta2}, must be at least 0 and below 1")
         if self.teacher is not None and self.weights != "teacher":

@@ -27,7 +27,15 @@ _FORMAT = "patchsieve training"
 # Settings that a run may change when it goes on: where things are, how it runs, and how long.
 _FREE = {
     *("tables", "out", "teacher", "images", "root", "resume", "log_format", "dry_run"),
-    *("workers", "accumulate", "checkpoint_minutes", "max_restarts", "measure_every", "epochs"),
+    *(
+        "workers",
+        "gpus_per_worker",
+        "accumulate",
+        "checkpoint_minutes",
+        "max_restarts",
+        "measure_every",
+        "epochs",
+    ),
 }
 
 

@@ -19,9 +19,11 @@ from ray.train.torch import TorchConfig, TorchTrainer, prepare_model
 
 from patchsieve.pipeline import storage
 from patchsieve.pipeline.cluster.metrics import RunMetrics
+from patchsieve.pipeline.cluster.nodes import autoscaler_resources, cluster_nodes, this_place
 from patchsieve.pipeline.cluster.session import ray_session
-from patchsieve.pipeline.cluster.slots import MOST_DECODE_CPUS
+from patchsieve.pipeline.cluster.slots import MOST_DECODE_CPUS, worker_size
 from patchsieve.pipeline.compute.device import keep_freed_memory
+from patchsieve.pipeline.compute.gpu_faults import assigned_device
 from patchsieve.pipeline.errors import PatchsieveError
 from patchsieve.pipeline.output.folder import new_run_id
 from patchsieve.pipeline.output.owner import Owner
@@ -127,14 +129,24 @@ def _fit(plan: TrainPlan, weights: dict[str, torch.Tensor], run_id: str) -> None
     config = plan.config
     # Left to itself, Ray Train knows fewer stores than we do, and looks for their credentials elsewhere.
     store, path = storage.arrow_filesystem(config.out)
-    gpus = ray.cluster_resources().get("GPU", 0) >= config.workers and torch.cuda.is_available()
+    size = worker_size(
+        cluster_nodes(),
+        workers=config.workers,
+        gpus_per_worker=config.gpus_per_worker,
+        autoscaler=autoscaler_resources(),
+    )
     trainer = TorchTrainer(
         _work,
         # Workers may be on machines that see neither the file nor the hub.
         train_loop_config={"plan": plan, "weights": ray.put(weights), "run_id": run_id},
         # One processor's worth of matrix products per worker, whatever the node offers besides.
-        scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=gpus),
-        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=config.workers,
+            use_gpu=size.gpus > 0,
+            resources_per_worker={"CPU": size.cpus, "GPU": size.gpus} if size.gpus else None,
+        ),
+        # NCCL wants a whole GPU for each, and nobody to talk to wants nothing.
+        torch_config=TorchConfig(backend="nccl" if size.gpus == 1 and config.workers > 1 else "gloo"),
         run_config=RunConfig(
             name=RAY_FOLDER,
             storage_path=path,
@@ -164,7 +176,9 @@ def _work(settings: dict[str, Any]) -> None:
     keep_freed_memory()
     plan: TrainPlan = settings["plan"]
     context = ray.train.get_context()
-    device = ray.train.torch.get_device()
+    device = assigned_device(this_place().gpus)
+    if device.type == "cuda":
+        device = ray.train.torch.get_device()  # of those of its node, which all its workers see
     worker = Worker(
         rank=context.get_world_rank(),
         ranks=context.get_world_size(),

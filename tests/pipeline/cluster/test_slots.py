@@ -16,6 +16,7 @@ from patchsieve.pipeline.cluster.slots import (
     decode_share,
     spared_node,
     wanted_actors,
+    worker_size,
 )
 from patchsieve.pipeline.errors import UserError
 
@@ -123,3 +124,44 @@ def test_the_head_is_spared_where_others_can_do_the_work(
 )
 def test_actors_wanted(slots: int, unfinished: int, most: int | None, wanted: int) -> None:
     assert wanted_actors(slots=slots, unfinished=unfinished, max_actors=most) == wanted
+
+
+NOTHING = NodeResources(cpus=0, gpus=0)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "autoscaler", "asked", "size"),
+    [
+        # The driver's machine, the head, has none of the GPUs.
+        ([HEAD, GPU_8], NOTHING, {"workers": 8}, ActorSize(cpus=1, gpus=1)),
+        # No worker node yet: GPUs are what the autoscaler brings.
+        ([CPU_8], NodeResources(cpus=64, gpus=4), {"workers": 4}, ActorSize(cpus=1, gpus=1)),
+        ([CPU_8, GPU_1], NOTHING, {"workers": 8, "gpus_per_worker": 0}, ActorSize(cpus=1, gpus=0)),
+        ([CPU_8], NOTHING, {"workers": 8}, ActorSize(cpus=1, gpus=0)),
+        ([GPU_1], NOTHING, {"workers": 2, "gpus_per_worker": 0.5}, ActorSize(cpus=1, gpus=0.5)),
+    ],
+)
+def test_workers_of_a_training(
+    nodes: list[NodeResources], autoscaler: NodeResources, asked: dict[str, Any], size: ActorSize
+) -> None:
+    assert worker_size(nodes, **{"gpus_per_worker": 1.0, "autoscaler": autoscaler, **asked}) == size
+
+
+@pytest.mark.parametrize(
+    ("nodes", "autoscaler", "workers", "message"),
+    [
+        (
+            [HEAD, GPU_1],
+            NOTHING,
+            2,
+            r"--workers 2 of 1 GPUs each: the cluster holds 1; .*--gpus-per-worker 0",
+        ),
+        ([HEAD], NodeResources(cpus=8, gpus=2), 3, r"--workers 3 of 1 GPUs each: the cluster holds 2"),
+        ([CPU_8], NOTHING, 9, r"--workers 9 of 1 CPU each: the cluster holds 8; ask for fewer, add nodes$"),
+    ],
+)
+def test_workers_that_would_wait_for_ever_are_refused(
+    nodes: list[NodeResources], autoscaler: NodeResources, workers: int, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        worker_size(nodes, workers=workers, gpus_per_worker=1.0, autoscaler=autoscaler)
