@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -85,13 +85,15 @@ def sincos_positions(width: int, grid: int) -> Tensor:
     Source: MAE's appendix, "sine-cosine version" of position embeddings in two dimensions.
     """
     quarter = width // 4
-    frequency = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
-    angle = torch.arange(grid, dtype=torch.float64)[:, None] * frequency
+    # On the processor also where a model is built on the meta device, whose arithmetic loads PyTorch's compiler.
+    float64: Any = {"dtype": torch.float64, "device": "cpu"}
+    frequency = 10000.0 ** (-torch.arange(quarter, **float64) / quarter)
+    angle = torch.arange(grid, **float64)[:, None] * frequency
     axis = torch.cat([angle.sin(), angle.cos()], dim=1)
     columns = axis[None, :, :].expand(grid, grid, -1)
     rows = axis[:, None, :].expand(grid, grid, -1)
     table = torch.cat([columns, rows], dim=2).reshape(grid * grid, width)
-    return torch.cat([torch.zeros(1, width, dtype=torch.float64), table]).float()
+    return torch.cat([torch.zeros(1, width, **float64), table]).float()
 
 
 def parameter_shapes(config: TeacherConfig) -> dict[str, tuple[int, ...]]:

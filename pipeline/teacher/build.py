@@ -20,7 +20,7 @@ from patchsieve.pipeline.teacher.model import MaskedAutoencoder
 def build_teacher(file: TeacherFile, *, device: str = "cpu") -> MaskedAutoencoder:
     """The model, frozen and in evaluation mode. On the CPU it shares the memory of `file.state`."""
     with torch.device("meta"):
-        model = MaskedAutoencoder(file.config)
+        model = MaskedAutoencoder(file.config, drawn=False)
     model.load_state_dict(file.state, assign=True)
     return model.to(device).eval().requires_grad_(False)
 

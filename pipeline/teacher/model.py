@@ -42,7 +42,8 @@ class MaskedAutoencoder(nn.Module):
     Parameter names are those of the widespread MAE checkpoints, so these load without renaming.
     """
 
-    def __init__(self, config: TeacherConfig) -> None:
+    def __init__(self, config: TeacherConfig, *, drawn: bool = True) -> None:
+        """`drawn`: weights are drawn at random, as for training from nothing; else they are to be loaded."""
         super().__init__()
         self.config = config
         norm: Any = partial(nn.LayerNorm, eps=config.norm_eps)
@@ -61,7 +62,8 @@ class MaskedAutoencoder(nn.Module):
         )
         self.decoder_norm = norm(config.decoder_width)
         self.decoder_pred = nn.Linear(config.decoder_width, config.patch_values)
-        self._initialise()
+        if drawn:
+            self._initialise()
 
     pos_embed: Tensor
     decoder_pos_embed: Tensor

@@ -54,7 +54,7 @@ def test_stopped_by_signals_with_a_second_run_refused_meanwhile(
         assert list(scratch.iterdir()) == []
         for table in (out / "scores").iterdir():
             pq.read_table(table)
-        _gone, left = psutil.wait_procs(below, timeout=20)
+        _gone, left = psutil.wait_procs(below, timeout=90)
         assert left == [], "Ray ends with the run"
     # Nobody tells the actor of this one, which holds a shard; the next run does not wait until it is gone.
     (tmp_path / "SIGKILL").mkdir()
