@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from patchsieve.pipeline import storage
+from patchsieve.pipeline.errors import DamagedFileError
 from patchsieve.pipeline.identity import canonical_json, digest_of
 from patchsieve.pipeline.output.records import METADATA_KEY, verify_file
 from patchsieve.pipeline.shards.feed import ShardRecord
 from patchsieve.pipeline.shards.reader import Fault
+
+_log = logging.getLogger(__name__)
 
 MOST_REASONS = 20
 _FILE_LIMIT = 2**30
@@ -67,15 +71,18 @@ def errors_digest(faults: Sequence[Fault]) -> str:
 def read_errors(url: str, digest: str) -> Counter[str] | None:
     """Errors of one shard by stage and reason; None where its errors file is not there, or not the one of `digest`."""
     try:
-        file = pq.ParquetFile(pa.BufferReader(storage.read_bytes(url, limit=_FILE_LIMIT)))
-        found = json.loads(file.metadata.metadata[METADATA_KEY])["digest"]
-        table = file.read(["stage", "reason"])
-    except (pa.ArrowException, OSError, KeyError, ValueError):
+        with storage.parsing(url):
+            file = pq.ParquetFile(pa.BufferReader(storage.read_bytes(url, limit=_FILE_LIMIT)))
+            if json.loads(file.metadata.metadata[METADATA_KEY])["digest"] != digest:
+                return None
+            table = file.read(["stage", "reason"])
+            stages, reasons = table.column("stage").to_pylist(), table.column("reason").to_pylist()
+            return Counter(f"{stage}: {reason}" for stage, reason in zip(stages, reasons, strict=True))
+    except FileNotFoundError:
         return None
-    if found != digest:
+    except DamagedFileError as error:
+        _log.warning("%s; its reasons are not told", error)
         return None
-    stages, reasons = table.column("stage").to_pylist(), table.column("reason").to_pylist()
-    return Counter(f"{stage}: {reason}" for stage, reason in zip(stages, reasons, strict=True))
 
 
 def write_errors(local_path: Path, faults: Sequence[Fault], shard_name: str, *, run_id: str) -> None:

@@ -214,6 +214,12 @@ class Owner:
         )
 
 
+def owner_of(folder: str) -> dict[str, Any] | None:
+    """What `owner.json` of a folder says: None where there is none, nothing where it cannot be read."""
+    content = _read(storage.join(folder, OWNER_FILE))
+    return None if content is None else _parse(content)
+
+
 def create_once(url: str, data: bytes, *, run_id: str) -> bool:
     """Create a file with all of its bytes or not at all; False where there is one already.
 
@@ -249,7 +255,7 @@ def _parse(content: bytes) -> dict[str, Any]:
     """The JSON object of an owner file; empty for anything else, which then can only be watched."""
     try:
         owner = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return owner if isinstance(owner, dict) else {}
 

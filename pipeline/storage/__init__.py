@@ -1,6 +1,7 @@
 """Every file operation of the project, on any store: what others use of it is imported from here."""
 
 from patchsieve.pipeline.storage.lookup import ObjectInfo, exists, glob, list_folder, stat, stat_many
+from patchsieve.pipeline.storage.parsing import parsing, read_object
 from patchsieve.pipeline.storage.retry import describe_error, with_retry
 from patchsieve.pipeline.storage.scratch import remove_dead_scratch, scratch_folder
 from patchsieve.pipeline.storage.streams import (
@@ -54,8 +55,10 @@ __all__ = [
     "make_folder",
     "open_stream",
     "parquet_source",
+    "parsing",
     "pattern_start",
     "read_bytes",
+    "read_object",
     "read_range",
     "redact",
     "refuse_unsafe",

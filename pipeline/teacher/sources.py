@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import io
-import json
 import os
 import pickle
 import re
@@ -25,6 +24,7 @@ from patchsieve.pipeline.storage import (
     is_local,
     join,
     read_bytes,
+    read_object,
     redact,
     split_name,
 )
@@ -158,13 +158,7 @@ def _settings_names(url: str, file: str) -> list[str]:
 def _read_json(url: str) -> dict[str, Any]:
     if not exists(url):
         return {}
-    try:
-        content = json.loads(read_bytes(url, limit=_SETTINGS_LIMIT))
-    except ValueError as error:
-        raise UserError(f"{url} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{url} holds no JSON object")
-    return content
+    return read_object(url, limit=_SETTINGS_LIMIT)
 
 
 def _read_weights(url: str, shown: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -14,9 +14,11 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from patchsieve.pipeline import storage
+from patchsieve.pipeline.checks import typed
 from patchsieve.pipeline.errors import ContentError, InfrastructureError, UserError
-from patchsieve.pipeline.output.records import RecordError, read_footer
-from patchsieve.pipeline.row_config import DECODER
+from patchsieve.pipeline.output.records import read_footer
+from patchsieve.pipeline.row_config import DECODER, RowConfig
+from patchsieve.pipeline.shards.feed import ShardRecord
 from patchsieve.pipeline.shards.reader import MEMBER_LIMIT, Sample, image_fields_of, pick_image, split_key
 from patchsieve.pipeline.shards.specs import Shard
 from patchsieve.pipeline.shards.tar_stream import BLOCK, TarStream, printable
@@ -62,12 +64,10 @@ def find_shards(files: Sequence[TableFile], shards: Sequence[Shard]) -> list[Ima
 
 def _image_shard(file: TableFile, shard: Shard) -> ImageShard:
     metadata = read_footer(file.url).metadata
-    try:
-        recorded, config = metadata["shard"], metadata["config"]
-        size, tag, samples = int(recorded["size"]), str(recorded["tag"]), int(recorded["samples"])
-        decoder, image_field = str(config["decoder"]), str(config["image_field"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise RecordError(f"{file.url}: its `patchsieve` metadata is not complete: {error!r}") from error
+    with storage.parsing(file.url):
+        recorded = typed(ShardRecord, metadata["shard"])
+        config = typed(RowConfig, metadata["config"])
+    size, tag, decoder = recorded.size, recorded.tag, config.decoder
     if decoder != DECODER:
         raise UserError(
             f"{file.url} was scored with the image decoder {decoder}, this patchsieve has {DECODER}: replayed views "
@@ -83,8 +83,8 @@ def _image_shard(file: TableFile, shard: Shard) -> ImageShard:
         size=size,
         sha256=file.sha256,
         same_tag=bool(tag) and tag == shard.tag,
-        sample_bytes=size / max(1, samples),
-        image_field=image_field,
+        sample_bytes=size / max(1, recorded.samples),
+        image_field=config.image_field,
     )
 
 

@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.errors import DamagedFileError, UserError
 from patchsieve.pipeline.storage import (
     absolute_url,
     canonical_url,
@@ -31,6 +31,7 @@ from patchsieve.pipeline.storage import (
     join,
     list_folder,
     read_bytes,
+    read_object,
     remove,
     split_name,
 )
@@ -199,12 +200,12 @@ def _check_temperature(temperature: float, shown: str) -> None:
 def _read_about(url: str, shown: str) -> dict[str, Any]:
     """The content of `config.json`, of a schema that is known."""
     try:
-        about = json.loads(read_bytes(join(url, RANKER_FILE)))
-    except (FileNotFoundError, NotADirectoryError):
+        about = read_object(join(url, RANKER_FILE))
+    except FileNotFoundError:
         raise UserError(f"no ranker at {shown}: there is no folder with a {RANKER_FILE}") from None
-    except ValueError as error:
-        raise UserError(f"no ranker at {shown}: its {RANKER_FILE} is not JSON: {error}") from None
-    if not isinstance(about, dict) or about.get("format") != _FORMAT:
+    except DamagedFileError as error:
+        raise UserError(f"no ranker at {shown}: {error}") from None
+    if about.get("format") != _FORMAT:
         raise UserError(f"no ranker at {shown}: its {RANKER_FILE} is of another program or job")
     if about.get("schema_version") != RANKER_VERSION:
         raise UserError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
-import json
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -109,8 +108,10 @@ def outcome(out: str, *, shown: str) -> list[str]:
 
 
 def _about(folder: str) -> dict[str, Any]:
-    extra: dict[str, Any] = json.loads(storage.read_bytes(storage.join(folder, RANKER_FILE)))["extra"]
-    return extra
+    url = storage.join(folder, RANKER_FILE)
+    with storage.parsing(url):
+        extra: dict[str, Any] = storage.read_object(url)["extra"]
+        return extra
 
 
 def _agreement(about: dict[str, Any]) -> str:

@@ -108,10 +108,22 @@ def test_of_runs_that_start_together_one_fixes_the_settings(tmp_path: Path) -> N
     assert all(f"seed: {adopted[0]} -> " in text for text in refused)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"identity": "x"}', '{"rows": 1}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        '{"identity": "x"}',
+        '{"rows": 1}',
+        '{"rows": {}}',
+        '{"identity": 1, "rows": {}}',
+        "[" * 10**5,
+    ],
+)
 def test_a_config_that_is_not_ours_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(UserError, match=r"config\.json was not written by patchsieve, or is damaged"):
+    with pytest.raises(UserError, match=r"config\.json is damaged, or not what it should be"):
         OutputFolder(str(tmp_path), SCORES, run_id="run-1").adopt_config(ROWS, other={})
 
 
