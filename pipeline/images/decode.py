@@ -18,6 +18,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
 from patchsieve.pipeline.errors import ContentError, InfrastructureError, PatchsieveError, UserError
+from patchsieve.pipeline.images.bounded import bounded
 from patchsieve.pipeline.images.header import ImageHeader, exif_orientation, read_header
 
 MAX_PIXELS = 178_956_970
@@ -47,14 +48,17 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Tensor:
     `convert("RGB")`: the colour stored under it stays. Of 16-bit values the high byte is taken. Memory may be
     laid out with channels last.
 
-    Raises ContentError, with the reason, for a file that is empty, cut, damaged, of no known format or larger
-    than `max_pixels`; InfrastructureError when memory runs out.
+    Raises ContentError, with the reason, for a file that is empty, cut, damaged, of no known format, larger than
+    `max_pixels`, or that would take minutes; InfrastructureError when memory runs out.
     """
     if not data:
         raise ContentError("empty file")
     try:
         header = read_header(data)
-        if header is None or header.format not in _DECODERS or header.animated:
+        if header is None:
+            # What these formats may take, nothing in their first bytes tells.
+            return bounded(lambda: _decode_with_pillow(data, None, max_pixels))
+        if header.format not in _DECODERS or header.animated:
             return _decode_with_pillow(data, header, max_pixels)
         _check_size(header.height, header.width, max_pixels)
         try:

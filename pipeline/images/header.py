@@ -1,17 +1,27 @@
 """What an image file says of itself before any pixel is decoded: format, size, EXIF orientation.
 
-Images are untrusted: a file of a few hundred kilobytes can announce gigapixels. The size is read here, from
-the header, so that nothing is allocated for such a file. Sources: ITU-T T.81 (JPEG), W3C PNG (third
-edition), RFC 9649 (WebP), EXIF 2.32 (orientation).
+Images are untrusted: a file of a few hundred kilobytes can announce gigapixels, or go over its pixels in thousands of
+empty scans. Size and scans are read here, so that nothing is allocated or begun for such a file. Sources: ITU-T T.81
+(JPEG), W3C PNG (third edition), RFC 9649 (WebP), EXIF 2.32 (orientation).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from typing import Literal
 
 from patchsieve.pipeline.errors import ContentError
+
+MAX_SCANS = 1000
+"""Scans of a JPEG, as libjpeg-turbo advises; encoders write up to a few dozen."""
+MAX_SCANNED_PIXELS = 2**33
+"""Pixels of a JPEG times its scans; a scan of 4,096 px square takes 44 ms, so this is 23 s."""
+
+_START_OF_SCAN = b"\xff\xda"
+# In coded data a byte FF is followed by 00, or by the number of a restart.
+_NEXT_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +62,12 @@ def _jpeg(data: bytes) -> ImageHeader:
             orientation = exif_orientation(segment)
     if size is None:
         raise ContentError("JPEG breaks off before its frame header")
+    _check_scans(data, size[0] * size[1])
     return ImageHeader("jpeg", *size, orientation)
 
 
-def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Marker and contents of each segment before the first scan; skips stray bytes, as libjpeg does."""
+def _jpeg_segments(data: bytes, *, whole: bool = False) -> Iterator[tuple[int, bytes]]:
+    """Marker and contents of each segment before the first scan, or to the end; skips stray bytes, as libjpeg does."""
     position = 2
     while (position := data.find(b"\xff", position)) >= 0 and position + 3 < len(data):
         marker = data[position + 1]
@@ -64,12 +75,28 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
             position += 1
         elif marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8:  # these have no contents
             position += 2
-        elif marker in (0xD9, 0xDA):
+        elif marker == 0xD9 or (marker == 0xDA and not whole):
             return
         else:
             stop = position + 2 + int.from_bytes(data[position + 2 : position + 4])
             yield marker, data[position + 4 : stop]
             position = max(stop, position + 4)
+            if marker == 0xDA:
+                coded = _NEXT_MARKER.search(data, position)
+                position = coded.start() if coded else len(data)
+
+
+def _check_scans(data: bytes, pixels: int) -> None:
+    """Raise ContentError for more scans, or more pixels in all of them, than any picture needs."""
+
+    def too_many(scans: int) -> bool:
+        return scans > MAX_SCANS or scans * pixels > MAX_SCANNED_PIXELS
+
+    # Thumbnails and what lies behind the end hold such bytes as well: counted exactly where that matters.
+    if too_many(data.count(_START_OF_SCAN)):
+        scans = sum(marker == 0xDA for marker, _ in _jpeg_segments(data, whole=True))
+        if too_many(scans):
+            raise ContentError(f"JPEG with {scans} scans of {pixels} pixels, more than any picture needs")
 
 
 def _png(data: bytes) -> ImageHeader:
