@@ -10,8 +10,9 @@ from __future__ import annotations
 import abc
 import contextlib
 import dataclasses
+import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,7 +24,7 @@ from patchsieve.pipeline.output.faults import count_reasons, failure_reason
 from patchsieve.pipeline.output.folder import OutputFolder
 from patchsieve.pipeline.output.records import RecordKind
 from patchsieve.pipeline.shards.feed import MAX_BYTES, ShardFeed, ShardRecord
-from patchsieve.pipeline.shards.reader import Fault, ShardReader
+from patchsieve.pipeline.shards.reader import Fault, Sample, ShardReader
 from patchsieve.pipeline.shards.specs import Shard
 from patchsieve.pipeline.storage import scratch_folder
 from patchsieve.ranker.prune.request import PruneRequest
@@ -140,6 +141,24 @@ class ShardWork(abc.ABC):
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="images")
         # Two batches ahead, and enough to keep every thread busy when images differ in size.
         self._ahead = 2 * scorer.batch_size + 2 * threads
+        self._at_work: dict[int, str] = {}
+        self.moved: Callable[[], None] = lambda: None
+        """Called from any thread whenever a sample is prepared or written."""
+
+    @property
+    def at_work(self) -> list[str]:
+        """Keys of the samples that are being decoded now."""
+        return list(self._at_work.values())
+
+    def _prepare(self, item: Sample | Fault, choice: ShardChoice | None) -> Prepared | Left:
+        thread = threading.get_ident()
+        if isinstance(item, Sample):
+            self._at_work[thread] = item.key
+        try:
+            return prepare_sample(item, self._spec, choice)
+        finally:
+            self._at_work.pop(thread, None)
+            self.moved()
 
     def run(self, shard: Shard) -> PruneResult:
         """Rank one shard and commit what comes of it.
@@ -150,7 +169,7 @@ class ShardWork(abc.ABC):
         choice = None if self._request.choice is None else self._request.choice.of(shard)
         feed = ShardFeed(
             ShardReader(shard, keep_rejected=True),
-            lambda item: prepare_sample(item, self._spec, choice),
+            lambda item: self._prepare(item, choice),
             self._pool,
             self._ahead,
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -30,7 +30,7 @@ class ShardPruning(ShardWork):
         path = self._request.paths[ranked.shard.id]
         with IndexWriter(index, shard=ranked.shard.name, grid=self._spec.grid) as writer:
             with PrunedTar(archive) if self._spec.codec is not None else contextlib.nullcontext() as tar:
-                pruned = _Pruned(tar, writer)
+                pruned = _Pruned(tar, writer, self.moved)
                 self._fill(ranked, pruned)
             record = ranked.record()
             writer.close(
@@ -93,12 +93,13 @@ class ShardPruning(ShardWork):
 class _Pruned:
     """The tar and the index of one shard while they are written, and counts of the images in them."""
 
-    def __init__(self, tar: PrunedTar | None, writer: IndexWriter) -> None:
-        self._tar, self._writer = tar, writer
+    def __init__(self, tar: PrunedTar | None, writer: IndexWriter, moved: Callable[[], None]) -> None:
+        self._tar, self._writer, self._moved = tar, writer, moved
         self.kept = self.bytes_before = self.bytes_after = 0
 
     def add(self, written: Written) -> None:
         """The next sample, in the order of the shard."""
+        self._moved()
         if self._tar is not None:
             for name, data in written.members:
                 self._tar.add(name, data)

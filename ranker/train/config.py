@@ -72,6 +72,8 @@ class TrainConfig:
     """Minutes between checkpoints; what a killed worker costs at most."""
     max_restarts: int = 3
     """How often workers may fail before the run does; preempted nodes do not count."""
+    stall_timeout: float = 900.0
+    """Seconds that a step may take before its worker ends itself, which counts as a restart."""
     workers: int = 1
     """Training processes: one per GPU, or on processors."""
     gpus_per_worker: float = 1.0
@@ -88,7 +90,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("batch_size", "accumulate", "workers", "depth"):
             at_least_one(flag(name), getattr(self, name))
-        for name in ("epochs", "measure_every", "base_lr", "checkpoint_minutes"):
+        for name in ("epochs", "measure_every", "base_lr", "checkpoint_minutes", "stall_timeout"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{flag(name)} is {getattr(self, name)}, must be above 0")
         if self.batch_size % (self.workers * self.accumulate):

@@ -34,6 +34,7 @@ _FREE = {
         "accumulate",
         "checkpoint_minutes",
         "max_restarts",
+        "stall_timeout",
         "measure_every",
         "epochs",
     ),

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from patchsieve.pipeline.output.folder import new_run_id
 from patchsieve.pipeline.output.owner import Owner
 from patchsieve.pipeline.runs.log import log_event, run_events
 from patchsieve.pipeline.runs.stop import StopRequest, stop_on_signals
+from patchsieve.pipeline.runs.watchdog import Watchdog
 from patchsieve.pipeline.storage import scratch_folder
 from patchsieve.ranker.model.initial_weights import TEACHER_WEIGHTS, initial_ranker, read_tables_teacher
 from patchsieve.ranker.model.ranker import Ranker
@@ -198,6 +200,7 @@ def _work(settings: dict[str, Any]) -> None:
         model=model,
         state=_checkpoint(),
         run_id=settings["run_id"],
+        over_step=Watchdog(plan.config.stall_timeout, _tell_stall).over,
     )
 
     def report(newest: dict[str, Any], state: Any) -> None:
@@ -212,6 +215,13 @@ def _work(settings: dict[str, Any]) -> None:
             ray.train.report(values, checkpoint=Checkpoint.from_directory(local_folder))
 
     fit.run(report)
+
+
+def _tell_stall(reason: str) -> None:
+    """On standard error, which Ray shows beside the driver's lines."""
+    told = f"a step of this worker ends nowhere: {reason}; the worker ends itself"
+    print(f"patchsieve train: {told}", file=sys.stderr, flush=True)
+    log_event("worker stalled", {"reason": reason}, level=logging.ERROR)
 
 
 def _decode_threads(device: torch.device, local_workers: int) -> int:
