@@ -98,10 +98,13 @@ def _output_space(raw: RawCheckpoint) -> OutputSpace:
 def weights_digest(config: TeacherConfig, state: dict[str, Tensor]) -> str:
     """SHA-256 (hex) of what a teacher computes with: the same for the same weights in any format.
 
-    Over the numbers of heads, which no shape shows, then over each parameter in the order of names: name, shape and
-    values as little-endian float32.
+    Over the numbers of heads and, where it is not 1e-6, the epsilon of norms, which no shape shows, then over each
+    parameter in the order of names: name, shape and values as little-endian float32.
     """
-    digest = hashlib.sha256(f"heads {config.heads} {config.decoder_heads}\n".encode())
+    shown_by_no_shape = f"heads {config.heads} {config.decoder_heads}\n"
+    if config.norm_eps != TeacherConfig.norm_eps:
+        shown_by_no_shape += f"norm_eps {config.norm_eps!r}\n"
+    digest = hashlib.sha256(shown_by_no_shape.encode())
     for name in sorted(state):
         values = state[name].detach().cpu().float().contiguous().numpy().astype("<f4", copy=False)
         digest.update(f"{name} {list(values.shape)}\n".encode())
