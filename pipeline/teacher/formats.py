@@ -112,6 +112,12 @@ def infer_config(weights: Mapping[str, Tensor], settings: Mapping[str, Any], *, 
     }
     if "pos_embed" in weights:
         known["image_size"] = _grid(weights["pos_embed"], source) * patch_size
+    # Before anything is made of it: a depth of a billion is soon written.
+    for name in ("patch_size", "width", "depth", "decoder_width", "decoder_depth", "mlp_ratio"):
+        if name in settings and settings[name] != known[name]:
+            raise UserError(
+                f"{source}: {name} is {settings[name]} in its settings, {known[name]} in its weights"
+            )
     known.update(settings)
     if unknown := [name for name in ("image_size", "heads", "decoder_heads") if known.get(name) is None]:
         example = ", ".join(f'"{name}": ...' for name in unknown)

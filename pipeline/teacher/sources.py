@@ -8,6 +8,7 @@ import io
 import os
 import pickle
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -175,8 +176,18 @@ def _read_weights(url: str, shown: str) -> tuple[dict[str, Tensor], dict[str, An
     return _unpickle(data, shown)
 
 
+def _refuse_compressed(data: bytes) -> None:
+    """Raise ValueError for an archive that would unpack to more than its own bytes: torch writes none."""
+    if zipfile.is_zipfile(io.BytesIO(data)):
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > len(data):
+            raise ValueError(f"{len(data)} bytes that unpack to {unpacked}")
+
+
 def _unpickle(data: bytes, shown: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
+        _refuse_compressed(data)
         # The release stores its arguments beside the weights; a Namespace does nothing when it is made.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
@@ -190,5 +201,8 @@ def _unpickle(data: bytes, shown: str) -> tuple[dict[str, Tensor], dict[str, Any
     weights = content.get("model", content) if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise UserError(f'cannot read weights from {shown}: neither it nor its "model" is a table of tensors')
+    for name, value in weights.items():
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise UserError(f"cannot read weights from {shown}: {name} claims more values than it has")
     arguments = content.get("args")
     return dict(weights), vars(arguments) if isinstance(arguments, argparse.Namespace) else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -132,8 +133,14 @@ def test_settings_that_do_not_fit(tmp_path: Path) -> None:
     refused(tmp_path, "not the weights that the JSON file beside them describes")
     rewritten(config={**about["config"], "colour": 3})
     refused(tmp_path, "no teacher has the setting 'colour'; it may be image_size")
-    rewritten(config={**about["config"], "depth": 5})
-    refused(tmp_path, "lacks 24 parameters")
+    rewritten(config={**about["config"], "depth": 10**9})
+    refused(tmp_path, "depth is 1000000000 in its settings, 3 in its weights")
+    rewritten(config={**about["config"], "image_size": 24_000})
+    refused(tmp_path, "a grid of 3000 patches a side, the limit is 181")
+    rewritten(config={**about["config"], "decoder_heads": 0})
+    refused(tmp_path, "decoder_heads is 0")
+    rewritten(config={**about["config"], "norm_eps": -1.0})
+    refused(tmp_path, "norm_eps is -1.0")
     rewritten(config={**about["config"], "heads": 5})
     refused(tmp_path, "width 32 must divide by 5 heads")
     rewritten(config={**about["config"], "heads": "4"})
@@ -166,3 +173,17 @@ def test_weights_beyond_half_precision_are_not_saved_as_such(tmp_path: Path) -> 
     with pytest.raises(UserError, match=r"norm\.weight holds values that are not finite"):
         save_teacher(model, str(tmp_path), name="mine", half=True)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_unpacks_to_more_than_it_is_is_refused(tmp_path: Path) -> None:
+    wide = {**STATE, "mask_token": torch.zeros(1).expand(1, 1, 10**13)}
+    torch.save({"model": wide}, tmp_path / "expanded.pth")
+    refused(tmp_path / "expanded.pth", "mask_token claims more values than it has")
+    torch.save({"model": {"cls_token": torch.zeros(2**22)}}, tmp_path / "sound.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "sound.pth") as sound,
+        zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for entry in sound.infolist():
+            bomb.writestr(entry.filename, sound.read(entry))
+    refused(tmp_path / "bomb.pth", r"bytes that unpack to 167\d+")

@@ -184,6 +184,9 @@ def change_weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Calla
         (change_config(lambda a: a["config"].update(colour="red")), "not a ranker's.*colour"),
         (change_config(lambda a: a["config"].update(model="vit_none")), "timm has no model 'vit_none'"),
         (change_config(lambda a: a["config"].update(depth="2")), "depth is '2'"),
+        (change_config(lambda a: a["config"].update(image_size=24_000)), "a grid of 1500 patches a side"),
+        # Of 4 GB: nothing of it is made before the shapes are compared.
+        (change_config(lambda a: a["config"].update(model="vit_giant_patch14_224")), "in the model"),
         (change_config(lambda a: a["config"].update(depth=1)), r"blocks\.1\..* unknown in the model"),
         (
             change_config(lambda a: a["config"].update(head="token")),
