@@ -22,6 +22,7 @@ from patchsieve.pipeline.score.messages import Progress, ShardResult, WorkOrder
 from patchsieve.pipeline.score.shard import ShardScoring, teacher_record
 from patchsieve.pipeline.scoring.scorer import Scorer
 from patchsieve.pipeline.shards.specs import Shard
+from patchsieve.pipeline.shown import show_warnings
 from patchsieve.pipeline.storage import remove_dead_scratch
 from patchsieve.pipeline.tables.schema import SCORES
 from patchsieve.pipeline.teacher.build import build_teacher
@@ -40,6 +41,7 @@ class ScoringWorker:
     def __init__(self, teacher: TeacherFile, place: Place) -> None:
         """`place`: where it runs, as the cluster names it; its GPUs are those to use."""
         keep_freed_memory()
+        show_warnings()
         self._file, self._place = teacher, place
         self._device = assigned_device(place.gpus)
         self._model = build_teacher(teacher, device=str(self._device))

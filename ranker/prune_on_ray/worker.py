@@ -20,6 +20,7 @@ from patchsieve.pipeline.errors import DeviceError, PatchsieveError, UserError
 from patchsieve.pipeline.output.access import prove_access
 from patchsieve.pipeline.output.machine import library_versions
 from patchsieve.pipeline.runs.watchdog import Watchdog
+from patchsieve.pipeline.shown import show_warnings
 from patchsieve.pipeline.storage import remove_dead_scratch
 from patchsieve.ranker.prune.ranking import PruneResult, ShardWork
 from patchsieve.ranker.prune.request import PruneRequest
@@ -110,6 +111,7 @@ class PruneWorker:
 
     def _start(self) -> None:
         keep_freed_memory()
+        show_warnings()
         order = self._order
         self._request: PruneRequest = ray.get(order.request)
         device = assigned_device(self._place.gpus)

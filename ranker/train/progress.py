@@ -11,6 +11,7 @@ from typing import Any
 
 from patchsieve.pipeline import storage
 from patchsieve.pipeline.errors import PatchsieveError
+from patchsieve.pipeline.shown import say
 from patchsieve.ranker.model.checkpoint import RANKER_FILE
 from patchsieve.ranker.train.curves import CSV_FILE
 from patchsieve.ranker.train.loop import LAST_FOLDER
@@ -52,7 +53,7 @@ def _number(text: str) -> float | str:
 
 def print_point(point: dict[str, str]) -> None:
     """Show a measurement on the console."""
-    print(point_line(point), flush=True)
+    say(point_line(point))
 
 
 @contextlib.contextmanager

@@ -31,6 +31,7 @@ from patchsieve.pipeline.output.owner import Owner
 from patchsieve.pipeline.runs.log import log_event, run_events
 from patchsieve.pipeline.runs.stop import StopRequest, stop_on_signals
 from patchsieve.pipeline.runs.watchdog import Watchdog
+from patchsieve.pipeline.shown import say
 from patchsieve.pipeline.storage import scratch_folder
 from patchsieve.ranker.model.initial_weights import TEACHER_WEIGHTS, initial_ranker, read_tables_teacher
 from patchsieve.ranker.model.ranker import Ranker
@@ -74,7 +75,7 @@ def train(plan: TrainPlan) -> int:
                 begin(plan, run_id=owner.run_id)
             write_settings(config, run_id=owner.run_id)
             if people and (note := plot_note()):
-                print(note, flush=True)
+                say(note)
             log_event("run begun", {"out": config.out, "images": plan.images, "steps": plan.recipe.steps})
             # A rerun of what is over costs no Ray.
             if not finished(out, plan.recipe.steps):
@@ -90,7 +91,7 @@ def train(plan: TrainPlan) -> int:
         lines = outcome(out, shown=config.out)
         log_event("run ended", {"state": "complete", "exit_code": 0, "summary": lines})
     if people:
-        print("\n".join(lines), flush=True)
+        say(*lines)
     return 0
 
 
@@ -99,7 +100,7 @@ def _stopped(stop: StopRequest, *, people: bool) -> int:
     state = f"stopped by {number.name}: --resume goes on from the last checkpoint"
     log_event("run ended", {"state": state, "exit_code": 128 + number})
     if people:
-        print(state, flush=True)
+        say(state)
     return 128 + number
 
 
@@ -220,7 +221,7 @@ def _work(settings: dict[str, Any]) -> None:
 def _tell_stall(reason: str) -> None:
     """On standard error, which Ray shows beside the driver's lines."""
     told = f"a step of this worker ends nowhere: {reason}; the worker ends itself"
-    print(f"patchsieve train: {told}", file=sys.stderr, flush=True)
+    say(f"patchsieve train: {told}", file=sys.stderr)
     log_event("worker stalled", {"reason": reason}, level=logging.ERROR)
 
 
