@@ -67,7 +67,7 @@ def _conflict(place: CorpusPlace, by_name: Mapping[str, Sequence[CorpusPlace]]) 
 
 def _places(source: str, base: str) -> list[CorpusPlace]:
     pattern = storage.absolute_url(source.rstrip("/"))
-    if ("@" in pattern or "?" in pattern) and storage.redact(pattern) != pattern:
+    if storage.without_secrets(pattern) != pattern:
         raise UserError(
             f"--source {storage.redact(source)}: give credentials by environment or profile, not in the URL"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 
 import ray
@@ -56,7 +55,9 @@ class _ScoreRun:
             self._adopt(self._rows)
 
     def _adopt(self, rows: RowConfig) -> RowConfig:
-        self._output.adopt_config(self._request.fields(rows), other=dataclasses.asdict(self._request.config))
+        self._output.adopt_config(
+            self._request.fields(rows), other=storage.kept_settings(self._request.config)
+        )
         return rows
 
     def execute(self, display: Display, stop: StopRequest) -> ScoreSummary:

@@ -18,11 +18,13 @@ from patchsieve.pipeline.storage.urls import (
     has_pattern,
     is_local,
     join,
+    kept_settings,
     local_path,
     pattern_start,
     redact,
     refuse_unsafe,
     split_name,
+    without_secrets,
 )
 from patchsieve.pipeline.storage.writing import (
     arrow_filesystem,
@@ -50,6 +52,7 @@ __all__ = [
     "has_pattern",
     "is_local",
     "join",
+    "kept_settings",
     "list_folder",
     "local_path",
     "make_folder",
@@ -70,4 +73,5 @@ __all__ = [
     "stat",
     "stat_many",
     "with_retry",
+    "without_secrets",
 ]

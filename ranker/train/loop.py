@@ -204,7 +204,7 @@ class Fit:
 
     def _save(self, folder: str, measured: Measured) -> None:
         point = self.progress.curve[-1]
-        config = dataclasses.asdict(self._plan.config)
+        config = storage.kept_settings(self._plan.config)
         # Where things were, and how that was told, says nothing about the ranker.
         aside = ("tables", "out", "images", "log_format")
         settings = {key: value for key, value in config.items() if key not in aside}

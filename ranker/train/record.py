@@ -120,7 +120,7 @@ def write_settings(config: TrainConfig, *, run_id: str) -> None:
 
 
 def _settings(config: TrainConfig) -> dict[str, Any]:
-    settings = {key: value for key, value in dataclasses.asdict(config).items() if key not in _FREE}
+    settings = {key: value for key, value in storage.kept_settings(config).items() if key not in _FREE}
     return _plain(settings)
 
 
