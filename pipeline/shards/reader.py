@@ -160,7 +160,7 @@ class ShardReader:
         name, reason = printable(member.name)[:MAX_NAME], "the name has nothing before its first dot"
         if not self._keep_rejected:
             return Fault(None, name, "sample", reason)
-        readable = member.problem is None and member.size <= self._limit
+        readable = member.problem is None and member.size <= self._limit and "\0" not in member.name
         members = ((member.name, archive.read_data()),) if readable else ()
         return Rejected(None, name, "sample", reason, members)
 
@@ -224,12 +224,15 @@ class _MemberGroup:
     def add(self, field: str, member: str, data: bytes | None, problem: str | None) -> None:
         """Take in a member of this group."""
         sample = self._sample
-        if self._rejected is not None and data is not None and len(self._rejected) < MAX_MEMBERS:
+        nul = "\0" in member  # which a pax header can give a name, and no other archive or file system
+        if self._rejected is not None and data is not None and not nul and len(self._rejected) < MAX_MEMBERS:
             # The same bytes that the sample's fields hold, not a copy of them.
             self._rejected.append((member, data))
             self.bytes_kept += len(data) if self.bad is not None else 0
         if len(member) > MAX_NAME:
             self.bad = f"the name of a member has more than {MAX_NAME} characters"
+        elif nul:
+            self.bad = "the name of a member holds a NUL"
         elif self._rejected is not None and printable(member) != member:
             self.bad = "the name of a member is not UTF-8"
         elif len(sample.members) >= MAX_MEMBERS:

@@ -30,7 +30,7 @@ from patchsieve.pipeline.pruned.index import IndexRow
 from patchsieve.pipeline.pruned.sources import DROPPED
 from patchsieve.pipeline.row_config import DECODER
 from patchsieve.pipeline.shards.feed import bytes_held
-from patchsieve.pipeline.shards.reader import Fault, Rejected, Sample, pick_image
+from patchsieve.pipeline.shards.reader import MAX_NAME, Fault, Rejected, Sample, pick_image
 from patchsieve.ranker.prune.config import PruneCrop, PruneFormat
 from patchsieve.ranker.select.image_choice import ShardChoice
 
@@ -186,6 +186,10 @@ def _check_names(sample: Sample, field: str, spec: PruneSpec) -> None:
         return
     others = {name.lower() for other, name in sample.members.items() if other != field}
     for name in new_members(sample, field, spec):
+        if len(name) > MAX_NAME:
+            raise ContentError(
+                f"{name[:60]}...: pruning would give it a name of more than {MAX_NAME} characters"
+            )
         if name.lower() in others:
             raise ContentError(f"it has a member {name} already, which pruning would write")
 
