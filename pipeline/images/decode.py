@@ -75,6 +75,19 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Tensor:
         raise ContentError(_reason(error)) from error
 
 
+def size_of(data: bytes) -> int:
+    """Pixels that an image file announces; 0 for one that announces none, which `decode_image` refuses."""
+    try:
+        header = read_header(data)
+        if header is not None:
+            return header.height * header.width
+        _quieten_pillow()
+        with Image.open(io.BytesIO(data), formats=_pillow_formats()) as image:
+            return image.height * image.width
+    except Exception:  # whatever is wrong is said where it is decoded
+        return 0
+
+
 def _decode_with_torchvision(data: bytes, header: ImageHeader) -> Tensor:
     # A copy, since torch has no read-only tensors; it costs microseconds.
     pixels: Tensor = _DECODERS[header.format](torch.frombuffer(bytearray(data), dtype=torch.uint8), _RGB)
@@ -135,7 +148,8 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
         raise ContentError("floating-point pixels, which have no defined white")
     # Pillow would look for the nearest colour to the transparent one, and warn; dropping alpha needs neither.
     image.info.pop("transparency", None)
-    return np.array(image.convert("RGB"))
+    # Converting what is RGB would copy it.
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _check_size(height: int, width: int, max_pixels: int) -> None:

@@ -13,6 +13,7 @@ from patchsieve.pipeline.cluster.places import Place
 from patchsieve.pipeline.compute.device import device_name, keep_freed_memory
 from patchsieve.pipeline.compute.gpu_faults import assigned_device, check_native, device_faults
 from patchsieve.pipeline.errors import InfrastructureError, PatchsieveError
+from patchsieve.pipeline.images.pixel_gate import GATE
 from patchsieve.pipeline.output.access import prove_access
 from patchsieve.pipeline.output.folder import OutputFolder
 from patchsieve.pipeline.output.machine import library_versions
@@ -64,6 +65,7 @@ class ScoringWorker:
             start_json_log(sys.stderr, job="score", run_id=order.run_id, **where)
         remove_dead_scratch()
         prove_access(order.out, first_shard, run_id=order.run_id, here=self._place.node)
+        GATE.limit = order.decode_pixels
         rows = order.rows
         check_native(rows.precision, self._device)
         scorer = Scorer.for_rows(

@@ -115,6 +115,7 @@ class _ScoreRun:
             batch_size=config.known_batch_size,
             compile=config.compile,
             decode_threads=None if own_share else size.cpus,
+            decode_pixels=config.decode_pixels,
             stall_timeout_s=config.stall_timeout,
             start_timeout_s=config.start_timeout,
             not_on=not_on,

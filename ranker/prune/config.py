@@ -110,6 +110,8 @@ class PruneConfig:
     """At most this many actors; by default as many as the cluster has room for."""
     batch_size: int | Literal["auto"] = "auto"
     """Images ranked at once; auto measures which number is the fastest."""
+    decode_pixels: int = 200_000_000
+    """Pixels of images that an actor decodes at one moment; about 15 bytes each. One image may have more."""
     precision: Literal["auto"] | Precision = "auto"
     """Arithmetic of the ranker; auto is decided once per output by a short probe."""
     max_bad: float = 0.05
@@ -127,13 +129,8 @@ class PruneConfig:
 
     def __post_init__(self) -> None:
         for name in (
-            "limit_shards",
-            "cpus_per_actor",
-            "max_actors",
-            "batch_size",
-            "size",
-            "windows",
-            "background",
+            *("limit_shards", "cpus_per_actor", "max_actors", "batch_size", "decode_pixels"),
+            *("size", "windows", "background"),
         ):
             at_least_one(flag(name), getattr(self, name))
         if not self.shards:

@@ -17,6 +17,7 @@ from torch import Tensor
 from patchsieve.pipeline.errors import ContentError
 from patchsieve.pipeline.images.decode import decode_image
 from patchsieve.pipeline.images.patches import patchify
+from patchsieve.pipeline.images.pixel_gate import GATE
 from patchsieve.pipeline.images.views import ViewBox, apply_view, draw_view
 from patchsieve.pipeline.pruned.codec import ImageCodec, flatten_dropped, pack_mosaic
 from patchsieve.pipeline.pruned.format import (
@@ -165,7 +166,8 @@ def prepare_sample(
     except ContentError as error:
         return Left.of(item, Fault(item.key, member, "sample", str(error)))
     try:
-        return dataclasses.replace(_crop(item, field, decode_image(data), spec), image_score=score)
+        with GATE.hold(data):
+            return dataclasses.replace(_crop(item, field, decode_image(data), spec), image_score=score)
     except ContentError as error:
         return Left.of(item, Fault(item.key, item.members[field], "decode", str(error)))
 

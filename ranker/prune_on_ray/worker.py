@@ -17,6 +17,7 @@ from patchsieve.pipeline.cluster.nodes import this_place
 from patchsieve.pipeline.compute.device import device_name, keep_freed_memory
 from patchsieve.pipeline.compute.gpu_faults import assigned_device, check_native, device_faults
 from patchsieve.pipeline.errors import DeviceError, PatchsieveError, UserError
+from patchsieve.pipeline.images.pixel_gate import GATE
 from patchsieve.pipeline.output.access import prove_access
 from patchsieve.pipeline.output.machine import library_versions
 from patchsieve.pipeline.runs.watchdog import Watchdog
@@ -119,6 +120,7 @@ class PruneWorker:
         if self._request.source.precision is not None:
             check_native(self._request.source.precision, device)
         config = self._request.config
+        GATE.limit = config.decode_pixels
         self._scorer = PatchScorer(self._request.source, device=device, batch_size=config.batch_size)
         remove_dead_scratch()
         self._proven = False

@@ -64,6 +64,8 @@ class TrainConfig:
     """Largest norm of the gradient; 0 clips nothing."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of matrix products; auto is fp16 on a GPU, as published, and fp32 on processors."""
+    decode_pixels: int = 200_000_000
+    """Pixels of images that a worker decodes at one moment; about 15 bytes each. One image may have more."""
     held_out: float = 0.05
     """Share of the images, chosen by key, that is measured and never trained on."""
     measure_every: float = 4.0
@@ -88,7 +90,7 @@ class TrainConfig:
     """Print rows, passes and steps, what is read, and hours by a short measurement; writes nothing."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "accumulate", "workers", "depth"):
+        for name in ("batch_size", "accumulate", "workers", "depth", "decode_pixels"):
             at_least_one(flag(name), getattr(self, name))
         for name in ("epochs", "measure_every", "base_lr", "checkpoint_minutes", "stall_timeout"):
             if not getattr(self, name) > 0:

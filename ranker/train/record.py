@@ -35,6 +35,7 @@ _FREE = {
         "checkpoint_minutes",
         "max_restarts",
         "stall_timeout",
+        "decode_pixels",
         "measure_every",
         "epochs",
     ),

@@ -26,6 +26,7 @@ from patchsieve.pipeline.cluster.slots import MOST_DECODE_CPUS, worker_size
 from patchsieve.pipeline.compute.device import keep_freed_memory
 from patchsieve.pipeline.compute.gpu_faults import assigned_device
 from patchsieve.pipeline.errors import PatchsieveError
+from patchsieve.pipeline.images.pixel_gate import GATE
 from patchsieve.pipeline.output.folder import new_run_id
 from patchsieve.pipeline.output.owner import Owner
 from patchsieve.pipeline.runs.log import log_event, run_events
@@ -178,6 +179,7 @@ def _work(settings: dict[str, Any]) -> None:
     """One worker; every rank runs it."""
     keep_freed_memory()
     plan: TrainPlan = settings["plan"]
+    GATE.limit = plan.config.decode_pixels
     context = ray.train.get_context()
     device = assigned_device(this_place().gpus)
     if device.type == "cuda":

@@ -31,7 +31,16 @@ NOT_IN_ROWS = {
         "redo_errors",
         "max_bad",
     ),
-    *("gpus_per_actor", "cpus_per_actor", "max_actors", "head_node", "batch_size", "compile", "precision"),
+    *(
+        "gpus_per_actor",
+        "cpus_per_actor",
+        "max_actors",
+        "head_node",
+        "decode_pixels",
+        "batch_size",
+        "compile",
+        "precision",
+    ),
     *("stall_timeout", "start_timeout", "price_per_hour", "log_format", "dry_run"),
 }
 OTHER: dict[str, Any] = {
