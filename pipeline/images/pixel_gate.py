@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from patchsieve.pipeline.images.decode import size_of
 
 PIXELS_AT_ONCE = 200_000_000
-"""One of the largest images, or 16 photographs of 12 megapixels. A pixel takes about 15 bytes while it is decoded and cut."""
+"""One of the largest images, or 16 photographs of 12 megapixels.
+
+A pixel takes about 15 bytes while it is decoded and cut."""
 
 
 class PixelGate:

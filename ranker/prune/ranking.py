@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from patchsieve.pipeline.output.faults import count_reasons, failure_reason
+from patchsieve.pipeline.output.faults import FaultLog, failure_reason
 from patchsieve.pipeline.output.folder import OutputFolder
 from patchsieve.pipeline.output.records import RecordKind
 from patchsieve.pipeline.shards.feed import MAX_BYTES, ShardFeed, ShardRecord
@@ -78,12 +78,16 @@ class RankedShard:
     """
 
     def __init__(
-        self, shard: Shard, feed: ShardFeed[Prepared | Left], scorer: PatchScorer, choice: ShardChoice | None
+        self,
+        shard: Shard,
+        feed: ShardFeed[Prepared | Left],
+        scorer: PatchScorer,
+        choice: ShardChoice | None,
+        faults: FaultLog,
     ) -> None:
-        self.shard, self.choice = shard, choice
+        self.shard, self.choice, self.faults = shard, choice, faults
         self._feed, self._scorer = feed, scorer
         self.images = self.unscored = self.dropped = 0
-        self.faults: list[Fault] = []
         self.waited_s = 0.0
 
     def __iter__(self) -> Iterator[list[RankedImage | Left]]:
@@ -104,19 +108,18 @@ class RankedShard:
         elif item.dropped:
             self.dropped += 1
         else:
-            self.faults.append(item.fault)
+            self.faults.add(item.fault)
 
     def record(self) -> ShardRecord:
         """The shard as it was read to its end."""
-        return self._feed.record(self.faults)
+        return self._feed.record(self.faults.samples)
 
     def why_failed(self, record: ShardRecord, *, salvage: bool) -> str | None:
         """Why a shard that was read to its end gives no output; None where it does."""
         if self.choice is not None and self.choice.sha256 not in ("", record.sha256):
             return "it is not the shard that its score tables were made from: score it again"
         if record.damaged and not salvage:
-            reason = next(fault.reason for fault in self.faults if fault.stage == "archive")
-            return f"damaged archive: {reason}; --salvage prunes what it gave"
+            return f"damaged archive: {self.faults.archive}; --salvage prunes what it gave"
         return failure_reason(record, self.images + self.dropped, self.faults, "could be pruned")
 
 
@@ -173,8 +176,12 @@ class ShardWork(abc.ABC):
             self._pool,
             self._ahead,
         )
-        with scratch_folder() as scratch, contextlib.closing(feed):
-            result = self._write(RankedShard(shard, feed, self._scorer, choice), scratch)
+        with (
+            scratch_folder() as scratch,
+            contextlib.closing(feed),
+            FaultLog(scratch / "errors.parquet", shard.name, run_id=self._output.run_id) as faults,
+        ):
+            result = self._write(RankedShard(shard, feed, self._scorer, choice, faults), scratch)
         return dataclasses.replace(result, seconds=time.monotonic() - started)
 
     @abc.abstractmethod
@@ -191,7 +198,7 @@ class ShardWork(abc.ABC):
             images=ranked.images,
             patches=ranked.images * self._spec.grid**2,
             shard_bytes=record.size,
-            faults=count_reasons(ranked.faults),
+            faults=ranked.faults.reasons(),
             damaged=record.damaged,
             failed=failed,
             waited_s=ranked.waited_s,

@@ -12,7 +12,6 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from patchsieve.pipeline import storage
-from patchsieve.pipeline.output.faults import write_errors
 from patchsieve.pipeline.pruned.index import INDEX, IndexWriter, index_metadata
 from patchsieve.pipeline.shards.feed import MAX_BYTES
 from patchsieve.pipeline.shards.writer import PrunedTar
@@ -26,7 +25,7 @@ class ShardPruning(ShardWork):
     kind = INDEX
 
     def _write(self, ranked: RankedShard, scratch: Path) -> PruneResult:
-        index, errors, archive = scratch / "index.parquet", scratch / "errors.parquet", scratch / "shard.tar"
+        index, archive = scratch / "index.parquet", scratch / "shard.tar"
         path = self._request.paths[ranked.shard.id]
         with IndexWriter(index, shard=ranked.shard.name, grid=self._spec.grid) as writer:
             with PrunedTar(archive) if self._spec.codec is not None else contextlib.nullcontext() as tar:
@@ -39,19 +38,18 @@ class ShardPruning(ShardWork):
                     shard=record,
                     grid=self._spec.grid,
                     output={} if tar is None else {"path": path, "size": tar.size, "sha256": tar.sha256},
-                    faults=ranked.faults,
+                    errors=ranked.faults.summary,
                     provenance=self._provenance,
                 )
             )
         failed = ranked.why_failed(record, salvage=self._request.config.salvage)
-        if ranked.faults:
-            write_errors(errors, ranked.faults, ranked.shard.name, run_id=self._output.run_id)
+        errors = ranked.faults.finish()
         if failed is None:
             if tar is not None:
                 target = storage.join(self._output.url, *path.split("/"))
                 storage.commit_file(archive, target, run_id=self._output.run_id)
-            self._output.commit(ranked.shard, index, errors if ranked.faults else None)
-        elif ranked.faults:
+            self._output.commit(ranked.shard, index, errors)
+        elif errors is not None:
             self._output.commit_errors(ranked.shard, errors)
         return self._result(
             ranked,

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from patchsieve.pipeline.output.faults import FaultLog
 from patchsieve.pipeline.row_config import RowConfig
 from patchsieve.pipeline.shards.feed import ShardRecord
 from patchsieve.pipeline.shards.reader import Fault
@@ -107,6 +108,27 @@ def make_rows(
             )
 
 
+def fault_log(
+    faults: Sequence[Fault], path: Path, shard_name: str = "", *, run_id: str = "run-1"
+) -> FaultLog:
+    """A log that holds these faults; not finished."""
+    log = FaultLog(path, shard_name, run_id=run_id)
+    for fault in faults:
+        log.add(fault)
+    return log
+
+
+def faults_summary(faults: Sequence[Fault]) -> dict[str, Any]:
+    """What a record says of these faults."""
+    return fault_log(faults, Path("never written")).summary
+
+
+def write_errors(path: Path, faults: Sequence[Fault], shard_name: str, *, run_id: str) -> None:
+    """The errors file of these faults."""
+    with fault_log(faults, path, shard_name, run_id=run_id) as log:
+        log.finish()
+
+
 def write_table(
     path: Path,
     shard: ShardRecord,
@@ -130,7 +152,7 @@ def write_table(
             teacher=teacher,
             shard=shard,
             visible=visible,
-            faults=faults,
+            errors=faults_summary(faults),
             provenance={"run_id": run_id},
         )
         writer.close({**footer, **metadata})

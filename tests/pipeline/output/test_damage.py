@@ -14,7 +14,6 @@ import pytest
 
 from patchsieve.pipeline.errors import DamagedFileError
 from patchsieve.pipeline.output.done import State
-from patchsieve.pipeline.output.faults import write_errors
 from patchsieve.pipeline.output.folder import OutputFolder
 from patchsieve.pipeline.output.owner import owner_of
 from patchsieve.pipeline.runs.status import read_status, status_lines
@@ -22,7 +21,7 @@ from patchsieve.pipeline.shards.reader import Fault
 from patchsieve.pipeline.shards.specs import Shard
 from patchsieve.pipeline.tables.reader import ScoreTables
 from patchsieve.pipeline.tables.schema import SCORES, row_fields, row_identity
-from tests.helpers.tables import CONFIG, TEACHER, make_shard, shard_record, write_table
+from tests.helpers.tables import CONFIG, TEACHER, make_shard, shard_record, write_errors, write_table
 
 IDENTITY = row_identity(CONFIG, TEACHER.digest)
 FAULT = Fault("photo-7", None, "decode", "truncated")

@@ -17,7 +17,6 @@ import pytest
 from patchsieve.pipeline import storage
 from patchsieve.pipeline.errors import InfrastructureError, UserError
 from patchsieve.pipeline.output import owner
-from patchsieve.pipeline.output.faults import write_errors
 from patchsieve.pipeline.output.folder import OutputFolder, new_run_id
 from patchsieve.pipeline.runs.status import read_status
 from patchsieve.pipeline.shards.reader import Fault
@@ -25,7 +24,7 @@ from patchsieve.pipeline.tables.reader import read_scores
 from patchsieve.pipeline.tables.schema import SCORES, row_fields, row_identity
 from tests.helpers.checkout import ROOT
 from tests.helpers.servers import S3Store, serve_s3
-from tests.helpers.tables import CONFIG, TEACHER, make_shard, record_of, write_table
+from tests.helpers.tables import CONFIG, TEACHER, make_shard, record_of, write_errors, write_table
 from tests.pipeline.output import killed_run
 
 ROWS = row_fields(CONFIG, TEACHER.digest)
