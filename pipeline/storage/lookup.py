@@ -25,11 +25,8 @@ from patchsieve.pipeline.storage.urls import (
     split_name,
     split_url,
 )
+from patchsieve.pipeline.storage.web import client_options
 from patchsieve.pipeline.threads import map_threads
-
-# A stalled server is given up after this long without a byte; a whole object may take as long as it likes.
-CONNECT_TIMEOUT_S = 30.0
-READ_TIMEOUT_S = 60.0
 
 _HTTP = {"http", "https"}
 # fsspec would take all of "key:secret@bucket" for the bucket.
@@ -71,21 +68,14 @@ def filesystem(url: str) -> tuple[Any, str]:
         kind = fsspec.get_filesystem_class(scheme)
         options = kind._get_kwargs_from_urls(url)
         if scheme in _HTTP:
-            options["client_kwargs"] = _http_client(kind.protocol)
+            options["client_kwargs"] = client_options(kind.protocol)
         store = fsspec.filesystem(scheme, use_listings_cache=False, **options)
     except (ImportError, ValueError) as error:
         raise UserError(f"cannot use {scheme}:// here: {error}") from None
+    if scheme == "s3":
+        # Its own five attempts, of five each by botocore below, would come on top of ours.
+        store.retries = 1
     return store, kind._strip_protocol(url)
-
-
-def _http_client(protocols: Sequence[str]) -> dict[str, Any]:
-    import aiohttp
-
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=READ_TIMEOUT_S)
-    given: dict[str, Any] = {}
-    for protocol in protocols:
-        given.update(fsspec.config.conf.get(protocol, {}).get("client_kwargs", {}))
-    return {"timeout": timeout, **given}
 
 
 def is_http(url: str) -> bool:
