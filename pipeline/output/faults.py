@@ -150,12 +150,10 @@ class FaultLog:
 def failure_reason(shard: ShardRecord, rows: int, faults: FaultLog, what: str = "gave a row") -> str | None:
     """Why a shard without rows has failed; None where it may commit. `what` none of its samples did.
 
-    No row may be right: `--sample` can leave out every sample of a small shard.
+    No row may be right: a sound archive may be empty, and `--sample` can leave out every sample of a small shard.
     """
-    if rows or (shard.samples and not faults.count):
+    if rows or not faults.count:
         return None
-    if not faults.count:
-        return "it holds no samples"
     reason, count = next(iter(faults.reasons().items()))
     return f"none of its {shard.samples} samples {what}; {count} of {faults.count} faults are «{reason}»"
 

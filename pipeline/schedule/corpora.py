@@ -14,7 +14,7 @@ from patchsieve.pipeline.output.folder import OutputFolder
 from patchsieve.pipeline.output.owner import HEARTBEAT_S, OWNER_FILE
 from patchsieve.pipeline.output.settings import stored_config
 from patchsieve.pipeline.schedule.tick import Corpus
-from patchsieve.pipeline.shards.specs import SHARD_SUFFIX, Shard, listed_shards
+from patchsieve.pipeline.shards.specs import Shard, is_shard_name, listed_shards
 from patchsieve.pipeline.storage import ObjectInfo
 from patchsieve.pipeline.tables.schema import SCORES
 from patchsieve.pipeline.threads import map_threads
@@ -153,7 +153,7 @@ def _look(place: CorpusPlace, root: str | None, min_age_s: float | None, now: fl
         return corpus
     try:
         listed = storage.list_folder(place.url)
-        files = [info for info in listed if info.url.endswith(SHARD_SUFFIX)]
+        files = [info for info in listed if is_shard_name(storage.split_name(info.url)[1])]
         shards = listed_shards(files, root=root)
         done, failed = _outcomes(place.out, shards)
     except PatchsieveError as error:

@@ -13,14 +13,15 @@ from typing import Any
 
 import fsspec
 
-from patchsieve.pipeline.errors import InfrastructureError, PatchsieveError, UserError
-from patchsieve.pipeline.storage.retry import with_retry
+from patchsieve.pipeline.errors import InfrastructureError, PatchsieveError, UserError, first_line
+from patchsieve.pipeline.storage.retry import describe_error, with_retry
 from patchsieve.pipeline.storage.urls import (
     canonical_url,
     is_local,
     join,
     local_path,
     pattern_start,
+    redact,
     refuse_unsafe,
     split_name,
     split_url,
@@ -71,7 +72,9 @@ def filesystem(url: str) -> tuple[Any, str]:
             options["client_kwargs"] = client_options(kind.protocol)
         store = fsspec.filesystem(scheme, use_listings_cache=False, **options)
     except (ImportError, ValueError) as error:
-        raise UserError(f"cannot use {scheme}:// here: {error}") from None
+        raise UserError(f"cannot use {scheme}:// here: {redact(first_line(error))}") from None
+    except Exception as error:  # some connect as they are made, and fail in any way
+        raise InfrastructureError(f"reaching {canonical_url(url)}: {describe_error(error)}") from None
     if scheme == "s3":
         # Its own five attempts, of five each by botocore below, would come on top of ours.
         store.retries = 1

@@ -178,9 +178,9 @@ class Pauses:
 def with_retry(call: Callable[[], T], *, what: str, attempts: int = ATTEMPTS) -> T:
     """The result of the call, made again after faults that may pass.
 
-    Raises FileNotFoundError for an object that is not there, FileExistsError as it comes, InfrastructureError
-    for any other fault of the store (the original is told, not chained: its text may hold credentials). What
-    is no fault of a store (a programming error) passes through unchanged.
+    Raises FileNotFoundError for an object that is not there, FileExistsError and NotImplementedError as they come,
+    InfrastructureError for anything else that a store's client raises, which is more than any list of names holds (the
+    original is told, not chained: its text may hold credentials).
     """
     pauses = Pauses(attempts)
     while True:
@@ -193,7 +193,7 @@ def with_retry(call: Callable[[], T], *, what: str, attempts: int = ATTEMPTS) ->
                 raise error.__cause__ from None  # of ours, inside of the client
             if is_missing(error):
                 raise FileNotFoundError(f"{what}: not found") from None
-            if isinstance(error, FileExistsError) or not from_store(error):
+            if isinstance(error, FileExistsError | NotImplementedError):
                 raise
             pause = pauses.next() if is_transient(error) else None
             if pause is None:

@@ -10,13 +10,12 @@ from contextlib import closing
 from itertools import islice
 from typing import Any
 
-from patchsieve.pipeline.errors import InfrastructureError
+from patchsieve.pipeline.errors import InfrastructureError, PatchsieveError
 from patchsieve.pipeline.storage.lookup import filesystem, is_http
 from patchsieve.pipeline.storage.retry import (
     Pauses,
     ShortReadError,
     describe_error,
-    from_store,
     is_transient,
     with_retry,
 )
@@ -112,9 +111,9 @@ def _http_chunks(url: str, start: int, stop: int, size: int) -> Generator[bytes,
                     start += len(chunk)
                     pauses = Pauses()
                     yield chunk
+        except PatchsieveError:
+            raise
         except Exception as error:
-            if not from_store(error):
-                raise
             resumptions += 1
             pause = pauses.next() if is_transient(error) and resumptions <= _MAX_RESUMPTIONS else None
             if pause is None:

@@ -119,9 +119,10 @@ def refuse_unsafe(spec: str) -> None:
         )
     scheme, _ = split_url(spec)
     if "::" in _IPV6.sub("", spec) and not (scheme in _LOCAL and os.path.lexists(local_path(spec))):
-        raise UserError(
-            f"chained URLs are refused: {redact(spec)}; copy the file and give its own path or URL"
-        )
+        way_out = "copy the file and give its own path or URL"
+        if all(part.endswith(".tar") for part in spec.split("::")):
+            way_out = "give each shard by itself"
+        raise UserError(f"chained URLs are refused: {redact(spec)}; {way_out}")
     if scheme in _REFUSED:
         raise UserError(f"{scheme}:// is refused; copy the data to a store and give the URL there")
     if scheme not in _known_protocols():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import stat as python_stat
 import traceback
@@ -262,3 +264,15 @@ def test_a_folder_that_cannot_be_listed_is_not_left_out(
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(InfrastructureError, match="Permission denied"):
         storage.glob(str(tmp_path / "*" / "*.tar"))
+
+
+def test_scratch_works_where_the_file_system_knows_no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(descriptor: int, how: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with storage.scratch_folder() as folder:
+        (folder / "a").write_bytes(b"x")
+        storage.remove_dead_scratch()
+        assert (folder / "a").exists(), "nobody knows that it is dead"
+    assert not folder.exists()
