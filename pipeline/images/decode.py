@@ -35,6 +35,10 @@ _RGB = torchvision.io.ImageReadMode.RGB.value
 # Named, because Pillow would otherwise try every format it knows, and some of those start other programs.
 _PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM")
 
+# Tags of a TIFF: bits of each sample, what 0 means, and whether colours lie in planes of their own.
+_BITS, _PHOTOMETRIC, _PLANES = 258, 262, 284
+_ORIENTATION = 274
+
 _OUT_OF_MEMORY = re.compile(r"not enough memory|allocate memory|insufficient memory", re.IGNORECASE)
 _SOURCE_LINE = re.compile(r"^.*?\.(?:cpp|h):\d+, ", re.DOTALL)
 
@@ -122,11 +126,23 @@ def _decode_with_pillow(data: bytes, header: ImageHeader | None, max_pixels: int
         raise ContentError(f"image too large: {error}") from None
     with image:
         _check_size(image.height, image.width, max_pixels)
+        _refuse_misread_tiff(image)
         # A TIFF's own orientation is applied by Pillow as it loads.
         orientation = header.orientation if header else exif_orientation(image.info.get("exif") or b"")
         image.load()
         pixels = torch.from_numpy(_rgb(image)).permute(2, 0, 1)
         return _upright(pixels, 1 if image.format == "TIFF" else orientation)
+
+
+def _refuse_misread_tiff(image: Image.Image) -> None:
+    """Raise ContentError for a TIFF that Pillow decodes to other pixels than the picture's, without a word."""
+    tags = getattr(image, "tag_v2", {})
+    if max(tags.get(_BITS, (1,))) <= 8:
+        return
+    if tags.get(_PHOTOMETRIC) == 0:
+        raise ContentError("TIFF of 16 bits whose white is 0, which is not read")
+    if tags.get(_PLANES) == 2:
+        raise ContentError("TIFF of 16 bits with a plane for each colour, which is not read")
 
 
 @functools.cache
@@ -150,6 +166,13 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
     image.info.pop("transparency", None)
     # Converting what is RGB would copy it.
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def pixels_of(image: Image.Image) -> Tensor:
+    """Pixels of a Pillow image as `decode_image` gives those of its file; ContentError where that refuses it."""
+    orientation = image.getexif().get(_ORIENTATION, 1)
+    pixels = torch.from_numpy(_rgb(image)).permute(2, 0, 1)
+    return _upright(pixels, 1 if image.format == "TIFF" else orientation)
 
 
 def _check_size(height: int, width: int, max_pixels: int) -> None:

@@ -51,19 +51,20 @@ def read_header(data: bytes) -> ImageHeader | None:
 
 def _jpeg(data: bytes) -> ImageHeader:
     size: tuple[int, int] | None = None
-    orientation = 1
+    exif = b""
     if data.rfind(b"\xff\xd9") < 0:
         raise ContentError("JPEG breaks off: it has no end marker")
     for marker, segment in _jpeg_segments(data):
         # Frame headers (SOF) are C0 to CF, less Huffman tables, the reserved JPG and arithmetic conditioning.
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and len(segment) >= 6:
             size = int.from_bytes(segment[1:3]), int.from_bytes(segment[3:5])
-        elif marker == 0xE1 and segment[:6] == b"Exif\x00\x00" and orientation == 1:
-            orientation = exif_orientation(segment)
+        elif marker == 0xE1 and segment[:6] == b"Exif\x00\x00":
+            # One block that is too large for a segment goes on in the next, as Pillow reads it.
+            exif += segment[6:]
     if size is None:
         raise ContentError("JPEG breaks off before its frame header")
     _check_scans(data, size[0] * size[1])
-    return ImageHeader("jpeg", *size, orientation)
+    return ImageHeader("jpeg", *size, exif_orientation(exif))
 
 
 def _jpeg_segments(data: bytes, *, whole: bool = False) -> Iterator[tuple[int, bytes]]:
@@ -137,7 +138,8 @@ def _webp(data: bytes) -> ImageHeader:
 
 def exif_orientation(block: bytes) -> int:
     """Orientation tag (274) of an EXIF block, 1 to 8; 1 where there is none or the block is damaged."""
-    block = block.removeprefix(b"Exif\x00\x00")
+    while block.startswith(b"Exif\x00\x00"):
+        block = block[6:]  # some writers write it twice
     order: Literal["little", "big"]
     if block[:4] == b"II*\x00":
         order = "little"

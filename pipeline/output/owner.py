@@ -37,6 +37,8 @@ STALE_S = 60.0
 _POLL_S = 1.0
 _JOIN_S = 1.0
 _FILE_BYTES = 1024
+# Of an owner file that others remove just before it is read; beyond, it is none that can be read.
+_MOST_MISSED = 100
 
 _log = logging.getLogger(__name__)
 
@@ -80,9 +82,15 @@ class Owner:
 
         Raises UserError where a live run owns the folder.
         """
+        missed = 0
         while not create_once(self.url, self._content(), run_id=self.run_id):
             found = _read(self.url)
             if found is None:
+                missed += 1
+                if missed > _MOST_MISSED:
+                    raise UserError(
+                        f"{self.url} can be neither read nor created: it is a link to nowhere; remove it"
+                    )
                 continue
             owner = _parse(found)
             if owner.get("run_id") == self.run_id:
