@@ -21,6 +21,7 @@ from patchsieve.pipeline.teacher.formats import complete_state, infer_config, ou
 from patchsieve.pipeline.teacher.sources import RawCheckpoint, read_checkpoint
 
 _PUBLISHED_PIXELS = re.compile(r"mae_visualize_vit_|facebook(/|--)vit-mae-(base|large|huge)\b")
+_PUBLISHED_MODEL = re.compile(r"mae_vit_(base|large|huge)_patch")
 _PUBLISHED_NORMALISED = re.compile(r"mae_pretrain_vit_\w+_full")
 
 
@@ -57,7 +58,7 @@ def read_teacher(spec: str, *, output_space: str | None = None) -> TeacherFile:
     weights = our_names(raw.weights, source=raw.name)
     settings = _settings(raw)
     settings["output_space"] = output_space or settings.get("output_space") or _output_space(raw)
-    config = infer_config(weights, settings, source=raw.name)
+    config = infer_config(weights, settings, source=raw.name, published=_is_published(raw))
     state = complete_state(weights, config, source=raw.name)
     digest = weights_digest(config, state)
     if raw.settings.get("digest", digest) != digest:
@@ -84,6 +85,12 @@ def _settings(raw: RawCheckpoint) -> dict[str, Any]:
         "norm_eps": "layer_norm_eps",
     }
     return {ours: hub[theirs] for ours, theirs in fields.items() if theirs in hub}
+
+
+def _is_published(raw: RawCheckpoint) -> bool:
+    """Whether name or training arguments say that the teacher is of MAE's published sizes."""
+    named = _PUBLISHED_PIXELS.search(raw.origin) or _PUBLISHED_NORMALISED.search(raw.origin)
+    return bool(named or _PUBLISHED_MODEL.match(str(raw.arguments.get("model", ""))))
 
 
 def _output_space(raw: RawCheckpoint) -> OutputSpace:

@@ -193,7 +193,10 @@ def _unpickle(data: bytes, shown: str) -> tuple[dict[str, Tensor], dict[str, Any
             content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f"it holds {refused[1]}, and loading that could run code" if refused else "no checkpoint"
+        what = "no checkpoint"
+        if refused:
+            way_out = "save its weights alone: torch.save({'model': model.state_dict()}, ...)"
+            what = f"it holds {refused[1]}, and loading that could run code; {way_out}"
         raise UserError(f"cannot read weights from {shown}: {what}") from None
     except Exception as error:  # a damaged archive fails in many ways
         reason = str(error).strip().splitlines()
@@ -205,4 +208,6 @@ def _unpickle(data: bytes, shown: str) -> tuple[dict[str, Tensor], dict[str, Any
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise UserError(f"cannot read weights from {shown}: {name} claims more values than it has")
     arguments = content.get("args")
-    return dict(weights), vars(arguments) if isinstance(arguments, argparse.Namespace) else {}
+    if isinstance(arguments, argparse.Namespace):
+        arguments = vars(arguments)
+    return dict(weights), arguments if isinstance(arguments, dict) else {}

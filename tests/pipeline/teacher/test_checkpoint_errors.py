@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import zipfile
 from collections.abc import Callable
@@ -85,6 +86,7 @@ def test_a_hugging_face_encoder_is_refused(tmp_path: Path) -> None:
 )
 def test_wrong_parameters(change: Callable[[], Weights], match: str, tmp_path: Path) -> None:
     torch.save({"model": change()}, tmp_path / "mae.pth")
+    (tmp_path / "mae.json").write_text('{"config": {"heads": 3, "decoder_heads": 16}}')
     refused(tmp_path / "mae.pth", rf"^mae\.pth.*{match}")
 
 
@@ -100,7 +102,7 @@ class Attack:
 
 def test_nothing_of_a_pickle_is_run(tmp_path: Path) -> None:
     torch.save({"model": STATE, "args": Attack(tmp_path / "trace")}, tmp_path / "mae.pth")
-    refused(tmp_path / "mae.pth", r"it holds \S+, and loading that could run code")
+    refused(tmp_path / "mae.pth", r"it holds \S+, and loading that could run code; save its weights alone")
     assert not (tmp_path / "trace").exists()
 
 
@@ -117,7 +119,8 @@ def test_what_holds_no_weights(kind: str, suffix: str, tmp_path: Path) -> None:
         {"html": b"<html>404</html>", "empty": b"", "cut": data[: len(data) // 2]}.get(kind, data)
     )
     if suffix == ".safetensors" and kind in ("list", "numbers"):
-        assert read_teacher(str(path)).config.width == 192
+        path.with_suffix(".json").write_text('{"config": {"heads": 12, "decoder_heads": 16}}')
+        assert read_teacher(str(path)).config.heads == 12
         return
     refused(path, r"mae\.(pth|safetensors)")
 
@@ -187,3 +190,20 @@ def test_what_unpacks_to_more_than_it_is_is_refused(tmp_path: Path) -> None:
         for entry in sound.infolist():
             bomb.writestr(entry.filename, sound.read(entry))
     refused(tmp_path / "bomb.pth", r"bytes that unpack to 167\d+")
+
+
+def test_heads_that_no_file_tells_are_asked_for(tmp_path: Path) -> None:
+    torch.save({"model": STATE}, tmp_path / "mine.pth")
+    message = refused(tmp_path / "mine.pth", "does not tell its heads and decoder_heads")
+    assert '{"config": {"heads": 3, "decoder_heads": 16}}' in message
+    assert "heads 3 and decoder_heads 16 are usual for its widths; others give other scores" in message
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("kind", [dict, argparse.Namespace])
+def test_wrapped_weights_and_arguments_of_any_kind_are_read(prefix: str, kind: Any, tmp_path: Path) -> None:
+    arguments = kind(model="mae_vit_base_patch16", norm_pix_loss=True)
+    wrapped = {f"{prefix}{name}": tensor for name, tensor in STATE.items()}
+    torch.save({"model": wrapped, "args": arguments}, tmp_path / "mine.pth")
+    config = read_teacher(str(tmp_path / "mine.pth")).config
+    assert (config.width, config.heads, config.output_space) == (192, 3, "normalised")
