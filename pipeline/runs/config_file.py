@@ -17,7 +17,7 @@ _NUMBERS = {int: re.compile(r"[+-]?\d+"), float: re.compile(r"[+-]?(\d+\.?\d*|\.
 _SHOWN_CHARACTERS = 100
 
 
-class _Texts(yaml.BaseLoader):
+class _Texts(yaml.BaseLoader):  # type: ignore[misc]  # untyped in its stubs
     """Reads every value as the text that stands there: what a setting may be is for its own type to say.
 
     YAML 1.1 takes 4:8 for 248 and 010 for 8. Aliases are refused: a few hundred bytes of them stand for gigabytes.

@@ -172,7 +172,8 @@ class Pauses:
         if self._number >= self._left or time.monotonic() >= self._last:
             return None
         self._number += 1
-        return min(FIRST_DELAY_S * 2 ** (self._number - 1), LONGEST_DELAY_S) * random.uniform(0.5, 1.5)
+        doubled: float = FIRST_DELAY_S * 2 ** (self._number - 1)
+        return min(doubled, LONGEST_DELAY_S) * random.uniform(0.5, 1.5)
 
 
 def with_retry(call: Callable[[], T], *, what: str, attempts: int = ATTEMPTS) -> T:

@@ -87,5 +87,5 @@ async def _addresses(host: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Ad
         found = await asyncio.get_running_loop().getaddrinfo(host, None)
     except OSError:
         return []  # whoever asks it next says so
-    addresses = [ipaddress.ip_address(entry[4][0].partition("%")[0]) for entry in found]
+    addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
     return [getattr(address, "ipv4_mapped", None) or address for address in addresses]

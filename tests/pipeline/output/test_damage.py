@@ -57,7 +57,10 @@ def _flip(old: bytes, new: bytes) -> Callable[[Path], None]:
 
 
 def _write(data: bytes) -> Callable[[Path], None]:
-    return lambda path: path.write_bytes(data) and None
+    def spoil(path: Path) -> None:
+        path.write_bytes(data)
+
+    return spoil
 
 
 def _rewrite(path: Path, table: pa.Table, metadata: dict[str, Any]) -> None:

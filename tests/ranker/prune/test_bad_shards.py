@@ -54,8 +54,8 @@ def test_the_bad_samples_of_the_score_job_are_copied_and_listed(ranker: str, tmp
         (e["sample_key"], e["stage"], e["member"], e["reason"]) for e in pq.read_table(errors).to_pylist()
     ]
     assert len(found) == len(FAULTS)
-    for key, stage, name, reason in FAULTS:
-        assert [e for e in found if e[:3] == (key, stage, name) and reason in e[3]], (key, reason, found)
+    for key, stage, at, reason in FAULTS:
+        assert [e for e in found if e[:3] == (key, stage, at) and reason in e[3]], (key, reason, found)
     pruned = [row["sample_key"] for row in index_of(tmp_path / "out") if row["reason"] is None]
     assert pruned == list(GOOD)
 
@@ -72,12 +72,15 @@ def test_odd_names_cost_their_sample_at_most(ranker: str, tmp_path: Path) -> Non
     reasons = sorted(row["reason"] for row in pq.read_table(errors).to_pylist())
     assert "more than 4096 characters" in reasons[0]
     assert reasons[1] == "the name of a member holds a NUL"
-    told: list[Exception] = []
-    dataset = PrunedDataset(
-        str(tmp_path / "out" / "shards" / path.name), handler=lambda e: told.append(e) or True
-    )
+    told: list[str] = []
+
+    def note(error: Exception) -> bool:
+        told.append(str(error))
+        return True
+
+    dataset = PrunedDataset(str(tmp_path / "out" / "shards" / path.name), handler=note)
     assert [sample.key for sample in dataset] == ["good"]
-    assert ["prune copied it as it was" in str(error) for error in told] == [True]
+    assert ["prune copied it as it was" in error for error in told] == [True]
 
 
 def test_a_name_that_no_file_can_have_is_refused_before_anything_is_read() -> None:
