@@ -36,7 +36,7 @@ def settings_from_yaml(path: str, config_type: type[Any]) -> dict[str, Any]:
     another type; whether values make sense is for the configuration to say.
     """
     try:
-        values = yaml.load(read_bytes(path), Loader=_Texts)
+        values = _Texts(read_bytes(path)).get_single_data()
     except (yaml.YAMLError, RecursionError, FileNotFoundError, InfrastructureError) as error:
         raise UserError(f"--config {path}: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
