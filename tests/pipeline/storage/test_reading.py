@@ -243,7 +243,7 @@ def test_what_is_tried_again_and_what_is_not(monkeypatch: pytest.MonkeyPatch) ->
         (OSError(28, "full"), InfrastructureError),
         (FileExistsError("x"), FileExistsError),
         (UserError("x"), UserError),
-        (KeyError("a mistake of ours"), KeyError),
+        (KeyError("of a client, on no list of names"), InfrastructureError),
     ):
         faults[:] = [fault]
         with pytest.raises(told):
