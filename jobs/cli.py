@@ -6,6 +6,7 @@ import importlib
 import sys
 
 from patchsieve import __version__
+from patchsieve.pipeline.shown import say
 
 COMMANDS = {
     "score": "score the patches of images in shards into a Parquet table",
@@ -23,15 +24,15 @@ def main() -> None:
     """Run the job that the first word of the command line names."""
     command = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if command in ("-V", "--version"):
-        print(__version__)
+        say(__version__)
     elif command in COMMANDS:
         importlib.import_module(f"patchsieve.jobs.{command}").main(sys.argv[2:])
     elif command in ("-h", "--help"):
         print("usage: patchsieve COMMAND [OPTIONS]    (patchsieve COMMAND --help lists the options)\n")
         for name, what in COMMANDS.items():
-            print(f"  {name:10} {what}")
+            say(f"  {name:10} {what}")
     else:
-        print(f"patchsieve: unknown command {command!r}; known are {', '.join(COMMANDS)}", file=sys.stderr)
+        say(f"patchsieve: unknown command {command!r}; known are {', '.join(COMMANDS)}", file=sys.stderr)
         raise SystemExit(2)
 
 

@@ -13,6 +13,8 @@ import tyro
 
 from patchsieve.pipeline.errors import PatchsieveError, UserError
 from patchsieve.pipeline.runs.config_file import settings_from_yaml
+from patchsieve.pipeline.shown import say, show_warnings
+from patchsieve.pipeline.storage import redact
 
 _Config = TypeVar("_Config")
 
@@ -28,10 +30,11 @@ def run_job(
     `given`: arguments, None for those of the process. `--config FILE` gives defaults from YAML, which flags override;
     a bare name is that of a recipe that comes with patchsieve.
     """
+    show_warnings()
     try:
         code = run(read_config(name, config_type, sys.argv[1:] if given is None else given))
     except PatchsieveError as error:
-        print(f"patchsieve {name}: {error}", file=sys.stderr)
+        say(f"patchsieve {name}: {redact(str(error))}", file=sys.stderr)
         code = 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt:
         code = 130

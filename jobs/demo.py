@@ -8,6 +8,7 @@ from patchsieve.jobs import evaluate, prune, score, train
 from patchsieve.jobs.command_line import run_job
 from patchsieve.pipeline.pictures.config import DemoConfig
 from patchsieve.pipeline.score.config import ScoreConfig
+from patchsieve.pipeline.shown import say
 
 
 def run(config: DemoConfig) -> int:
@@ -32,7 +33,7 @@ def run(config: DemoConfig) -> int:
     teacher = read_teacher(config.teacher)
     demo_sheet.check_drawable(teacher)
     packed = pack_photos(find_photos(config.images), shards, samples=config.samples, run_id=run_id)
-    print("\n".join(packed.lines()), flush=True)
+    say(*packed.lines())
     scoring = ScoreConfig(
         shards=tuple(packed.shards),
         out=labels,
@@ -47,25 +48,23 @@ def run(config: DemoConfig) -> int:
     picture = storage.join(config.out, "contact-sheet.png")
     storage.commit_bytes(demo_sheet.draw(packed, labels, teacher), picture, run_id=run_id)
     if packed.samples < FEWEST_SAMPLES:
-        print(f"\n{packed.samples} samples are too few to train a ranker on: {FEWEST_SAMPLES} are needed")
+        say("", f"{packed.samples} samples are too few to train a ranker on: {FEWEST_SAMPLES} are needed")
         ranker, pruned = "tiny", f"{pruned}-by-tiny"
     else:
-        print("\ntraining a small ranker on the scores", flush=True)
+        say("", "training a small ranker on the scores")
         if code := train.run(demo_training(labels, ranker)):
             return code
-        print("\nmeasuring it on samples that it did not see: other crops of the same photos", flush=True)
+        say("", "measuring it on samples that it did not see: other crops of the same photos")
         evaluate.run(demo_evaluation(packed.shards, ranker, config.teacher))
-    print(
-        "\npruning the shards: of each photo, the half of its patches that the ranker puts first", flush=True
-    )
+    say("", "pruning the shards: of each photo, the half of its patches that the ranker puts first")
     pruning = demo_pruning(packed.shards, ranker, pruned, max_actors=config.max_actors)
     if code := prune.run(pruning):
         return code
-    print("\n".join([*saved_lines(pruning), reading_line(pruning)]))
+    say(*saved_lines(pruning), reading_line(pruning))
     lines = demo_sheet.closing_lines(
         out=config.out, picture=picture, shards=shards, labels=labels, pruned=pruned
     )
-    print("\n".join(lines))
+    say(*lines)
     return 0
 
 

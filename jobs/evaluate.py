@@ -7,6 +7,7 @@ from functools import partial
 
 from patchsieve.jobs.command_line import run_job
 from patchsieve.pipeline.runs.config_file import config_to_yaml
+from patchsieve.pipeline.shown import say
 from patchsieve.ranker.evaluate.config import EvaluateConfig
 
 
@@ -25,13 +26,15 @@ def run(config: EvaluateConfig) -> int:
     keep_freed_memory()
     # With --json, standard output is the JSON alone.
     talk = sys.stderr if config.json else sys.stdout
-    evaluation = evaluate(config, lambda line: print(line, file=talk, flush=True))
+    evaluation = evaluate(config, lambda line: say(line, file=talk))
     run_id = new_run_id()
-    print(to_json(evaluation, run_id=run_id) if config.json else "\n".join(["", *report_lines(evaluation)]))
+    say(
+        *(to_json(evaluation, run_id=run_id).splitlines() if config.json else ["", *report_lines(evaluation)])
+    )
     if config.out is not None:
         plot = draw_evaluation(evaluation) if plotted else None
         write_report(evaluation, config.out, settings=config_to_yaml(config), plot=plot, run_id=run_id)
-        print(f"written    {config.out}", file=talk)
+        say(f"written    {config.out}", file=talk)
     return 0
 
 

@@ -6,6 +6,7 @@ from functools import partial
 
 from patchsieve.jobs.command_line import run_job
 from patchsieve.pipeline.pretrain.config import PretrainConfig
+from patchsieve.pipeline.shown import say
 
 
 def run(config: PretrainConfig) -> int:
@@ -14,7 +15,7 @@ def run(config: PretrainConfig) -> int:
     from patchsieve.pipeline.pretrain.job import pretrain
 
     keep_freed_memory()
-    pretrain(config, lambda line: print(line, flush=True))
+    pretrain(config, say)
     return 0
 
 

@@ -6,6 +6,7 @@ from functools import partial
 
 from patchsieve.jobs.command_line import run_job
 from patchsieve.pipeline.runs.config_file import config_to_yaml
+from patchsieve.pipeline.shown import say
 from patchsieve.ranker.prune.config import PruneConfig
 
 
@@ -17,14 +18,14 @@ def run(config: PruneConfig) -> int:
     if config.dry_run:
         from patchsieve.ranker.prune.estimate import estimate_pruning
 
-        print("\n".join(estimate_pruning(request).lines(request)))
+        say(*estimate_pruning(request).lines(request))
         return 0
     from patchsieve.pipeline.runs.progress import make_display
     from patchsieve.ranker.prune_on_ray.run import prune
 
     summary = prune(request, make_display(config.log_format), settings=config_to_yaml(config))
     if config.log_format == "text":
-        print("\n".join(summary.lines(config.out)))
+        say(*summary.lines(config.out))
     return summary.exit_code
 
 

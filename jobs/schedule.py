@@ -12,16 +12,13 @@ from patchsieve.jobs.command_line import read_config, run_job
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.schedule.config import ListConfig, OnceConfig, RunConfig, SubmitConfig
 from patchsieve.pipeline.score.config import ScoreConfig
+from patchsieve.pipeline.shown import say
 
 _Submit = TypeVar("_Submit", bound=SubmitConfig)
 _ACTIONS = (
     "once: one tick, for cron, Airflow or a CronJob; run: ticks by --cron; list: corpora and their state"
 )
 _STAND_IN = "shards"
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
 
 
 def _with_score_options(config: _Submit, options: Sequence[str]) -> _Submit:
@@ -46,19 +43,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     def once(config: OnceConfig) -> int:
         from patchsieve.pipeline.schedule.run import tick_once
 
-        return tick_once(_with_score_options(config, options), _say, tick=config.tick)
+        return tick_once(_with_score_options(config, options), say, tick=config.tick)
 
     def run(config: RunConfig) -> int:
         from patchsieve.pipeline.schedule.run import run_schedule
 
-        run_schedule(_with_score_options(config, options), _say)
+        run_schedule(_with_score_options(config, options), say)
         return 0
 
     def show(config: ListConfig) -> int:
         from patchsieve.pipeline.schedule.run import list_corpora, list_lines
 
         shown = list_corpora(config)
-        print(json.dumps(shown) if config.json else "\n".join(list_lines(shown)))
+        say(*([json.dumps(shown)] if config.json else list_lines(shown)))
         return 0
 
     if action == "once":
@@ -68,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif action == "list":
         run_job("schedule list", ListConfig, show, own)
     known = action in ("-h", "--help")
-    print(f"usage: patchsieve schedule once|run|list [OPTIONS] [-- SCORE OPTIONS]\n{_ACTIONS}")
+    say("usage: patchsieve schedule once|run|list [OPTIONS] [-- SCORE OPTIONS]", _ACTIONS)
     raise SystemExit(0 if known else 2)
 
 

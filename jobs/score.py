@@ -7,6 +7,7 @@ from functools import partial
 from patchsieve.jobs.command_line import run_job
 from patchsieve.pipeline.runs.config_file import config_to_yaml
 from patchsieve.pipeline.score.config import ScoreConfig
+from patchsieve.pipeline.shown import say
 
 
 def run(config: ScoreConfig) -> int:
@@ -17,17 +18,17 @@ def run(config: ScoreConfig) -> int:
     if config.dry_run:
         from patchsieve.pipeline.score.estimate import estimate
 
-        print("\n".join(estimate(request).lines(request)))
+        say(*estimate(request).lines(request))
         return 0
     from patchsieve.pipeline.runs.progress import make_display
     from patchsieve.pipeline.score_on_ray.run import score
 
     people = config.log_format == "text"
     if people and request.notes:
-        print("\n".join(request.notes), flush=True)
+        say(*request.notes)
     summary = score(request, make_display(config.log_format), settings=config_to_yaml(config))
     if people:
-        print("\n".join(summary.lines(config.out)))
+        say(*summary.lines(config.out))
     return summary.exit_code
 
 

@@ -8,12 +8,13 @@ from functools import partial
 
 from patchsieve.jobs.command_line import run_job
 from patchsieve.pipeline.runs.status import StatusConfig, read_status, status_lines
+from patchsieve.pipeline.shown import say
 
 
 def run(config: StatusConfig) -> int:
     """Print the status; returns 1 while shards are missing or failed."""
     status = read_status(config.out)
-    print(json.dumps(dataclasses.asdict(status)) if config.json else "\n".join(status_lines(status)))
+    say(*([json.dumps(dataclasses.asdict(status))] if config.json else status_lines(status)))
     return int(bool(status.missing or status.failed))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from patchsieve.jobs.command_line import run_job
+from patchsieve.pipeline.shown import say
 from patchsieve.ranker.train.config import TrainConfig
 
 
@@ -14,11 +15,11 @@ def run(config: TrainConfig) -> int:
 
     plan = make_plan(config)
     if config.dry_run or config.log_format == "text":
-        print("\n".join(plan.lines()), flush=True)
+        say(*plan.lines())
     if config.dry_run:
         from patchsieve.ranker.train.estimate import estimate_training
 
-        print("\n".join(estimate_training(plan).lines()))
+        say(*estimate_training(plan).lines())
         return 0
     from patchsieve.ranker.train.run import train
 

@@ -1,8 +1,15 @@
-"""Checks of settings that many configurations make, and what a setting is called on the command line."""
+"""Checks that many configurations and records make, and what a setting is called on the command line."""
 
 from __future__ import annotations
 
+import dataclasses
+import types
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
 from patchsieve.pipeline.errors import UserError
+
+T = TypeVar("T")
 
 
 def flag(setting: str) -> str:
@@ -14,3 +21,25 @@ def at_least_one(what: str, count: object) -> None:
     """Raise UserError for a count below 1; None, `auto` and the like are no counts."""
     if isinstance(count, int) and count < 1:
         raise UserError(f"{what} is {count}, must be at least 1")
+
+
+def typed(kind: type[T], values: Mapping[str, Any]) -> T:
+    """A dataclass of these values, which come from a file: TypeError for one of another type than its field's."""
+    made = kind(**values)
+    hints = get_type_hints(kind)
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        value = getattr(made, field.name)
+        if not _is_a(value, hints[field.name]):
+            raise TypeError(f"{field.name} is a {type(value).__name__}")
+    return made
+
+
+def _is_a(value: object, hint: Any) -> bool:
+    origin, options = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return value in options
+    if origin in (Union, types.UnionType):
+        return any(_is_a(value, option) for option in options)
+    # What is in a list or a mapping is for its reader to say.
+    kind = origin or hint
+    return kind is Any or (isinstance(value, kind) and (kind is bool or not isinstance(value, bool)))

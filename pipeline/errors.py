@@ -18,6 +18,10 @@ class ContentError(PatchsieveError):
     """A fault of the data itself, on bytes that storage delivered completely; recorded, never retried."""
 
 
+class DamagedFileError(UserError):
+    """A file of ours that does not hold what was written: cut, changed, of another program, or of wrong types."""
+
+
 class InfrastructureError(PatchsieveError):
     """A fault of storage, network or machine: nothing commits and the attempt is made again."""
 

@@ -11,7 +11,7 @@ from patchsieve.pipeline.errors import UserError
 IMAGE_FIELDS = "jpg;jpeg;png;webp;gif;bmp;tif;tiff"
 """Fields of a sample that may hold its image, in order of preference."""
 
-DECODER = "torchvision-pillow-1"
+DECODER = "torchvision-pillow-2"
 """Name of what `images/decode.py` makes of files; part of a row's identity, raised when decoded pixels change."""
 
 Crop = Literal["random", "center"]

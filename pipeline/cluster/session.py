@@ -4,13 +4,35 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import re
+import socket
 from collections.abc import Iterator
 
 import ray
 
 from patchsieve.pipeline.cluster.private_api import kill_helpers, own_sigterm
-from patchsieve.pipeline.errors import PatchsieveError
+from patchsieve.pipeline.errors import PatchsieveError, first_line
 from patchsieve.pipeline.runs.stop import StopRequest
+
+CONNECT_S = 20.0
+"""Seconds in which the head of a cluster takes a connection: Ray itself would try for more than ten minutes."""
+
+_HOST_AND_PORT = re.compile(r"(?:ray://)?\[?([^/\[\]]+?)\]?:(\d{1,5})")
+
+
+def check_address(address: str) -> None:
+    """Raise PatchsieveError where nothing answers at an address as RAY_ADDRESS has it; `auto` and the like pass."""
+    found = _HOST_AND_PORT.fullmatch(address.strip())
+    if found is None:
+        return
+    try:
+        socket.create_connection((found[1], int(found[2])), timeout=CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        raise PatchsieveError(
+            f"RAY_ADDRESS is {address}, and no cluster answers there ({first_line(error)}): start it, or unset the "
+            "variable to work on this machine"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -18,6 +40,7 @@ def ray_session(stop: StopRequest) -> Iterator[None]:
     """Join the cluster of this machine or of RAY_ADDRESS, or start a local Ray; left again at the end."""
     began_here = not ray.is_initialized()
     if began_here:
+        check_address(os.environ.get("RAY_ADDRESS", ""))
         try:
             with stop.at_once(), own_sigterm():
                 ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)

@@ -18,6 +18,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
 from patchsieve.pipeline.errors import ContentError, InfrastructureError, PatchsieveError, UserError
+from patchsieve.pipeline.images.bounded import bounded
 from patchsieve.pipeline.images.header import ImageHeader, exif_orientation, read_header
 
 MAX_PIXELS = 178_956_970
@@ -34,6 +35,10 @@ _RGB = torchvision.io.ImageReadMode.RGB.value
 # Named, because Pillow would otherwise try every format it knows, and some of those start other programs.
 _PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM")
 
+# Tags of a TIFF: bits of each sample, what 0 means, and whether colours lie in planes of their own.
+_BITS, _PHOTOMETRIC, _PLANES = 258, 262, 284
+_ORIENTATION = 274
+
 _OUT_OF_MEMORY = re.compile(r"not enough memory|allocate memory|insufficient memory", re.IGNORECASE)
 _SOURCE_LINE = re.compile(r"^.*?\.(?:cpp|h):\d+, ", re.DOTALL)
 
@@ -47,14 +52,17 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Tensor:
     `convert("RGB")`: the colour stored under it stays. Of 16-bit values the high byte is taken. Memory may be
     laid out with channels last.
 
-    Raises ContentError, with the reason, for a file that is empty, cut, damaged, of no known format or larger
-    than `max_pixels`; InfrastructureError when memory runs out.
+    Raises ContentError, with the reason, for a file that is empty, cut, damaged, of no known format, larger than
+    `max_pixels`, or that would take minutes; InfrastructureError when memory runs out.
     """
     if not data:
         raise ContentError("empty file")
     try:
         header = read_header(data)
-        if header is None or header.format not in _DECODERS or header.animated:
+        if header is None:
+            # What these formats may take, nothing in their first bytes tells.
+            return bounded(lambda: _decode_with_pillow(data, None, max_pixels))
+        if header.format not in _DECODERS or header.animated:
             return _decode_with_pillow(data, header, max_pixels)
         _check_size(header.height, header.width, max_pixels)
         try:
@@ -69,6 +77,19 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Tensor:
         if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
             raise InfrastructureError(f"out of memory while decoding an image: {_reason(error)}") from error
         raise ContentError(_reason(error)) from error
+
+
+def size_of(data: bytes) -> int:
+    """Pixels that an image file announces; 0 for one that announces none, which `decode_image` refuses."""
+    try:
+        header = read_header(data)
+        if header is not None:
+            return header.height * header.width
+        _quieten_pillow()
+        with Image.open(io.BytesIO(data), formats=_pillow_formats()) as image:
+            return image.height * image.width
+    except Exception:  # whatever is wrong is said where it is decoded
+        return 0
 
 
 def _decode_with_torchvision(data: bytes, header: ImageHeader) -> Tensor:
@@ -105,11 +126,23 @@ def _decode_with_pillow(data: bytes, header: ImageHeader | None, max_pixels: int
         raise ContentError(f"image too large: {error}") from None
     with image:
         _check_size(image.height, image.width, max_pixels)
+        _refuse_misread_tiff(image)
         # A TIFF's own orientation is applied by Pillow as it loads.
         orientation = header.orientation if header else exif_orientation(image.info.get("exif") or b"")
         image.load()
         pixels = torch.from_numpy(_rgb(image)).permute(2, 0, 1)
         return _upright(pixels, 1 if image.format == "TIFF" else orientation)
+
+
+def _refuse_misread_tiff(image: Image.Image) -> None:
+    """Raise ContentError for a TIFF that Pillow decodes to other pixels than the picture's, without a word."""
+    tags = getattr(image, "tag_v2", {})
+    if max(tags.get(_BITS, (1,))) <= 8:
+        return
+    if tags.get(_PHOTOMETRIC) == 0:
+        raise ContentError("TIFF of 16 bits whose white is 0, which is not read")
+    if tags.get(_PLANES) == 2:
+        raise ContentError("TIFF of 16 bits with a plane for each colour, which is not read")
 
 
 @functools.cache
@@ -131,7 +164,15 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
         raise ContentError("floating-point pixels, which have no defined white")
     # Pillow would look for the nearest colour to the transparent one, and warn; dropping alpha needs neither.
     image.info.pop("transparency", None)
-    return np.array(image.convert("RGB"))
+    # Converting what is RGB would copy it.
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def pixels_of(image: Image.Image) -> Tensor:
+    """Pixels of a Pillow image as `decode_image` gives those of its file; ContentError where that refuses it."""
+    orientation = image.getexif().get(_ORIENTATION, 1)
+    pixels = torch.from_numpy(_rgb(image)).permute(2, 0, 1)
+    return _upright(pixels, 1 if image.format == "TIFF" else orientation)
 
 
 def _check_size(height: int, width: int, max_pixels: int) -> None:

@@ -1,17 +1,27 @@
 """What an image file says of itself before any pixel is decoded: format, size, EXIF orientation.
 
-Images are untrusted: a file of a few hundred kilobytes can announce gigapixels. The size is read here, from
-the header, so that nothing is allocated for such a file. Sources: ITU-T T.81 (JPEG), W3C PNG (third
-edition), RFC 9649 (WebP), EXIF 2.32 (orientation).
+Images are untrusted: a file of a few hundred kilobytes can announce gigapixels, or go over its pixels in thousands of
+empty scans. Size and scans are read here, so that nothing is allocated or begun for such a file. Sources: ITU-T T.81
+(JPEG), W3C PNG (third edition), RFC 9649 (WebP), EXIF 2.32 (orientation).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from typing import Literal
 
 from patchsieve.pipeline.errors import ContentError
+
+MAX_SCANS = 1000
+"""Scans of a JPEG, as libjpeg-turbo advises; encoders write up to a few dozen."""
+MAX_SCANNED_PIXELS = 2**33
+"""Pixels of a JPEG times its scans; a scan of 4,096 px square takes 44 ms, so this is 23 s."""
+
+_START_OF_SCAN = b"\xff\xda"
+# In coded data a byte FF is followed by 00, or by the number of a restart.
+_NEXT_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,22 +51,24 @@ def read_header(data: bytes) -> ImageHeader | None:
 
 def _jpeg(data: bytes) -> ImageHeader:
     size: tuple[int, int] | None = None
-    orientation = 1
+    exif = b""
     if data.rfind(b"\xff\xd9") < 0:
         raise ContentError("JPEG breaks off: it has no end marker")
     for marker, segment in _jpeg_segments(data):
         # Frame headers (SOF) are C0 to CF, less Huffman tables, the reserved JPG and arithmetic conditioning.
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and len(segment) >= 6:
             size = int.from_bytes(segment[1:3]), int.from_bytes(segment[3:5])
-        elif marker == 0xE1 and segment[:6] == b"Exif\x00\x00" and orientation == 1:
-            orientation = exif_orientation(segment)
+        elif marker == 0xE1 and segment[:6] == b"Exif\x00\x00":
+            # One block that is too large for a segment goes on in the next, as Pillow reads it.
+            exif += segment[6:]
     if size is None:
         raise ContentError("JPEG breaks off before its frame header")
-    return ImageHeader("jpeg", *size, orientation)
+    _check_scans(data, size[0] * size[1])
+    return ImageHeader("jpeg", *size, exif_orientation(exif))
 
 
-def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Marker and contents of each segment before the first scan; skips stray bytes, as libjpeg does."""
+def _jpeg_segments(data: bytes, *, whole: bool = False) -> Iterator[tuple[int, bytes]]:
+    """Marker and contents of each segment before the first scan, or to the end; skips stray bytes, as libjpeg does."""
     position = 2
     while (position := data.find(b"\xff", position)) >= 0 and position + 3 < len(data):
         marker = data[position + 1]
@@ -64,12 +76,28 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
             position += 1
         elif marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8:  # these have no contents
             position += 2
-        elif marker in (0xD9, 0xDA):
+        elif marker == 0xD9 or (marker == 0xDA and not whole):
             return
         else:
             stop = position + 2 + int.from_bytes(data[position + 2 : position + 4])
             yield marker, data[position + 4 : stop]
             position = max(stop, position + 4)
+            if marker == 0xDA:
+                coded = _NEXT_MARKER.search(data, position)
+                position = coded.start() if coded else len(data)
+
+
+def _check_scans(data: bytes, pixels: int) -> None:
+    """Raise ContentError for more scans, or more pixels in all of them, than any picture needs."""
+
+    def too_many(scans: int) -> bool:
+        return scans > MAX_SCANS or scans * pixels > MAX_SCANNED_PIXELS
+
+    # Thumbnails and what lies behind the end hold such bytes as well: counted exactly where that matters.
+    if too_many(data.count(_START_OF_SCAN)):
+        scans = sum(marker == 0xDA for marker, _ in _jpeg_segments(data, whole=True))
+        if too_many(scans):
+            raise ContentError(f"JPEG with {scans} scans of {pixels} pixels, more than any picture needs")
 
 
 def _png(data: bytes) -> ImageHeader:
@@ -110,7 +138,8 @@ def _webp(data: bytes) -> ImageHeader:
 
 def exif_orientation(block: bytes) -> int:
     """Orientation tag (274) of an EXIF block, 1 to 8; 1 where there is none or the block is damaged."""
-    block = block.removeprefix(b"Exif\x00\x00")
+    while block.startswith(b"Exif\x00\x00"):
+        block = block[6:]  # some writers write it twice
     order: Literal["little", "big"]
     if block[:4] == b"II*\x00":
         order = "little"

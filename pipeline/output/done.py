@@ -12,13 +12,15 @@ import enum
 import hashlib
 import logging
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from patchsieve.pipeline import storage
-from patchsieve.pipeline.errors import InfrastructureError, UserError
-from patchsieve.pipeline.output.records import Record, RecordError, read_footer
+from patchsieve.pipeline.checks import typed
+from patchsieve.pipeline.errors import DamagedFileError, InfrastructureError, UserError
+from patchsieve.pipeline.output.records import Record, read_footer
 from patchsieve.pipeline.shards.specs import Shard
 from patchsieve.pipeline.threads import map_threads
 
@@ -168,7 +170,7 @@ class RecordFolder:
             return read_footer(info.url, size=info.size, newest_schema=self._newest_schema).record()
         except FileNotFoundError:
             return None
-        except RecordError as error:
+        except DamagedFileError as error:
             _log.warning("%s; its shard counts as missing", error)
             return None
 
@@ -176,22 +178,29 @@ class RecordFolder:
         if self._entries is None:
             self._entries = {}
             try:
-                content = storage.read_bytes(self._cache_url, limit=_CACHE_LIMIT)
-                table = pq.read_table(pa.BufferReader(content))
-                if table.schema.equals(_CACHE_SCHEMA):
-                    for batch in table.to_batches(1000):
-                        self._entries.update(_entry(row) for row in batch.to_pylist())
+                self._entries = _read_cache(self._cache_url)
             except FileNotFoundError:
                 pass
-            except (pa.ArrowException, OSError) as error:
-                _log.warning("%s cannot be read and is made again: %s", self._cache_url, error)
+            except DamagedFileError as error:
+                _log.warning("%s; it is made again", error)
         return self._entries
 
 
-def _entry(row: dict[str, object]) -> tuple[str, _Entry]:
-    record = Record(**{field: row[field] for field in _RECORD_FIELDS})  # type: ignore[arg-type]
-    size, tag, known_tag = row["file_size"], row["file_tag"], row["known_tag"]
-    return str(row["file"]), _Entry(int(str(size)), str(tag), str(known_tag), record)
+def _read_cache(url: str) -> dict[str, _Entry]:
+    """What a cache file holds; nothing for one of another release."""
+    entries: dict[str, _Entry] = {}
+    with storage.parsing(url):
+        table = pq.read_table(pa.BufferReader(storage.read_bytes(url, limit=_CACHE_LIMIT)))
+        if table.schema.equals(_CACHE_SCHEMA):
+            for batch in table.to_batches(1000):
+                entries.update(_entry(row) for row in batch.to_pylist())
+    return entries
+
+
+def _entry(row: dict[str, Any]) -> tuple[str, _Entry]:
+    record = typed(Record, {field: row[field] for field in _RECORD_FIELDS})
+    values = {name: row[name] for name in ("file_size", "file_tag", "known_tag")}
+    return row["file"], typed(_Entry, {**values, "record": record})
 
 
 def _is_current(entry: _Entry | None, info: storage.ObjectInfo) -> bool:

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import logging
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from patchsieve.pipeline import storage
-from patchsieve.pipeline.identity import canonical_json, digest_of
+from patchsieve.pipeline.errors import DamagedFileError
+from patchsieve.pipeline.identity import canonical_json
 from patchsieve.pipeline.output.records import METADATA_KEY, verify_file
 from patchsieve.pipeline.shards.feed import ShardRecord
 from patchsieve.pipeline.shards.reader import Fault
 
+_log = logging.getLogger(__name__)
+
 MOST_REASONS = 20
 _FILE_LIMIT = 2**30
+_REASONS_COUNTED = 10_000
+_LONGEST_COUNTED = 500
+_OTHER_REASONS = "other reasons"
+_GROUP_BYTES = 8 * 2**20
 
 ERRORS_VERSION = 1
 """Raised when columns or metadata of errors files change."""
@@ -35,57 +45,131 @@ ERRORS_SCHEMA = pa.schema(
 """A row is a sample that gave no rows; `sample_key` is null where the archive itself is at fault."""
 
 
-def count_reasons(faults: Sequence[Fault]) -> dict[str, int]:
-    """Faults by stage and reason, most frequent first; beyond the first 20 they are summed up."""
-    counts = Counter(f"{fault.stage}: {fault.reason}" for fault in faults).most_common()
-    shown = dict(counts[:MOST_REASONS])
-    if len(counts) > MOST_REASONS:
-        shown["other reasons"] = sum(count for _, count in counts[MOST_REASONS:])
-    return shown
+NO_ERRORS: dict[str, Any] = {"rows": 0, "digest": ""}
+"""What a record says of a shard without faults."""
 
 
-def failure_reason(
-    shard: ShardRecord, rows: int, faults: Sequence[Fault], what: str = "gave a row"
-) -> str | None:
+class FaultLog:
+    """The faults of one shard: written to an errors file as they come, counted, and else forgotten.
+
+    `count` of them were `add`ed; they cost `samples`, since each has one fault, but for those of single views and of
+    the archive itself. `archive`: why that is damaged, "" where it is not. As a context manager it closes its file.
+    """
+
+    def __init__(self, local_path: Path, shard_name: str, *, run_id: str) -> None:
+        """The file is made with the first fault."""
+        self.count = self.samples = 0
+        self.archive = ""
+        self._path, self._shard_name, self._run_id = local_path, shard_name, run_id
+        self._reasons = Counter[str]()
+        self._digest = hashlib.sha256(b"[")
+        self._last_scored: str | None = None
+        self._waiting: list[Fault] = []
+        self._waiting_bytes = 0
+        self._writer: Any = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def add(self, fault: Fault) -> None:
+        """Take in the next fault, in the order of the shard."""
+        self._digest.update(b"," if self.count else b"")
+        text = canonical_json(dataclasses.astuple(fault))
+        self._digest.update(text.encode())
+        self.count += 1
+        if fault.stage == "score":
+            # Of a sample's views, which come one after the other, several may have one.
+            self.samples += fault.sample_key != self._last_scored
+            self._last_scored = fault.sample_key
+        else:
+            self.samples += fault.sample_key is not None
+        if fault.stage == "archive":
+            self.archive = self.archive or fault.reason
+        reason = f"{fault.stage}: {fault.reason}"[:_LONGEST_COUNTED]
+        known = reason in self._reasons or len(self._reasons) < _REASONS_COUNTED
+        self._reasons[reason if known else _OTHER_REASONS] += 1
+        self._waiting.append(fault)
+        self._waiting_bytes += len(text)
+        if self._waiting_bytes >= _GROUP_BYTES:
+            self._flush()
+
+    def reasons(self) -> dict[str, int]:
+        """Faults by stage and reason, most frequent first; beyond the first 20 they are summed up."""
+        counts = Counter(self._reasons)
+        rest = counts.pop(_OTHER_REASONS, 0)
+        shown = dict(counts.most_common(MOST_REASONS))
+        rest += counts.total() - sum(shown.values())
+        return {**shown, _OTHER_REASONS: rest} if rest else shown
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What the record of the shard says: rows of the errors file, and a hash of them that ties it to the record."""
+        if not self.count:
+            return NO_ERRORS
+        digest = self._digest.copy()
+        digest.update(b"]")
+        return {"rows": self.count, "digest": digest.hexdigest()}
+
+    def finish(self) -> Path | None:
+        """Write the rest and the footer, and verify the file; where it lies, None where there were no faults."""
+        if not self.count:
+            return None
+        self._flush()
+        metadata = {
+            "schema_version": ERRORS_VERSION,
+            "digest": self.summary["digest"],
+            "run_id": self._run_id,
+        }
+        self._writer.add_key_value_metadata({METADATA_KEY.decode(): canonical_json(metadata)})
+        self._writer.close()
+        self._writer = None
+        verify_file(self._path, schema=ERRORS_SCHEMA, rows=self.count, metadata=metadata)
+        return self._path
+
+    def _flush(self) -> None:
+        if self._writer is None:
+            local_path = self._path
+            self._writer = pq.ParquetWriter(
+                local_path, ERRORS_SCHEMA, compression="zstd", write_page_checksum=True
+            )
+        columns = {
+            "shard": [self._shard_name] * len(self._waiting),
+            **{name: [getattr(fault, name) for fault in self._waiting] for name in ERRORS_SCHEMA.names[1:]},
+        }
+        self._writer.write_table(pa.table(columns, schema=ERRORS_SCHEMA))
+        self._waiting, self._waiting_bytes = [], 0
+
+
+def failure_reason(shard: ShardRecord, rows: int, faults: FaultLog, what: str = "gave a row") -> str | None:
     """Why a shard without rows has failed; None where it may commit. `what` none of its samples did.
 
-    No row may be right: `--sample` can leave out every sample of a small shard.
+    No row may be right: a sound archive may be empty, and `--sample` can leave out every sample of a small shard.
     """
-    if rows or (shard.samples and not faults):
+    if rows or not faults.count:
         return None
-    if not faults:
-        return "it holds no samples"
-    reason, count = next(iter(count_reasons(faults).items()))
-    return f"none of its {shard.samples} samples {what}; {count} of {len(faults)} faults are «{reason}»"
-
-
-def errors_digest(faults: Sequence[Fault]) -> str:
-    """What ties an errors file to its table: a hash of its rows, "" where there are none."""
-    return digest_of([dataclasses.astuple(fault) for fault in faults]) if faults else ""
+    reason, count = next(iter(faults.reasons().items()))
+    return f"none of its {shard.samples} samples {what}; {count} of {faults.count} faults are «{reason}»"
 
 
 def read_errors(url: str, digest: str) -> Counter[str] | None:
     """Errors of one shard by stage and reason; None where its errors file is not there, or not the one of `digest`."""
     try:
-        file = pq.ParquetFile(pa.BufferReader(storage.read_bytes(url, limit=_FILE_LIMIT)))
-        found = json.loads(file.metadata.metadata[METADATA_KEY])["digest"]
-        table = file.read(["stage", "reason"])
-    except (pa.ArrowException, OSError, KeyError, ValueError):
+        with storage.parsing(url):
+            file = pq.ParquetFile(pa.BufferReader(storage.read_bytes(url, limit=_FILE_LIMIT)))
+            if json.loads(file.metadata.metadata[METADATA_KEY])["digest"] != digest:
+                return None
+            table = file.read(["stage", "reason"])
+            stages, reasons = table.column("stage").to_pylist(), table.column("reason").to_pylist()
+            return Counter(f"{stage}: {reason}" for stage, reason in zip(stages, reasons, strict=True))
+    except FileNotFoundError:
         return None
-    if found != digest:
+    except DamagedFileError as error:
+        _log.warning("%s; its reasons are not told", error)
         return None
-    stages, reasons = table.column("stage").to_pylist(), table.column("reason").to_pylist()
-    return Counter(f"{stage}: {reason}" for stage, reason in zip(stages, reasons, strict=True))
-
-
-def write_errors(local_path: Path, faults: Sequence[Fault], shard_name: str, *, run_id: str) -> None:
-    """Write the errors file of one shard to a local path, and verify it."""
-    columns = {
-        "shard": [shard_name] * len(faults),
-        **{name: [getattr(fault, name) for fault in faults] for name in ERRORS_SCHEMA.names[1:]},
-    }
-    metadata = {"schema_version": ERRORS_VERSION, "digest": errors_digest(faults), "run_id": run_id}
-    with pq.ParquetWriter(local_path, ERRORS_SCHEMA, compression="zstd", write_page_checksum=True) as writer:
-        writer.write_table(pa.table(columns, schema=ERRORS_SCHEMA))
-        writer.add_key_value_metadata({METADATA_KEY.decode(): canonical_json(metadata)})
-    verify_file(local_path, schema=ERRORS_SCHEMA, rows=len(faults), metadata=metadata)

@@ -30,6 +30,8 @@ from pathlib import Path
 from typing import Any
 
 from patchsieve.pipeline import storage
+from patchsieve.pipeline.checks import typed
+from patchsieve.pipeline.errors import DamagedFileError
 from patchsieve.pipeline.output import settings as output_settings
 from patchsieve.pipeline.output.done import Check, RecordFolder, State, hash_check
 from patchsieve.pipeline.output.machine import Machine
@@ -264,9 +266,10 @@ def _stem(url: str) -> str:
 
 def _read_failed(url: str) -> FailedRecord | None:
     try:
-        return FailedRecord(**json.loads(storage.read_bytes(url)))
+        with storage.parsing(url):
+            return typed(FailedRecord, storage.read_object(url))
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError) as error:
-        _log.warning("%s is no failed record and is passed over: %s", url, error)
+    except DamagedFileError as error:
+        _log.warning("%s; it is passed over", error)
         return None

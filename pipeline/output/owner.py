@@ -37,6 +37,8 @@ STALE_S = 60.0
 _POLL_S = 1.0
 _JOIN_S = 1.0
 _FILE_BYTES = 1024
+# Of an owner file that others remove just before it is read; beyond, it is none that can be read.
+_MOST_MISSED = 100
 
 _log = logging.getLogger(__name__)
 
@@ -80,9 +82,15 @@ class Owner:
 
         Raises UserError where a live run owns the folder.
         """
+        missed = 0
         while not create_once(self.url, self._content(), run_id=self.run_id):
             found = _read(self.url)
             if found is None:
+                missed += 1
+                if missed > _MOST_MISSED:
+                    raise UserError(
+                        f"{self.url} can be neither read nor created: it is a link to nowhere; remove it"
+                    )
                 continue
             owner = _parse(found)
             if owner.get("run_id") == self.run_id:
@@ -214,6 +222,12 @@ class Owner:
         )
 
 
+def owner_of(folder: str) -> dict[str, Any] | None:
+    """What `owner.json` of a folder says: None where there is none, nothing where it cannot be read."""
+    content = _read(storage.join(folder, OWNER_FILE))
+    return None if content is None else _parse(content)
+
+
 def create_once(url: str, data: bytes, *, run_id: str) -> bool:
     """Create a file with all of its bytes or not at all; False where there is one already.
 
@@ -249,7 +263,7 @@ def _parse(content: bytes) -> dict[str, Any]:
     """The JSON object of an owner file; empty for anything else, which then can only be watched."""
     try:
         owner = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return owner if isinstance(owner, dict) else {}
 

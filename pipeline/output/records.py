@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from patchsieve.pipeline import storage
-from patchsieve.pipeline.errors import InfrastructureError, UserError
+from patchsieve.pipeline.checks import typed
+from patchsieve.pipeline.errors import DamagedFileError, InfrastructureError, UserError
 from patchsieve.pipeline.identity import canonical_json
 from patchsieve.pipeline.shards.feed import ShardRecord
 
@@ -24,6 +25,7 @@ METADATA_KEY = b"patchsieve"
 
 # One request fetches a footer of this length; measured ones take 2 to 8 kB.
 _TAIL_BYTES = 2**16
+_FOOTER_LIMIT = 2**28
 _FOOTER_END_BYTES = 8
 _MAGIC = b"PAR1"
 
@@ -37,10 +39,6 @@ class RecordKind:
 
     folder: str
     schema_version: int | None
-
-
-class RecordError(UserError):
-    """A file that is no record: half written, not Parquet, or Parquet of another program."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,35 +74,34 @@ class RecordFooter:
     metadata: dict[str, Any]
 
     def record(self) -> Record:
-        """The short form; raises RecordError where the metadata lacks what every record has."""
-        try:
-            shard = ShardRecord(**self.metadata["shard"])
-            return Record(
-                identity=str(self.metadata["identity"]),
-                rows=self.rows,
-                errors=str(self.metadata["errors"]["digest"]),
-                run_id=str(self.metadata["provenance"]["run_id"]),
-                output_size=int(self.metadata.get("output", {}).get("size", -1)),
+        """The short form; raises DamagedFileError where the metadata lacks what every record has."""
+        with storage.parsing(self.url):
+            shard = typed(ShardRecord, self.metadata["shard"])
+            values = {
+                "identity": self.metadata["identity"],
+                "rows": self.rows,
+                "errors": self.metadata["errors"]["digest"],
+                "run_id": self.metadata["provenance"]["run_id"],
+                "output_size": self.metadata.get("output", {}).get("size", -1),
                 **dataclasses.asdict(shard),
-            )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise RecordError(f"{self.url}: its `patchsieve` metadata is not complete: {error!r}") from error
+            }
+            return typed(Record, values)
 
 
 def read_footer(url: str, *, size: int | None = None, newest_schema: int | None = None) -> RecordFooter:
     """Read the footer of a record file, in one request where its `size` in bytes is known.
 
-    Raises RecordError for a file that is no record, UserError for one of a schema above `newest_schema`,
+    Raises DamagedFileError for a file that is no record, UserError for one of a schema above `newest_schema`,
     FileNotFoundError where there is none, InfrastructureError where the store fails.
     """
     if size is None:
         size = storage.stat(url).size
     if size is None:
-        raise RecordError(f"{url}: the store tells no length, which reading Parquet needs")
+        raise InfrastructureError(f"{url}: the store tells no length, which reading Parquet needs")
     tail = storage.read_range(url, max(0, size - _TAIL_BYTES), size)
     needed = int.from_bytes(tail[-_FOOTER_END_BYTES:-4], "little") + _FOOTER_END_BYTES
-    if tail[-4:] != _MAGIC or needed > size:
-        raise RecordError(f"{url} is not a complete Parquet file")
+    if tail[-4:] != _MAGIC or needed > min(size, _FOOTER_LIMIT):
+        raise DamagedFileError(f"{url} is not a complete Parquet file")
     if needed > len(tail):
         tail = storage.read_range(url, size - needed, size)
     return parse_footer(url, pa.py_buffer(tail), newest_schema=newest_schema)
@@ -112,19 +109,14 @@ def read_footer(url: str, *, size: int | None = None, newest_schema: int | None 
 
 def parse_footer(url: str, tail: pa.Buffer, *, newest_schema: int | None = None) -> RecordFooter:
     """The footer out of the last bytes of a record file; errors as in `read_footer`."""
-    try:
+    with storage.parsing(url):
         parquet = pq.read_metadata(pa.BufferReader(tail))
         schema = parquet.schema.to_arrow_schema()
-    except (pa.ArrowException, OSError) as error:
-        raise RecordError(f"{url} is not a complete Parquet file: {storage.describe_error(error)}") from error
-    raw = (parquet.metadata or {}).get(METADATA_KEY)
-    if raw is None:
-        raise RecordError(f"{url} was not written by patchsieve: its footer has no `patchsieve` metadata")
-    try:
+        raw = (parquet.metadata or {}).get(METADATA_KEY)
+        if raw is None:
+            raise ValueError("its footer has no `patchsieve` metadata")
         metadata = json.loads(raw)
         version = int(metadata["schema_version"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise RecordError(f"{url}: its `patchsieve` metadata cannot be read: {error!r}") from error
     if newest_schema is not None and version > newest_schema:
         raise UserError(
             f"{url} has schema version {version}, this patchsieve reads versions up to {newest_schema}: "
@@ -140,7 +132,7 @@ def verify_file(path: Path, *, schema: pa.Schema, rows: int, metadata: dict[str,
     try:
         with pa.memory_map(str(path)) as file:
             footer = parse_footer(str(path), file.read_buffer())
-    except RecordError as error:
+    except DamagedFileError as error:
         raise InfrastructureError(f"{path} does not read back as written: {error}") from error
     same = footer.schema.equals(schema) and canonical_json(footer.metadata) == canonical_json(metadata)
     if footer.rows != rows or not same:

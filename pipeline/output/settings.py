@@ -24,14 +24,16 @@ def stored_config(folder: str) -> dict[str, Any] | None:
     """
     url = storage.join(folder, CONFIG_FILE)
     try:
-        stored = json.loads(storage.read_bytes(url))
-        if not isinstance(stored["rows"], dict):
-            raise TypeError("rows is no object")
+        with storage.parsing(url):
+            stored = storage.read_object(url)
+            rows, records = stored["rows"], stored.get("records", _FOLDER_NOT_TOLD)
+            if not isinstance(rows, dict) or stored["identity"] != digest_of(rows):
+                raise ValueError("its identity is not that of its rows")
+            if not isinstance(records, str) or "/" in records:
+                raise ValueError(f"records lie in no folder {records!r}")
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{url} was not written by patchsieve, or is damaged: {error!r}") from error
-    return dict(stored)
+    return stored
 
 
 def records_of(stored: Mapping[str, Any] | None) -> str:

@@ -96,7 +96,7 @@ def pretrain(config: PretrainConfig, say: Callable[[str], None]) -> None:
         content = {
             **dataclasses.asdict(errors),
             "explained": errors.explained,
-            "config": dataclasses.asdict(config),
+            "config": storage.kept_settings(config),
         }
         data = json.dumps(content, indent=1).encode()
         storage.commit_bytes(data, str(out / "evaluation.json"), run_id="pretrain")

@@ -161,6 +161,8 @@ class PrunedDataset(IterableDataset[PrunedSample]):
         read = self._source.open(shard)
         with ShardReader(shard) as reader:
             for item in reader:
+                if isinstance(item, Fault) and item.sample_key is None and item.stage == "sample":
+                    continue  # it belongs to no sample
                 try:
                     if isinstance(item, Fault):
                         raise ContentError(item.reason)

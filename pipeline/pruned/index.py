@@ -6,7 +6,6 @@ One Parquet file per shard, a row per sample in the order of the shard; it is th
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,10 +16,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from patchsieve.pipeline.identity import canonical_json, digest_of
-from patchsieve.pipeline.output.faults import errors_digest
 from patchsieve.pipeline.output.records import METADATA_KEY, RecordKind, verify_file
 from patchsieve.pipeline.shards.feed import ShardRecord
-from patchsieve.pipeline.shards.reader import Fault
 
 INDEX = RecordKind("index", schema_version=1)
 """Its version is raised when columns or metadata change; older ones stay readable. Not part of the identity."""
@@ -98,13 +95,14 @@ def index_metadata(
     shard: ShardRecord,
     grid: int,
     output: dict[str, Any],
-    faults: Sequence[Fault],
+    errors: dict[str, Any],
     provenance: dict[str, Any],
 ) -> dict[str, Any]:
     """What an index says of itself.
 
     `fields`: everything that can change a pruned shard, the identity is its hash. `output`: `path` below the output
-    folder, `size` and `sha256` of the tar; empty for the format `index`. `provenance` holds at least `run_id`.
+    folder, `size` and `sha256` of the tar; empty for the format `index`. `errors`: `FaultLog.summary`. `provenance`
+    holds at least `run_id`.
     """
     return {
         "schema_version": INDEX.schema_version,
@@ -113,7 +111,7 @@ def index_metadata(
         "config": fields,
         "grid": grid,
         "output": output,
-        "errors": {"rows": len(faults), "digest": errors_digest(faults)},
+        "errors": errors,
         "provenance": provenance,
     }
 

@@ -31,6 +31,7 @@ from patchsieve.pipeline.pruned.format import (
     PackedRecord,
     mosaic_columns,
 )
+from patchsieve.pipeline.pruned.index import INDEX_SCHEMA
 from patchsieve.pipeline.pruned.sample import PrunedSample, gather_patches
 from patchsieve.pipeline.row_config import IMAGE_FIELDS
 from patchsieve.pipeline.shards.reader import Sample, pick_image
@@ -128,18 +129,18 @@ class IndexedSource:
             raise UserError(
                 f"no index of {shard.name} at {url}; prune it with --format index, and give the same --root as there"
             ) from None
-        footer = parse_footer(url, data)
-        missing = set(_INDEX_COLUMNS) - set(footer.schema.names)
-        config = footer.metadata.get("config", {})
-        size, background = config.get("size"), config.get("background")
-        sides = [side for side in (size, background) if side is not None]
-        if missing or not sides or not all(type(side) is int and 1 <= side <= MAX_SIDE for side in sides):
-            raise UserError(f"{url} is no index of a pruned dataset")
-        try:
+        with storage.parsing(url):
+            footer = parse_footer(url, data)
+            for name in _INDEX_COLUMNS:
+                if footer.schema.field(name).type != INDEX_SCHEMA.field(name).type:
+                    raise TypeError(f"its column {name} is {footer.schema.field(name).type}")
+            config = footer.metadata["config"]
+            size, background = config["size"], config.get("background")
+            for side in (size, size if background is None else background):
+                if type(side) is not int or not 1 <= side <= MAX_SIDE:
+                    raise ValueError(f"a crop of {side!r} px")
             table = pq.read_table(pa.BufferReader(data), columns=_INDEX_COLUMNS)
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{url} is damaged: {storage.describe_error(error)}") from None
-        return self.size or size, background, {row["sample_key"]: row for row in table.to_pylist()}
+            return self.size or size, background, {row["sample_key"]: row for row in table.to_pylist()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-import dataclasses
+import re
 import types
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
 from patchsieve.pipeline.errors import InfrastructureError, UserError
-from patchsieve.pipeline.storage import read_bytes
+from patchsieve.pipeline.storage import kept_settings, read_bytes
+
+_NULLS = ("", "~", "null")
+_TRUTH = {"true": True, "false": False}
+_NUMBERS = {int: re.compile(r"[+-]?\d+"), float: re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")}
+_SHOWN_CHARACTERS = 100
+
+
+class _Texts(yaml.BaseLoader):  # type: ignore[misc]  # untyped in its stubs
+    """Reads every value as the text that stands there: what a setting may be is for its own type to say.
+
+    YAML 1.1 takes 4:8 for 248 and 010 for 8. Aliases are refused: a few hundred bytes of them stand for gigabytes.
+    """
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("settings are read without aliases: write the value out")
+        return super().compose_node(parent, index)
 
 
 def settings_from_yaml(path: str, config_type: type[Any]) -> dict[str, Any]:
@@ -19,8 +36,8 @@ def settings_from_yaml(path: str, config_type: type[Any]) -> dict[str, Any]:
     another type; whether values make sense is for the configuration to say.
     """
     try:
-        values = yaml.safe_load(read_bytes(path))
-    except (yaml.YAMLError, FileNotFoundError, InfrastructureError) as error:
+        values = _Texts(read_bytes(path)).get_single_data()
+    except (yaml.YAMLError, RecursionError, FileNotFoundError, InfrastructureError) as error:
         raise UserError(f"--config {path}: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(f"--config {path}: holds no settings by name")
@@ -33,14 +50,16 @@ def settings_from_yaml(path: str, config_type: type[Any]) -> dict[str, Any]:
         try:
             settings[name] = _fitted(value, kinds[name])
         except TypeError:
-            raise UserError(f"--config {path}: {name} cannot be {value!r}") from None
+            raise UserError(f"--config {path}: {name} cannot be {repr(value)[:_SHOWN_CHARACTERS]}") from None
     return settings
 
 
 def _fitted(value: Any, kind: Any) -> Any:
-    """The value as a setting of that type, from what YAML makes of it; TypeError where it is none."""
+    """A text, or a list of texts, as a setting of that type; TypeError where it is none."""
     origin, options = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
+        if type(None) in options and value in _NULLS:
+            return None
         for option in options:
             try:
                 return _fitted(value, option)
@@ -49,21 +68,24 @@ def _fitted(value: Any, kind: Any) -> Any:
     elif origin is tuple:
         # One shard may stand alone.
         return tuple(_fitted(item, options[0]) for item in (value if isinstance(value, list) else [value]))
+    elif not isinstance(value, str):
+        raise TypeError
     elif origin is Literal:
-        if isinstance(value, str) and value in options:
+        if value in options:
             return value
-    elif kind in (float, str) and isinstance(value, int) and not isinstance(value, bool):
-        return kind(value)
-    elif isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+    elif kind is str:
         return value
+    elif kind is bool:
+        if value in _TRUTH:
+            return _TRUTH[value]
+    elif kind in _NUMBERS and _NUMBERS[kind].fullmatch(value):
+        return kind(value)
     raise TypeError
 
 
 def config_to_yaml(config: Any) -> bytes:
-    """The configuration as YAML that `--config` reads back."""
-    values = dataclasses.asdict(config)
-    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-    text: str = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    """The configuration as YAML that `--config` reads back; see `kept_settings`."""
+    text: str = yaml.safe_dump(kept_settings(config), sort_keys=False, allow_unicode=True)
     return text.encode()
 
 

@@ -16,7 +16,7 @@ from patchsieve.pipeline.runs.log import log_event
 from patchsieve.pipeline.runs.progress import Display
 from patchsieve.pipeline.runs.stop import StopRequest, stop_on_signals
 from patchsieve.pipeline.shards.specs import Shard
-from patchsieve.pipeline.storage import remove_dead_scratch
+from patchsieve.pipeline.storage import kept_settings, remove_dead_scratch
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class RunRecord:
     def __init__(self, output: OutputFolder, config: Any, shards: Sequence[Shard]) -> None:
         """`config`: dataclass of the job's settings, the field `shards` among them."""
         self._output, self._shards = output, shards
-        self._asked = {name: value for name, value in dataclasses.asdict(config).items() if name != "shards"}
+        self._asked = {name: value for name, value in kept_settings(config).items() if name != "shards"}
         self._owned = False
 
     def acquire(self) -> None:

@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.table import Table
 
 from patchsieve.pipeline.runs.log import LogFormat, log_event
+from patchsieve.pipeline.shown import say
 from patchsieve.pipeline.units import duration
 
 PLAIN_EVERY_S = 5.0
@@ -138,7 +139,7 @@ class PlainDisplay:
             self._print(totals, rates)
 
     def _print(self, totals: Totals, rates: Rates) -> None:
-        print("  ".join(f"{name} {value}" for name, value in cells(totals, rates).items()), flush=True)
+        say("  ".join(f"{name} {value}" for name, value in cells(totals, rates).items()))
 
 
 class JsonDisplay(PlainDisplay):

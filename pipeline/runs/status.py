@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -11,15 +11,17 @@ from typing import Annotated, Any
 import tyro
 
 from patchsieve.pipeline import storage
-from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.errors import DamagedFileError, UserError
 from patchsieve.pipeline.output.faults import read_errors
 from patchsieve.pipeline.output.folder import RUNS_FOLDER, OutputFolder
-from patchsieve.pipeline.output.owner import OWNER_FILE
+from patchsieve.pipeline.output.owner import owner_of
 from patchsieve.pipeline.output.records import Record, RecordKind
 from patchsieve.pipeline.output.settings import CONFIG_FILE, records_of, stored_config
 from patchsieve.pipeline.runs.end import LISTED, listed
 from patchsieve.pipeline.shards.specs import shard_id
 from patchsieve.pipeline.threads import map_threads
+
+_log = logging.getLogger(__name__)
 
 _RUN_LIMIT = 2**30
 _OTHER_ATTEMPT = "errors file is of another attempt: reasons unknown"
@@ -64,7 +66,7 @@ def read_status(url: str) -> FolderStatus:
     """Status of an output folder. Raises UserError where there is none, InfrastructureError."""
     config, run = stored_config(url), last_run(url)
     output = OutputFolder(url, RecordKind(records_of(config), None), run_id="status")
-    owner = _read_json(storage.join(url, OWNER_FILE))
+    owner = owner_of(url)
     if config is None and run is None and owner is None:
         raise UserError(
             f"{url} is no output folder of patchsieve: it has neither {CONFIG_FILE} nor {RUNS_FOLDER}/"
@@ -97,20 +99,26 @@ def read_status(url: str) -> FolderStatus:
 
 
 def last_run(url: str) -> dict[str, Any] | None:
-    """What `runs/` says of the newest run of an output folder; None where there was none."""
+    """What `runs/` says of the newest run of an output folder that left a whole record; None where there was none."""
     # Run ids sort by time (`new_run_id`).
-    listed = storage.list_folder(storage.join(url, RUNS_FOLDER), suffix=".json")
-    return _read_json(listed[-1].url) if listed else None
+    for info in reversed(storage.list_folder(storage.join(url, RUNS_FOLDER), suffix=".json")):
+        try:
+            return _read_run(info.url)
+        except FileNotFoundError:
+            continue
+        except DamagedFileError as error:
+            _log.warning("%s; it is passed over", error)
+    return None
 
 
-def _read_json(url: str) -> dict[str, Any] | None:
-    try:
-        content = json.loads(storage.read_bytes(url, limit=_RUN_LIMIT))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise UserError(f"{url} cannot be read: {error}") from error
-    return dict(content)
+def _read_run(url: str) -> dict[str, Any]:
+    with storage.parsing(url):
+        run = storage.read_object(url, limit=_RUN_LIMIT)
+        listing = run["shards"]
+        texts = [run["run_id"], listing["prefix"], *listing["names"], *run["changed"]]
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("its run, shards and changes are no names")
+        return run
 
 
 def _shards_of(run: Mapping[str, Any], done: Mapping[str, Record]) -> tuple[dict[str, str], set[str]]:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from patchsieve.pipeline import storage
-from patchsieve.pipeline.errors import InfrastructureError, UserError
+from patchsieve.pipeline.errors import PatchsieveError, UserError
 from patchsieve.pipeline.output.done import State
 from patchsieve.pipeline.output.folder import OutputFolder
 from patchsieve.pipeline.output.owner import HEARTBEAT_S, OWNER_FILE
 from patchsieve.pipeline.output.settings import stored_config
 from patchsieve.pipeline.schedule.tick import Corpus
-from patchsieve.pipeline.shards.specs import SHARD_SUFFIX, Shard, listed_shards
+from patchsieve.pipeline.shards.specs import Shard, is_shard_name, listed_shards
 from patchsieve.pipeline.storage import ObjectInfo
 from patchsieve.pipeline.tables.schema import SCORES
 from patchsieve.pipeline.threads import map_threads
@@ -27,55 +27,79 @@ OWNER_LOOK_S = 1.5 * HEARTBEAT_S
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CorpusPlace:
-    """Where a corpus lies and where its output goes."""
+    """Where a corpus lies and where its output goes; `problem`: why it cannot be scheduled, "" where it can."""
 
     name: str
     url: str
     out: str
+    problem: str = ""
 
 
 def find_corpora(sources: Sequence[str], out: str) -> list[CorpusPlace]:
     """The folders that the patterns match, by name; without a pattern, the folder itself.
 
-    A corpus is named by its path below the folder in which the pattern begins. Raises UserError where two corpora
-    would share an output folder or one's would lie in another's, InfrastructureError where a store fails.
+    A corpus is named by its path below the folder in which the pattern begins. What keeps one corpus from being
+    scheduled is its `problem` alone: a name that cannot be opened, an output that is another's or lies in it, a folder
+    on the way that cannot be listed. Raises UserError for a source that nobody could list.
     """
     base = out if not storage.is_local(out) else storage.absolute_url(out)
     places = [place for source in sources for place in _places(source, base)]
     places.sort(key=lambda place: place.name)
-    for one, other in itertools.pairwise(places):
-        if one.name == other.name:
-            raise UserError(
-                f"two corpora are named {one.name}: {one.url} and {other.url}; give one another --out"
-            )
-    names = {place.name for place in places}
+    by_name: dict[str, list[CorpusPlace]] = defaultdict(list)
     for place in places:
-        parts = place.name.split("/")
-        inside = next((above for n in range(1, len(parts)) if (above := "/".join(parts[:n])) in names), None)
-        if inside is not None:
-            raise UserError(
-                f"the output of {place.name} would lie in that of {inside}; give one another --out"
-            )
-    return places
+        if not place.problem:
+            by_name[place.name].append(place)
+    return [
+        place if place.problem else dataclasses.replace(place, problem=_conflict(place, by_name))
+        for place in places
+    ]
+
+
+def _conflict(place: CorpusPlace, by_name: Mapping[str, Sequence[CorpusPlace]]) -> str:
+    """What is wrong with the output of a corpus beside those of the others, "" for nothing."""
+    same = by_name[place.name]
+    if len(same) > 1:
+        return f"two corpora are named so: {same[0].url} and {same[1].url}; give one another --out"
+    parts = place.name.split("/")
+    inside = next((above for n in range(1, len(parts)) if (above := "/".join(parts[:n])) in by_name), None)
+    return f"its output would lie in that of {inside}; give one another --out" if inside else ""
 
 
 def _places(source: str, base: str) -> list[CorpusPlace]:
     pattern = storage.absolute_url(source.rstrip("/"))
-    if ("@" in pattern or "?" in pattern) and storage.redact(pattern) != pattern:
+    if storage.without_secrets(pattern) != pattern:
         raise UserError(
             f"--source {storage.redact(source)}: give credentials by environment or profile, not in the URL"
         )
+    places: list[CorpusPlace] = []
+
+    def unlisted(url: str, error: PatchsieveError) -> None:
+        places.append(CorpusPlace(name=storage.redact(url), url=url, out="", problem=str(error)))
+
     if not storage.has_pattern(pattern):
         fixed = storage.split_name(pattern)[0]
         found = [ObjectInfo(pattern, None, "", is_folder=True)]
     else:
         fixed = storage.split_name(pattern[: storage.pattern_start(pattern) + 1])[0]
-        found = [info for info in storage.glob(pattern) if info.is_folder]
-    names = [info.url.rstrip("/")[len(fixed) :].strip("/") for info in found]
-    return [
-        CorpusPlace(name=name, url=info.url.rstrip("/"), out=storage.join(base, name))
-        for name, info in zip(names, found, strict=True)
-    ]
+        found = [info for info in storage.glob(pattern, unlisted=unlisted) if info.is_folder]
+    for info in found:
+        name, url = info.url.rstrip("/")[len(fixed) :].strip("/"), info.url.rstrip("/")
+        place = CorpusPlace(name=name, url=url, out=storage.join(base, name))
+        places.append(dataclasses.replace(place, problem=_unusable(place)))
+    return places
+
+
+def _unusable(place: CorpusPlace) -> str:
+    """Why neither corpus nor output can be opened under such a name, "" where they can."""
+    try:
+        place.out.encode()
+        storage.refuse_unsafe(place.url)
+        storage.refuse_unsafe(place.out)
+    except UnicodeEncodeError:
+        return "its name is not UTF-8: rename it"
+    except UserError as error:
+        return f"{error}: rename it"
+    return ""
 
 
 def survey(
@@ -109,9 +133,11 @@ def has_owner(place: CorpusPlace) -> bool:
 
 
 def _owner(place: CorpusPlace) -> bytes | None:
+    if place.problem:
+        return None
     try:
         return storage.read_bytes(storage.join(place.out, OWNER_FILE))
-    except (FileNotFoundError, InfrastructureError):
+    except (FileNotFoundError, PatchsieveError):
         return None
 
 
@@ -122,13 +148,15 @@ def _beats(place: CorpusPlace, earlier: bytes | None) -> bool:
 
 
 def _look(place: CorpusPlace, root: str | None, min_age_s: float | None, now: float) -> Corpus:
-    corpus = Corpus(name=place.name, url=place.url, out=place.out)
+    corpus = Corpus(name=place.name, url=place.url, out=place.out, problem=place.problem)
+    if corpus.problem:
+        return corpus
     try:
         listed = storage.list_folder(place.url)
-        files = [info for info in listed if info.url.endswith(SHARD_SUFFIX)]
+        files = [info for info in listed if is_shard_name(storage.split_name(info.url)[1])]
         shards = listed_shards(files, root=root)
         done, failed = _outcomes(place.out, shards)
-    except (InfrastructureError, UserError) as error:
+    except PatchsieveError as error:
         return dataclasses.replace(corpus, problem=str(error))
     return dataclasses.replace(
         corpus,

@@ -12,7 +12,7 @@ from cronsim import CronSim, CronSimError
 
 from patchsieve.pipeline import storage
 from patchsieve.pipeline.cluster.jobs_api import JobsApi, Submission
-from patchsieve.pipeline.errors import InfrastructureError, PatchsieveError, UserError
+from patchsieve.pipeline.errors import PatchsieveError, UserError
 from patchsieve.pipeline.output.folder import new_run_id
 from patchsieve.pipeline.runs.status import last_run
 from patchsieve.pipeline.schedule.config import ListConfig, RunConfig, SubmitConfig
@@ -66,7 +66,7 @@ def tick_once(
         if decision.shards and not config.dry_run:
             try:
                 outcome = f"{_submit(decision, jobs, config, name)}: {decision.reason}"
-            except (InfrastructureError, UserError) as error:
+            except PatchsieveError as error:
                 outcome, failed = str(error), True
         elif decision.shards:
             outcome = f"would be submitted: {decision.reason}"

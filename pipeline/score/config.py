@@ -89,6 +89,8 @@ class ScoreConfig:
     compile: bool = True
     """On GPUs: compile the teacher when an actor starts, which takes half a minute and a C compiler; 1.4 times as fast
     from then on."""
+    decode_pixels: int = 200_000_000
+    """Pixels of images that an actor decodes at one moment; about 15 bytes each. One image may have more."""
     precision: Literal["auto"] | Precision = "auto"
     """Arithmetic of the teacher; auto is decided once per output by a short probe."""
     max_bad: float = 0.05
@@ -113,7 +115,7 @@ class ScoreConfig:
         self.rows(size=1, precision="fp32", decoder="any")
         if self.frozen_tokens != "auto" and self.estimator != "frozen":
             raise UserError(f"--frozen-tokens {self.frozen_tokens} is for --estimator frozen")
-        for name in ("max_actors", "limit_shards", "batch_size", "cpus_per_actor"):
+        for name in ("max_actors", "limit_shards", "batch_size", "cpus_per_actor", "decode_pixels"):
             at_least_one(flag(name), getattr(self, name))
         if not self.shards:
             raise UserError("no shards given: name a path, a glob, a brace range, a directory or @list.txt")

@@ -17,13 +17,11 @@ from typing import Any
 import numpy as np
 
 from patchsieve.pipeline.errors import ContentError
+from patchsieve.pipeline.images.bounded import CPU_SECONDS
 from patchsieve.pipeline.images.decode import decode_image
 from patchsieve.pipeline.images.views import ViewBox
 from patchsieve.pipeline.row_config import RowConfig
 from patchsieve.pipeline.scoring.views import View, draw_views
-
-CPU_SECONDS = 60
-"""Processor time that an image may take; one of 100 megapixels takes three."""
 
 
 def to_message(head: dict[str, Any], *parts: bytes | memoryview) -> bytes:

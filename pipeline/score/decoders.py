@@ -17,8 +17,9 @@ from multiprocessing.connection import Connection
 from socket import socketpair
 
 from patchsieve.pipeline.errors import ContentError, InfrastructureError
+from patchsieve.pipeline.images.bounded import CPU_SECONDS
 from patchsieve.pipeline.row_config import RowConfig
-from patchsieve.pipeline.score.decoder import CPU_SECONDS, from_message, to_message, views_from_message
+from patchsieve.pipeline.score.decoder import from_message, to_message, views_from_message
 from patchsieve.pipeline.scoring.views import View
 
 _ENDED_BY_DATA = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL}

@@ -29,6 +29,7 @@ class WorkOrder:
     batch_size: int | None
     compile: bool
     decode_threads: int
+    decode_pixels: int
     log_format: LogFormat
 
 

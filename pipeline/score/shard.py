@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchsieve.pipeline.images.patches import visible_count
-from patchsieve.pipeline.output.faults import count_reasons, failure_reason, write_errors
+from patchsieve.pipeline.output.faults import FaultLog, failure_reason
 from patchsieve.pipeline.output.folder import OutputFolder
 from patchsieve.pipeline.row_config import RowConfig, Store
 from patchsieve.pipeline.score.decoders import Decoders
@@ -111,37 +111,38 @@ class ShardScoring:
         table, errors = scratch / "table.parquet", scratch / "errors.parquet"
         patch_bytes = self._teacher.patch_size**2 * 3
         schema = table_schema(visible=self._visible, patch_bytes=patch_bytes, store=self._rows.store)
-        faults: list[Fault] = []
-        with TableWriter(table, schema) as writer:
+        with (
+            FaultLog(errors, shard.name, run_id=self._output.run_id) as faults,
+            TableWriter(table, schema) as writer,
+        ):
             with self._turn:
                 images_before = self.progress.images
                 waited = self._fill(shard, feed, writer, faults)
                 images = self.progress.images - images_before
-            record = feed.record(faults)
+            record = feed.record(faults.samples)
             writer.close(
                 table_metadata(
                     config=self._rows,
                     teacher=self._teacher,
                     shard=record,
                     visible=self._visible,
-                    faults=faults,
+                    errors=faults.summary,
                     provenance=self._provenance,
                 )
             )
+            written = faults.finish()
         failed = failure_reason(record, writer.rows, faults)
-        if faults:
-            write_errors(errors, faults, shard.name, run_id=self._output.run_id)
         if failed is None:
-            self._output.commit(shard, table, errors if faults else None)
-        elif faults:
-            self._output.commit_errors(shard, errors)
+            self._output.commit(shard, table, written)
+        elif written is not None:
+            self._output.commit_errors(shard, written)
         return ShardResult(
             shard_id=shard.id,
             samples=record.samples,
             quarantined=record.quarantined,
             images=images,
             rows=writer.rows,
-            faults=count_reasons(faults),
+            faults=faults.reasons(),
             damaged=record.damaged,
             failed=failed,
             seconds=0.0,
@@ -150,7 +151,7 @@ class ShardScoring:
             progress=dataclasses.replace(self.progress),
         )
 
-    def _fill(self, shard: Shard, feed: ViewFeed, writer: TableWriter, faults: list[Fault]) -> float:
+    def _fill(self, shard: Shard, feed: ViewFeed, writer: TableWriter, faults: FaultLog) -> float:
         """Score all views of the feed into the writer; returns the seconds that the teacher had no batch.
 
         They count from its last batch of the shard before: with nothing else in hand it waits for the commit. While it
@@ -168,7 +169,7 @@ class ShardScoring:
             waited += self._collect(shard, *ahead.popleft(), writer, faults).waited_s
         return waited
 
-    def _batches(self, feed: ViewFeed, faults: list[Fault]) -> Iterator[list[View]]:
+    def _batches(self, feed: ViewFeed, faults: FaultLog) -> Iterator[list[View]]:
         """Views in shard order, in lists of the batch size; only the last one may be shorter."""
         size = self._scorer.batch_size
         pending: list[View] = []
@@ -178,7 +179,7 @@ class ShardScoring:
             self.progress.bytes_read += feed.position - position
             position = feed.position
             if isinstance(item, Fault):
-                faults.append(item)
+                faults.add(item)
                 self.progress.faults += 1
                 continue
             self.progress.images += 1
@@ -193,7 +194,7 @@ class ShardScoring:
         return self._thread.submit(*batch_of(batch, self._rows))
 
     def _collect(
-        self, shard: Shard, batch: list[View], submitted: Submitted, writer: TableWriter, faults: list[Fault]
+        self, shard: Shard, batch: list[View], submitted: Submitted, writer: TableWriter, faults: FaultLog
     ) -> Scored:
         """Write the rows of a batch."""
         scored = submitted.result()
@@ -203,7 +204,7 @@ class ShardScoring:
                 rows.append(_row(shard, view, score_V, self._rows.store))
             else:
                 reason = f"the scores of view {view.view} are not finite in {self._rows.precision}"
-                faults.append(Fault(view.sample_key, None, "score", reason))
+                faults.add(Fault(view.sample_key, None, "score", reason))
                 self.progress.faults += 1
         writer.add(rows)
         self.progress.views += len(batch)

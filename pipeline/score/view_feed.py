@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from patchsieve.pipeline.errors import ContentError
 from patchsieve.pipeline.images.decode import decode_image
+from patchsieve.pipeline.images.pixel_gate import GATE
 from patchsieve.pipeline.randomness import KeyedRandom
 from patchsieve.pipeline.row_config import RowConfig
 from patchsieve.pipeline.scoring.views import View, draw_views
@@ -60,6 +61,7 @@ def prepare_views(item: Sample | Fault, image_field: str, views_of: ViewsOf) -> 
         return Fault(item.key, None, "sample", f"no image field; fields: {fields}"[:500])
     field, data = picked
     try:
-        return views_of(item.key, data)
+        with GATE.hold(data):
+            return views_of(item.key, data)
     except ContentError as error:
         return Fault(item.key, item.members.get(field), "decode", str(error))

@@ -13,6 +13,7 @@ from patchsieve.pipeline.cluster.places import Place
 from patchsieve.pipeline.compute.device import device_name, keep_freed_memory
 from patchsieve.pipeline.compute.gpu_faults import assigned_device, check_native, device_faults
 from patchsieve.pipeline.errors import InfrastructureError, PatchsieveError
+from patchsieve.pipeline.images.pixel_gate import GATE
 from patchsieve.pipeline.output.access import prove_access
 from patchsieve.pipeline.output.folder import OutputFolder
 from patchsieve.pipeline.output.machine import library_versions
@@ -22,6 +23,7 @@ from patchsieve.pipeline.score.messages import Progress, ShardResult, WorkOrder
 from patchsieve.pipeline.score.shard import ShardScoring, teacher_record
 from patchsieve.pipeline.scoring.scorer import Scorer
 from patchsieve.pipeline.shards.specs import Shard
+from patchsieve.pipeline.shown import show_warnings
 from patchsieve.pipeline.storage import remove_dead_scratch
 from patchsieve.pipeline.tables.schema import SCORES
 from patchsieve.pipeline.teacher.build import build_teacher
@@ -40,6 +42,7 @@ class ScoringWorker:
     def __init__(self, teacher: TeacherFile, place: Place) -> None:
         """`place`: where it runs, as the cluster names it; its GPUs are those to use."""
         keep_freed_memory()
+        show_warnings()
         self._file, self._place = teacher, place
         self._device = assigned_device(place.gpus)
         self._model = build_teacher(teacher, device=str(self._device))
@@ -62,6 +65,7 @@ class ScoringWorker:
             start_json_log(sys.stderr, job="score", run_id=order.run_id, **where)
         remove_dead_scratch()
         prove_access(order.out, first_shard, run_id=order.run_id, here=self._place.node)
+        GATE.limit = order.decode_pixels
         rows = order.rows
         check_native(rows.precision, self._device)
         scorer = Scorer.for_rows(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 
 import ray
@@ -56,7 +55,9 @@ class _ScoreRun:
             self._adopt(self._rows)
 
     def _adopt(self, rows: RowConfig) -> RowConfig:
-        self._output.adopt_config(self._request.fields(rows), other=dataclasses.asdict(self._request.config))
+        self._output.adopt_config(
+            self._request.fields(rows), other=storage.kept_settings(self._request.config)
+        )
         return rows
 
     def execute(self, display: Display, stop: StopRequest) -> ScoreSummary:
@@ -114,6 +115,7 @@ class _ScoreRun:
             batch_size=config.known_batch_size,
             compile=config.compile,
             decode_threads=None if own_share else size.cpus,
+            decode_pixels=config.decode_pixels,
             stall_timeout_s=config.stall_timeout,
             start_timeout_s=config.start_timeout,
             not_on=not_on,

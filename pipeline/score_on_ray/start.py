@@ -26,6 +26,7 @@ class QueueOptions:
     batch_size: int | None
     compile: bool
     decode_threads: int | None
+    decode_pixels: int
     stall_timeout_s: float
     start_timeout_s: float
     not_on: str
@@ -91,6 +92,7 @@ class ActorStart:
             batch_size=self._options.batch_size,
             compile=self._options.compile,
             decode_threads=self._decode_threads(actor.node_id),
+            decode_pixels=self._options.decode_pixels,
             log_format=self._options.log_format,
         )
         self._pool.call("configure", actor, order, self._first)

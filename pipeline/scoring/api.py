@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.errors import ContentError, UserError
+from patchsieve.pipeline.images.decode import decode_image, pixels_of
 from patchsieve.pipeline.images.patches import visible_count
 from patchsieve.pipeline.images.views import ViewBox
 from patchsieve.pipeline.row_config import (
@@ -30,6 +32,8 @@ from patchsieve.pipeline.scoring.aggregate import Aggregate, dense_scores
 from patchsieve.pipeline.scoring.batch import batch_of
 from patchsieve.pipeline.scoring.scorer import Scorer
 from patchsieve.pipeline.scoring.views import draw_views
+from patchsieve.pipeline.shards.reader import MEMBER_LIMIT
+from patchsieve.pipeline.storage import absolute_url, read_bytes, redact
 from patchsieve.pipeline.teacher.build import build_teacher
 from patchsieve.pipeline.teacher.checkpoint import TeacherFile, read_teacher
 from patchsieve.pipeline.teacher.model import MaskedAutoencoder
@@ -102,7 +106,8 @@ def score_images(
     seed: int = 0,
     batch_size: int | None = None,
 ) -> list[ImageScores]:
-    """Pseudo-scores of images: PIL images, uint8 arrays `[H, W, 3]` or `[H, W]`, or uint8 tensors `[3, H, W]`.
+    """Pseudo-scores of images: files (paths, URLs or bytes), PIL images, uint8 arrays `[H, W, 3]` or `[H, W]`, or uint8
+    tensors `[3, H, W]`. Files and PIL images are decoded as those of shards: upright, 16 bits by their high byte.
 
     `views` None: as many as show every patch of the grid once. `keys` seed the masks, as sample keys do in a
     table; by default they are "0", "1", ... `frozen_tokens` is for the frozen estimator.
@@ -153,16 +158,27 @@ def score_images(
 
 def as_pixels(image: Any) -> Tensor:
     """An image as uint8 `[3, H, W]`; UserError for what is none."""
+    try:
+        if isinstance(image, str | os.PathLike):
+            return decode_image(read_bytes(absolute_url(image), limit=MEMBER_LIMIT)).contiguous()
+        if isinstance(image, bytes):
+            return decode_image(image).contiguous()
+        if hasattr(image, "convert"):
+            return pixels_of(image).contiguous()
+    except FileNotFoundError:
+        raise UserError(f"no image at {redact(os.fspath(image))}") from None
+    except ContentError as error:
+        raise UserError(f"an image cannot be read: {error}") from None
     if isinstance(image, Tensor):
         pixels = image
     else:
-        array = np.array(image.convert("RGB") if hasattr(image, "convert") else image)
+        array = np.array(image)
         if array.ndim == 2:
             array = np.repeat(array[..., None], 3, axis=2)
         pixels = torch.from_numpy(np.ascontiguousarray(array)).movedim(-1, 0)
     if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[0] != 3:
         raise UserError(
-            f"an image of {pixels.dtype} {list(pixels.shape)} is neither a PIL image, a uint8 array [H, W, 3] "
+            f"an image of {pixels.dtype} {list(pixels.shape)} is neither a file, a PIL image, a uint8 array [H, W, 3] "
             "nor a uint8 tensor [3, H, W]"
         )
     return pixels.contiguous()

@@ -6,7 +6,7 @@ At the end it tells what the shard was: `ShardRecord`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
@@ -59,15 +59,15 @@ class ShardFeed(Generic[T]):
             most=MAX_BYTES,
         )
 
-    def record(self, faults: Sequence[Fault]) -> ShardRecord:
-        """The shard as it was read, for its record file, once the feed has ended; `faults`: all there were."""
+    def record(self, quarantined: int) -> ShardRecord:
+        """The shard as it was read, for its record file, once the feed has ended; see `ShardRecord`."""
         return ShardRecord(
             name=self._reader.shard.name,
             size=self.size,
             tag=self._reader.shard.tag,
             sha256=self.sha256,
             samples=self.samples,
-            quarantined=count_samples(faults),
+            quarantined=quarantined,
             damaged=self.damaged,
         )
 
@@ -94,12 +94,6 @@ class ShardFeed(Generic[T]):
                 if key is None or self._takes(key):
                     yield self._pool.submit(self._prepare, item), reader.position, bytes_held(item)
             self.size, self.sha256, self.damaged = reader.size, reader.sha256, reader.damaged
-
-
-def count_samples(faults: Sequence[Fault]) -> int:
-    """Samples that the faults are of: each has one, but for those of single views and of the archive itself."""
-    whole = sum(fault.sample_key is not None and fault.stage != "score" for fault in faults)
-    return whole + len({fault.sample_key for fault in faults if fault.stage == "score"})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

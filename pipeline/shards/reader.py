@@ -83,6 +83,65 @@ def split_key(name: str) -> tuple[str, str]:
     return folder + slash + key, printable(field)
 
 
+def is_nameless(key: str) -> bool:
+    """Whether a member of this key belongs to no sample, as `._photo.jpg` beside each `photo.jpg` of macOS."""
+    return not key.rpartition("/")[2]
+
+
+def samples_of(
+    archive: TarStream,
+    *,
+    keep: Callable[[str, str], bool],
+    member_limit: int = MEMBER_LIMIT,
+    keep_rejected: bool = False,
+) -> Iterator[Sample | Fault]:
+    """The samples of an archive, or of a part of one that begins with a sample, and what makes none.
+
+    `keep`: by key and field, whether a member's data are read in; the rest as `ShardReader` has it. Where the archive
+    breaks off, a fault of stage "archive" comes last.
+    """
+    group: _MemberGroup | None = None
+    # Digests of 16 bytes instead of keys: a shard may have millions of long ones.
+    seen: set[bytes] = set()
+    try:
+        for member in archive:
+            key, field = split_key(member.name)
+            if is_nameless(key):
+                yield _nameless(member, archive, member_limit, keep_rejected=keep_rejected)
+                continue
+            if group is not None and not group.continues(key, field):
+                yield group.result()
+                group = None
+            if group is None:
+                digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=16).digest()
+                group = _MemberGroup(key, member.name, digest not in seen, keep_rejected=keep_rejected)
+                seen.add(digest)
+            problem = member.problem
+            if problem is None and member.size > member_limit:
+                problem = f"{member.size} bytes, more than the limit of {member_limit}"
+            elif problem is None and group.bytes_kept + member.size > 4 * member_limit:
+                problem = f"its sample has more than the limit of {4 * member_limit} bytes"
+            wanted = (group.bad is None or keep_rejected) and keep(key, field)
+            data = archive.read_data() if wanted and problem is None else None
+            group.add(field, member.name, data, problem if wanted else None)
+    except DamagedArchiveError as error:
+        if group is not None:
+            yield group.result()
+        yield Fault(None, None, "archive", str(error))
+        return
+    if group is not None:
+        yield group.result()
+
+
+def _nameless(member: Member, archive: TarStream, member_limit: int, *, keep_rejected: bool) -> Fault:
+    name, reason = printable(member.name)[:MAX_NAME], "the name has nothing before its first dot"
+    if not keep_rejected:
+        return Fault(None, name, "sample", reason)
+    readable = member.problem is None and member.size <= member_limit and "\0" not in member.name
+    members = ((member.name, archive.read_data()),) if readable else ()
+    return Rejected(None, name, "sample", reason, members)
+
+
 class ShardReader:
     """Reads a shard once: a context manager; iterating yields a Sample or a Fault at a time, in shard order.
 
@@ -113,7 +172,6 @@ class ShardReader:
         self._keep_rejected = keep_rejected
         self._stream: storage.ByteStream | None = None
         self._digest = hashlib.sha256()
-        self._seen: set[bytes] = set()
 
     def __enter__(self) -> Self:
         try:
@@ -130,39 +188,15 @@ class ShardReader:
 
     def __iter__(self) -> Iterator[Sample | Fault]:
         assert self._stream is not None, "use it in a with statement"
-        archive = TarStream(self._read, self._stream.size)
-        group: _MemberGroup | None = None
-        damage: str | None = None
-        try:
-            for member in archive:
-                key, field = split_key(member.name)
-                if not key.rpartition("/")[2]:
-                    yield self._nameless(member, archive)
-                    continue
-                if group is not None and not group.continues(key, field):
-                    yield group.result()
-                    group = None
-                if group is None:
-                    group = _MemberGroup(
-                        key, member.name, self._is_new(key), keep_rejected=self._keep_rejected
-                    )
-                self._add(group, field, member, archive)
-        except DamagedArchiveError as error:
-            damage = str(error)
-        if group is not None:
-            yield group.result()
-        if damage is not None:
-            self.damaged = True
-            yield Fault(None, None, "archive", damage)
+        for item in samples_of(
+            TarStream(self._read, self._stream.size),
+            keep=lambda key, field: self._keep(field),
+            member_limit=self._limit,
+            keep_rejected=self._keep_rejected,
+        ):
+            self.damaged |= isinstance(item, Fault) and item.stage == "archive"
+            yield item
         self._finish()
-
-    def _nameless(self, member: Member, archive: TarStream) -> Fault:
-        name, reason = printable(member.name)[:MAX_NAME], "the name has nothing before its first dot"
-        if not self._keep_rejected:
-            return Fault(None, name, "sample", reason)
-        readable = member.problem is None and member.size <= self._limit
-        members = ((member.name, archive.read_data()),) if readable else ()
-        return Rejected(None, name, "sample", reason, members)
 
     @property
     def position(self) -> int:
@@ -174,24 +208,6 @@ class ShardReader:
         data = self._stream.read(count)
         self._digest.update(data)
         return data
-
-    def _is_new(self, key: str) -> bool:
-        # Digests of 16 bytes instead of keys: a shard may have millions of long ones.
-        digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=16).digest()
-        if digest in self._seen:
-            return False
-        self._seen.add(digest)
-        return True
-
-    def _add(self, group: _MemberGroup, field: str, member: Member, archive: TarStream) -> None:
-        problem = member.problem
-        if problem is None and member.size > self._limit:
-            problem = f"{member.size} bytes, more than the limit of {self._limit}"
-        elif problem is None and group.bytes_kept + member.size > 4 * self._limit:
-            problem = f"its sample has more than the limit of {4 * self._limit} bytes"
-        wanted = (group.bad is None or self._keep_rejected) and self._keep(field)
-        data = archive.read_data() if wanted and problem is None else None
-        group.add(field, member.name, data, problem if wanted else None)
 
     def _finish(self) -> None:
         assert self._stream is not None
@@ -213,7 +229,10 @@ class _MemberGroup:
         self._first_member = printable(first_member)[:MAX_NAME]
         self._sample = Sample(printable(key), {}, {})
         if not is_new:
-            self.bad = "duplicate key: the shard had members of this key before"
+            self.bad = (
+                "duplicate key: the shard had members of this key before; where it is not sorted, "
+                "`tar --sort=name -cf` writes those of a sample side by side"
+            )
         if self._sample.key != key:
             self.bad = "the member's name is not UTF-8"
 
@@ -224,12 +243,15 @@ class _MemberGroup:
     def add(self, field: str, member: str, data: bytes | None, problem: str | None) -> None:
         """Take in a member of this group."""
         sample = self._sample
-        if self._rejected is not None and data is not None and len(self._rejected) < MAX_MEMBERS:
+        nul = "\0" in member  # which a pax header can give a name, and no other archive or file system
+        if self._rejected is not None and data is not None and not nul and len(self._rejected) < MAX_MEMBERS:
             # The same bytes that the sample's fields hold, not a copy of them.
             self._rejected.append((member, data))
             self.bytes_kept += len(data) if self.bad is not None else 0
         if len(member) > MAX_NAME:
             self.bad = f"the name of a member has more than {MAX_NAME} characters"
+        elif nul:
+            self.bad = "the name of a member holds a NUL"
         elif self._rejected is not None and printable(member) != member:
             self.bad = "the name of a member is not UTF-8"
         elif len(sample.members) >= MAX_MEMBERS:

@@ -17,6 +17,13 @@ from patchsieve.pipeline.storage import ObjectInfo
 T = TypeVar("T")
 
 SHARD_SUFFIX = ".tar"
+
+
+def is_shard_name(name: str) -> bool:
+    """Whether a file in a folder is a shard; as for a pattern, one whose name begins with a dot is none."""
+    return name.endswith(SHARD_SUFFIX) and not name.startswith(".")
+
+
 # A list of 10 million names has a gigabyte: beyond it is no list of shards.
 LIST_LIMIT = 2**30
 MAX_EXPANSION = 10_000_000
@@ -164,6 +171,8 @@ def _entries(spec: str, *, in_list: bool) -> Iterator[str | list[ObjectInfo]]:
             yield url
             continue
         matched = _or_refuse(partial(storage.glob, url), url)
+        if url.endswith(SHARD_SUFFIX):
+            matched = [info for info in matched if not info.is_folder]  # whatever a folder is called
         if not matched:
             raise UserError(f"nothing matches {storage.redact(text)}")
         yield matched
@@ -201,7 +210,8 @@ def _files(info: ObjectInfo) -> Iterator[ObjectInfo]:
     if not info.is_folder:
         yield info
         return
-    found = _or_refuse(lambda: storage.list_folder(info.url, suffix=SHARD_SUFFIX), info.url)
+    listed = _or_refuse(lambda: storage.list_folder(info.url, suffix=SHARD_SUFFIX), info.url)
+    found = [file for file in listed if is_shard_name(storage.split_name(file.url)[1])]
     if not found:
         raise UserError(f"no *{SHARD_SUFFIX} directly in the folder {storage.redact(info.url)}")
     yield from found

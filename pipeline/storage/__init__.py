@@ -1,6 +1,7 @@
 """Every file operation of the project, on any store: what others use of it is imported from here."""
 
 from patchsieve.pipeline.storage.lookup import ObjectInfo, exists, glob, list_folder, stat, stat_many
+from patchsieve.pipeline.storage.parsing import parsing, read_object
 from patchsieve.pipeline.storage.retry import describe_error, with_retry
 from patchsieve.pipeline.storage.scratch import remove_dead_scratch, scratch_folder
 from patchsieve.pipeline.storage.streams import (
@@ -17,11 +18,13 @@ from patchsieve.pipeline.storage.urls import (
     has_pattern,
     is_local,
     join,
+    kept_settings,
     local_path,
     pattern_start,
     redact,
     refuse_unsafe,
     split_name,
+    without_secrets,
 )
 from patchsieve.pipeline.storage.writing import (
     arrow_filesystem,
@@ -49,13 +52,16 @@ __all__ = [
     "has_pattern",
     "is_local",
     "join",
+    "kept_settings",
     "list_folder",
     "local_path",
     "make_folder",
     "open_stream",
     "parquet_source",
+    "parsing",
     "pattern_start",
     "read_bytes",
+    "read_object",
     "read_range",
     "redact",
     "refuse_unsafe",
@@ -67,4 +73,5 @@ __all__ = [
     "stat",
     "stat_many",
     "with_retry",
+    "without_secrets",
 ]

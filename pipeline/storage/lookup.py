@@ -13,23 +13,21 @@ from typing import Any
 
 import fsspec
 
-from patchsieve.pipeline.errors import InfrastructureError, UserError
-from patchsieve.pipeline.storage.retry import with_retry
+from patchsieve.pipeline.errors import InfrastructureError, PatchsieveError, UserError, first_line
+from patchsieve.pipeline.storage.retry import describe_error, with_retry
 from patchsieve.pipeline.storage.urls import (
     canonical_url,
     is_local,
     join,
     local_path,
     pattern_start,
+    redact,
     refuse_unsafe,
     split_name,
     split_url,
 )
+from patchsieve.pipeline.storage.web import client_options
 from patchsieve.pipeline.threads import map_threads
-
-# A stalled server is given up after this long without a byte; a whole object may take as long as it likes.
-CONNECT_TIMEOUT_S = 30.0
-READ_TIMEOUT_S = 60.0
 
 _HTTP = {"http", "https"}
 # fsspec would take all of "key:secret@bucket" for the bucket.
@@ -71,21 +69,16 @@ def filesystem(url: str) -> tuple[Any, str]:
         kind = fsspec.get_filesystem_class(scheme)
         options = kind._get_kwargs_from_urls(url)
         if scheme in _HTTP:
-            options["client_kwargs"] = _http_client(kind.protocol)
+            options["client_kwargs"] = client_options(kind.protocol)
         store = fsspec.filesystem(scheme, use_listings_cache=False, **options)
     except (ImportError, ValueError) as error:
-        raise UserError(f"cannot use {scheme}:// here: {error}") from None
+        raise UserError(f"cannot use {scheme}:// here: {redact(first_line(error))}") from None
+    except Exception as error:  # some connect as they are made, and fail in any way
+        raise InfrastructureError(f"reaching {canonical_url(url)}: {describe_error(error)}") from None
+    if scheme == "s3":
+        # Its own five attempts, of five each by botocore below, would come on top of ours.
+        store.retries = 1
     return store, kind._strip_protocol(url)
-
-
-def _http_client(protocols: Sequence[str]) -> dict[str, Any]:
-    import aiohttp
-
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=READ_TIMEOUT_S)
-    given: dict[str, Any] = {}
-    for protocol in protocols:
-        given.update(fsspec.config.conf.get(protocol, {}).get("client_kwargs", {}))
-    return {"timeout": timeout, **given}
 
 
 def is_http(url: str) -> bool:
@@ -155,6 +148,14 @@ def _modified(entry: Mapping[str, Any]) -> float | None:
     return None
 
 
+Unlisted = Callable[[str, PatchsieveError], None]
+"""Is told of a folder that cannot be listed, or of a link to nowhere in one, and why."""
+
+
+def _raise(url: str, error: PatchsieveError) -> None:
+    raise error
+
+
 def list_folder(url: str, *, suffix: str = "", folders: bool = False) -> list[ObjectInfo]:
     """The files directly below a folder whose names end in `suffix`, sorted by URL; its folders if asked.
 
@@ -164,31 +165,38 @@ def list_folder(url: str, *, suffix: str = "", folders: bool = False) -> list[Ob
     return [info for info in found if folders or not info.is_folder]
 
 
-def _list(url: str, wanted: Callable[[str], bool]) -> list[ObjectInfo]:
+def _list(url: str, wanted: Callable[[str], bool], unlisted: Unlisted = _raise) -> list[ObjectInfo]:
     """What lies directly below a folder and has a name that is wanted, sorted by URL."""
+    try:
+        return sorted(_listed(url, wanted, unlisted), key=lambda info: info.url)
+    except PatchsieveError as error:
+        unlisted(url, error)
+        return []
+
+
+def _listed(url: str, wanted: Callable[[str], bool], unlisted: Unlisted) -> list[ObjectInfo]:
     what = f"listing {canonical_url(url)}"
     if is_local(url):
-        found = with_retry(lambda: _list_local(url, wanted), what=what)
-    else:
-        store, path = filesystem(url)
+        return with_retry(lambda: _list_local(url, wanted, unlisted), what=what)
+    store, path = filesystem(url)
 
-        def read_listing() -> list[ObjectInfo]:
-            store.invalidate_cache()
-            listed = store.ls(join(path, "") if is_http(url) else path, detail=True)
-            return _from_listing(url, path, listed, wanted)
+    def read_listing() -> list[ObjectInfo]:
+        store.invalidate_cache()
+        listed = store.ls(join(path, "") if is_http(url) else path, detail=True)
+        return _from_listing(url, path, listed, wanted)
 
-        try:
-            found = with_retry(read_listing, what=what)
-        except FileNotFoundError:
-            return []
+    try:
+        found = with_retry(read_listing, what=what)
+    except FileNotFoundError:
+        return []
     if is_http(url):
         # A web page tells no sizes; what vanished meanwhile is left out.
         looked_up = stat_many([info.url for info in found if not info.is_folder])
         found = [info for info in found if info.is_folder] + [info for info in looked_up if info is not None]
-    return sorted(found, key=lambda info: info.url)
+    return found
 
 
-def _list_local(url: str, wanted: Callable[[str], bool]) -> list[ObjectInfo]:
+def _list_local(url: str, wanted: Callable[[str], bool], unlisted: Unlisted) -> list[ObjectInfo]:
     found = []
     try:
         with os.scandir(local_path(url)) as entries:
@@ -199,7 +207,7 @@ def _list_local(url: str, wanted: Callable[[str], bool]) -> list[ObjectInfo]:
                     found.append(_local_info(join(url, entry.name), entry.stat()))
                 except FileNotFoundError:
                     if entry.is_symlink():
-                        raise InfrastructureError(f"{entry.path} is a link to nowhere") from None
+                        unlisted(entry.path, InfrastructureError(f"{entry.path} is a link to nowhere"))
                 except InfrastructureError:
                     continue  # a socket or a pipe that lies beside the files
     except (FileNotFoundError, NotADirectoryError):
@@ -224,12 +232,12 @@ def _from_listing(
     return found
 
 
-def glob(pattern: str) -> list[ObjectInfo]:
+def glob(pattern: str, *, unlisted: Unlisted = _raise) -> list[ObjectInfo]:
     """Files and folders that match a pattern of `*`, `?`, `[...]` and `**`, sorted by URL.
 
     As in a shell, a name that begins with a dot is matched only by a pattern that does; `**` enters no linked
-    folder. On a web server `?` begins the query. Raises InfrastructureError where any folder cannot be listed
-    (the globs of Python and of fsspec leave such a folder out without a word).
+    folder. On a web server `?` begins the query. A folder that cannot be listed raises InfrastructureError or
+    UserError, or goes to `unlisted` and is left out (the globs of Python and of fsspec do so without a word).
     """
     if is_local(pattern):
         pattern = local_path(pattern)
@@ -238,11 +246,13 @@ def glob(pattern: str) -> list[ObjectInfo]:
     found = [ObjectInfo(pattern[:cut] or "/", None, "", is_folder=True)]
     for number, part in enumerate(parts):
         if part == "**":
-            found = [below for folder in found for below in _folders_below(folder)]
+            found = [below for folder in found for below in _folders_below(folder, unlisted)]
             if number < len(parts) - 1:
                 continue
         matches = _matcher(part)
-        found = [info for folder in found if folder.is_folder for info in _list(folder.url, matches)]
+        found = [
+            info for folder in found if folder.is_folder for info in _list(folder.url, matches, unlisted)
+        ]
     return sorted(found, key=lambda info: info.url)
 
 
@@ -251,11 +261,11 @@ def _matcher(part: str) -> Callable[[str], bool]:
     return lambda name: (not name.startswith(".") or part.startswith(".")) and matches(name) is not None
 
 
-def _folders_below(folder: ObjectInfo) -> list[ObjectInfo]:
+def _folders_below(folder: ObjectInfo, unlisted: Unlisted) -> list[ObjectInfo]:
     found = [folder]
-    for info in _list(folder.url, _matcher("*")):
+    for info in _list(folder.url, _matcher("*"), unlisted):
         if info.is_folder and not (is_local(info.url) and os.path.islink(local_path(info.url))):
-            found += _folders_below(info)
+            found += _folders_below(info, unlisted)
     return found
 
 

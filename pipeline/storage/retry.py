@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import math
+import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TypeVar
 
-from patchsieve.pipeline.errors import InfrastructureError, PatchsieveError
+from patchsieve.pipeline.errors import InfrastructureError, PatchsieveError, UserError
 from patchsieve.pipeline.storage.urls import redact
 
 T = TypeVar("T")
@@ -18,6 +20,9 @@ ATTEMPTS = 5
 FIRST_DELAY_S = 0.2
 LONGEST_DELAY_S = 10.0
 _LONGEST_REASON = 300
+STALL_VARIABLE = "PATCHSIEVE_STORE_TIMEOUT"
+"""Environment variable: seconds after which a call that came no further is not made again."""
+STALL_S = 180.0
 
 # By name, since not every platform has all of them.
 _TRANSIENT_ERRNO = {
@@ -140,31 +145,58 @@ def describe_error(error: BaseException) -> str:
     return f"{kind}: {text}" if kind and text else kind or text
 
 
-def delays(attempts: int) -> Iterator[float]:
-    """The pauses between that many attempts, in seconds: doubling, and random so that clients spread out."""
-    for number in range(attempts - 1):
-        yield min(FIRST_DELAY_S * 2**number, LONGEST_DELAY_S) * random.uniform(0.5, 1.5)
+def stall_seconds() -> float:
+    """Seconds after which a call that came no further is not made again; UserError for what is no number of them."""
+    told = os.environ.get(STALL_VARIABLE, "")
+    try:
+        seconds = float(told or STALL_S)
+    except ValueError:
+        seconds = math.nan
+    if not seconds > 0:
+        raise UserError(f"{STALL_VARIABLE} is {told!r}, must be a number of seconds above 0")
+    return seconds
+
+
+class Pauses:
+    """The pauses between attempts, in seconds: doubling, and random so that clients spread out.
+
+    None follows once `stall_seconds` have passed since this was made.
+    """
+
+    def __init__(self, attempts: int = ATTEMPTS) -> None:
+        self._left, self._number = attempts - 1, 0
+        self._last = time.monotonic() + stall_seconds()
+
+    def next(self) -> float | None:
+        """The next one; None where no attempt is to follow."""
+        if self._number >= self._left or time.monotonic() >= self._last:
+            return None
+        self._number += 1
+        doubled: float = FIRST_DELAY_S * 2 ** (self._number - 1)
+        return min(doubled, LONGEST_DELAY_S) * random.uniform(0.5, 1.5)
 
 
 def with_retry(call: Callable[[], T], *, what: str, attempts: int = ATTEMPTS) -> T:
     """The result of the call, made again after faults that may pass.
 
-    Raises FileNotFoundError for an object that is not there, FileExistsError as it comes, InfrastructureError
-    for any other fault of the store (the original is told, not chained: its text may hold credentials). What
-    is no fault of a store (a programming error) passes through unchanged.
+    Raises FileNotFoundError for an object that is not there, FileExistsError and NotImplementedError as they come,
+    InfrastructureError for anything else that a store's client raises, which is more than any list of names holds (the
+    original is told, not chained: its text may hold credentials).
     """
-    pauses = delays(attempts)
+    pauses = Pauses(attempts)
     while True:
         try:
             return call()
         except PatchsieveError:
             raise
         except Exception as error:
+            if isinstance(error.__cause__, PatchsieveError):
+                raise error.__cause__ from None  # of ours, inside of the client
             if is_missing(error):
                 raise FileNotFoundError(f"{what}: not found") from None
-            if isinstance(error, FileExistsError) or not from_store(error):
+            if isinstance(error, FileExistsError | NotImplementedError):
                 raise
-            pause = next(pauses, None) if is_transient(error) else None
+            pause = pauses.next() if is_transient(error) else None
             if pause is None:
                 raise InfrastructureError(f"{what}: {describe_error(error)}") from None
             time.sleep(pause)

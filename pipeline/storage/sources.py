@@ -10,14 +10,12 @@ from contextlib import closing
 from itertools import islice
 from typing import Any
 
-from patchsieve.pipeline.errors import InfrastructureError
+from patchsieve.pipeline.errors import InfrastructureError, PatchsieveError
 from patchsieve.pipeline.storage.lookup import filesystem, is_http
 from patchsieve.pipeline.storage.retry import (
-    ATTEMPTS,
+    Pauses,
     ShortReadError,
-    delays,
     describe_error,
-    from_store,
     is_transient,
     with_retry,
 )
@@ -102,7 +100,7 @@ def _range_chunks(url: str, start: int, stop: int) -> Generator[bytes, None, Non
 def _http_chunks(url: str, start: int, stop: int, size: int) -> Generator[bytes, None, None]:
     """One answer, read as it comes; after a fault that may pass another one goes on where it broke off."""
     resumptions = 0
-    pauses = delays(ATTEMPTS)
+    pauses = Pauses()
     while start < stop:
         try:
             with closing(_http_answer(url, start, size, stop=stop if stop < size else None)) as answer:
@@ -111,13 +109,13 @@ def _http_chunks(url: str, start: int, stop: int, size: int) -> Generator[bytes,
                     if not chunk:
                         raise ShortReadError("the server gave fewer bytes than it had reported")
                     start += len(chunk)
-                    pauses = delays(ATTEMPTS)
+                    pauses = Pauses()
                     yield chunk
+        except PatchsieveError:
+            raise
         except Exception as error:
-            if not from_store(error):
-                raise
             resumptions += 1
-            pause = next(pauses, None) if is_transient(error) and resumptions <= _MAX_RESUMPTIONS else None
+            pause = pauses.next() if is_transient(error) and resumptions <= _MAX_RESUMPTIONS else None
             if pause is None:
                 broken = f"{canonical_url(url)} broke off after {start} of {size} bytes"
                 raise InfrastructureError(f"{broken}: {describe_error(error)}") from None

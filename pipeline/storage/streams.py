@@ -12,6 +12,9 @@ from patchsieve.pipeline.storage.retry import ATTEMPTS
 from patchsieve.pipeline.storage.sources import chunks_of, fetch_range
 from patchsieve.pipeline.storage.urls import canonical_url
 
+READ_LIMIT = 64 * 2**20
+"""Bytes of a small object, where nothing else is said."""
+
 
 def _known_size(info: ObjectInfo) -> int:
     if info.is_folder:
@@ -137,7 +140,7 @@ def open_stream(url: str, *, start: int = 0) -> ByteStream:
     return ByteStream(stat(url), start=start)
 
 
-def read_bytes(url: str, *, limit: int = 64 * 2**20) -> bytes:
+def read_bytes(url: str, *, limit: int = READ_LIMIT) -> bytes:
     """A whole small object. Raises FileNotFoundError, UserError above `limit` bytes, InfrastructureError."""
     attempts = ATTEMPTS
     while True:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from functools import lru_cache
+from typing import Any
 
 import fsspec
 
@@ -15,6 +17,9 @@ _ALIASES = {"s3a": "s3", "gcs": "gs", "local": "file"}
 _LOCAL = {"file"}
 # Where the part before "@" names a container or a repository's revision, and is no credential.
 _AT_IS_NO_USER = {"az", "abfs", "abfss", "adl", "hf"}
+# Where "?" begins a query, which may be signed, and "#" a fragment. Elsewhere they belong to the name, but for what can
+# only be meant as a query, as in "?versionId=".
+_HAS_QUERY = {"http", "https", "webdav", "webhdfs"}
 _HOSTS = {"http", "https", "ftp", "sftp", "ssh", "smb", "webdav", "webhdfs", "hdfs"}
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 # What wraps other stores, renders templates or runs commands: no place for data, and a way around refusals.
@@ -41,6 +46,9 @@ _REFUSED = {
     "zip",
 }
 _COMMAND = re.compile(r"^\s*(pipe|cmd|command|exec|popen|shell|sh|bash)\s*:", re.IGNORECASE)
+_PATTERN_SIGN = re.compile(r"[*?\[]")
+_QUERY_SIGN = re.compile(r"[?#]")
+_SIGNED_TAIL = re.compile(r"\?[\w.%-]+=")
 _IPV6 = re.compile(r"\[[0-9A-Fa-f:.]*\]")
 _URL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://(.*)$", re.DOTALL)
 # A URL in a URL, chained or in a query, is one of its own: each may have a password.
@@ -75,6 +83,14 @@ def local_path(url: str) -> str:
     return os.path.abspath(os.path.expanduser(url) if plain else split_url(url)[1])
 
 
+def _query_start(url: str) -> int:
+    """Where the query or fragment of a URL begins, its length where it has none."""
+    if is_local(url):
+        return len(url)
+    found = (_QUERY_SIGN if split_url(url)[0] in _HAS_QUERY else _SIGNED_TAIL).search(url)
+    return len(url) if found is None else found.start()
+
+
 def has_pattern(url: str) -> bool:
     """Whether the URL is a pattern for `glob`."""
     return pattern_start(url) >= 0
@@ -83,14 +99,13 @@ def has_pattern(url: str) -> bool:
 def pattern_start(url: str) -> int:
     """Where the first character of a pattern (`*`, `?`, `[`) stands, -1 if there is none.
 
-    On a web server `?` begins the query and is no pattern.
+    On a web server `?` begins the query, in which nothing is a pattern.
     """
-    sign = re.compile(r"[*\[]" if split_url(url)[0] in {"http", "https"} else r"[*?\[]")
     start = 0
     if not is_local(url):
         # Not in the host: brackets there hold an IPv6 address.
         start = url.find("/", url.find("://") + 3)
-    found = sign.search(url, start) if start >= 0 else None
+    found = _PATTERN_SIGN.search(url, start, _query_start(url)) if start >= 0 else None
     return -1 if found is None else found.start()
 
 
@@ -104,9 +119,10 @@ def refuse_unsafe(spec: str) -> None:
         )
     scheme, _ = split_url(spec)
     if "::" in _IPV6.sub("", spec) and not (scheme in _LOCAL and os.path.lexists(local_path(spec))):
-        raise UserError(
-            f"chained URLs are refused: {redact(spec)}; copy the file and give its own path or URL"
-        )
+        way_out = "copy the file and give its own path or URL"
+        if all(part.endswith(".tar") for part in spec.split("::")):
+            way_out = "give each shard by itself"
+        raise UserError(f"chained URLs are refused: {redact(spec)}; {way_out}")
     if scheme in _REFUSED:
         raise UserError(f"{scheme}:// is refused; copy the data to a store and give the URL there")
     if scheme not in _known_protocols():
@@ -121,7 +137,8 @@ def absolute_url(spec: str | os.PathLike[str]) -> str:
 
 
 def canonical_url(spec: str | os.PathLike[str]) -> str:
-    """The name of an object: absolute, without credentials, query or fragment; a local one is a plain path.
+    """The name of an object: absolute, without credentials and, on a web server, query and fragment; a local one is a
+    plain path.
 
     Scheme and host are in lower case, `s3a` is `s3` and `gcs` is `gs`, a default port is left out. Refuses as
     `refuse_unsafe`.
@@ -135,7 +152,8 @@ def _canonical(scheme: str, rest: str) -> str:
     if scheme not in _AT_IS_NO_USER:
         # Before the query is cut off: a password may hold "?" or "#".
         host = host.rpartition("@")[2]
-    host, slash, path = re.split(r"[?#]", f"{host}{slash}{path}", maxsplit=1)[0].partition("/")
+    whole = f"{scheme}://{host}{slash}{path}"
+    host, slash, path = whole[len(scheme) + 3 : _query_start(whole)].partition("/")
     if scheme in _HOSTS:
         host = host.lower()
     if scheme in _DEFAULT_PORTS:
@@ -145,6 +163,31 @@ def _canonical(scheme: str, rest: str) -> str:
     return f"{scheme}://{host}{slash}{path}".rstrip("/")
 
 
+def without_secrets(spec: str) -> str:
+    """A path, URL, pattern or list (`@URL`) as it is kept: without user and password and, on a web server, query."""
+    sign, url = ("@", spec[1:]) if spec.startswith("@") else ("", spec)
+    scheme, rest = split_url(url)
+    if scheme in _LOCAL:
+        return spec
+    if scheme not in _AT_IS_NO_USER:
+        # First: a password may hold "?" or "#".
+        host, slash, path = rest.partition("/")
+        rest = f"{host.rpartition('@')[2]}{slash}{path}"
+    kept = f"{scheme}://{rest}"
+    return f"{sign}{kept[: _query_start(kept)]}"
+
+
+def kept_settings(config: Any) -> dict[str, Any]:
+    """The settings of a dataclass by name as they are kept: texts `without_secrets`, tuples as lists."""
+
+    def kept(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return [kept(item) for item in value]
+        return without_secrets(value) if isinstance(value, str) else value
+
+    return {name: kept(value) for name, value in dataclasses.asdict(config).items()}
+
+
 def redact(text: str) -> str:
     """The text with every URL in its canonical form and every query left out: safe to print and to store."""
     text = _URL_IN_TEXT.sub(lambda match: _canonical(*split_url(match[0])), text)
@@ -152,14 +195,13 @@ def redact(text: str) -> str:
 
 
 def join(base: str, *names: str) -> str:
-    """The URL of a file below a folder."""
+    """The URL of a file below a folder; UserError for a folder without a name, which is not the root."""
+    if not base:
+        raise UserError("the name of a folder is empty: give a path or URL")
     return "/".join([base.rstrip("/") if base.strip("/") else "", *names]) if names else base
 
 
 def split_name(url: str) -> tuple[str, str]:
     """(URL of the folder, last name); the query of a URL stays with the name."""
-    cut = (
-        len(url) if is_local(url) else min([i for i in (url.find("?"), url.find("#")) if i >= 0] + [len(url)])
-    )
-    at = url.rfind("/", 0, cut)
+    at = url.rfind("/", 0, _query_start(url))
     return url[:at] or "/", url[at + 1 :]

@@ -202,6 +202,8 @@ def remove_temporaries(folder_url: str, *, keep_run_id: str | None) -> int:
     return removed
 
 
+# Of a file's name, in bytes, in that of its temporary, which may have 255 as well.
+_LONGEST_KEPT = 120
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 
 
@@ -248,6 +250,7 @@ def _temporary(url: str, run_id: str) -> Iterator[tuple[str, BinaryIO]]:
     Its name tells the run, and is another one at every attempt: an attempt given up may still be writing.
     """
     folder, name = split_name(local_path(url))
+    name = os.fsdecode(os.fsencode(name)[:_LONGEST_KEPT])
     temporary = join(folder, f".{name}.{run_id}.{secrets.token_hex(4)}.tmp")
     with open(temporary, "xb") as file:
         try:

@@ -13,10 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from patchsieve.pipeline import storage
+from patchsieve.pipeline.checks import typed
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.identity import canonical_json
-from patchsieve.pipeline.output.records import RecordError, RecordFooter, read_footer
-from patchsieve.pipeline.tables.schema import SCORES
+from patchsieve.pipeline.output.records import RecordFooter, read_footer
+from patchsieve.pipeline.row_config import RowConfig
+from patchsieve.pipeline.tables.schema import SCORES, TeacherRecord, table_schema
 from patchsieve.pipeline.threads import map_threads
 
 TABLE_SUFFIX = ".parquet"
@@ -117,11 +119,16 @@ def table_batches(url: str, columns: Sequence[str], *, batch_rows: int = 1024) -
     Raises FileNotFoundError where it is gone, UserError where it is damaged within.
     """
     with storage.parquet_source(url) as source:
-        try:
-            parquet = pq.ParquetFile(source, page_checksum_verification=True)
-            yield from parquet.iter_batches(batch_rows, columns=list(columns))
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{url} is damaged: {storage.describe_error(error)}") from error
+        with storage.parsing(url):
+            batches = pq.ParquetFile(source, page_checksum_verification=True).iter_batches(
+                batch_rows, columns=list(columns)
+            )
+        while True:
+            with storage.parsing(url):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
 
 
 def _tables_of(source: str) -> list[storage.ObjectInfo]:
@@ -144,27 +151,33 @@ def _table_footer(info: storage.ObjectInfo) -> RecordFooter:
 
 def _table_file(info: storage.ObjectInfo) -> TableFile:
     footer = _table_footer(info)
-    try:
-        teacher, config = footer.metadata["teacher"], footer.metadata["config"]
-        return TableFile(
-            url=footer.url,
-            rows=footer.rows,
-            row_groups=footer.row_groups,
-            shard=footer.metadata["shard"]["name"],
-            size=footer.metadata["shard"]["size"],
-            sha256=footer.metadata["shard"]["sha256"],
-            identity=sys.intern(footer.metadata["identity"]),
-            first_view=config["first_view"],
-            last_view=config["first_view"] + config["views"],
-            teacher=f"{teacher['name']} {teacher['digest']}",
-            grid=teacher["grid"],
-            visible=footer.metadata["visible"],
-            columns=tuple(footer.schema.names),
+    shard = footer.record()
+    with storage.parsing(info.url):
+        config = typed(RowConfig, footer.metadata["config"])
+        teacher = typed(TeacherRecord, footer.metadata["teacher"])
+        visible = footer.metadata["visible"]
+        columns = table_schema(visible=visible, patch_bytes=teacher.patch_size**2 * 3, store=config.store)
+        for name in footer.schema.names:
+            if name in columns.names and footer.schema.field(name).type != columns.field(name).type:
+                raise TypeError(f"its column {name} is {footer.schema.field(name).type}")
+        file = {
+            "url": footer.url,
+            "rows": footer.rows,
+            "row_groups": footer.row_groups,
+            "shard": shard.name,
+            "size": shard.size,
+            "sha256": shard.sha256,
+            "identity": sys.intern(shard.identity),
+            "first_view": config.first_view,
+            "last_view": config.first_view + config.views,
+            "teacher": f"{teacher.name} {teacher.digest}",
+            "grid": teacher.grid,
+            "visible": visible,
+            "columns": tuple(footer.schema.names),
             # One text for the files of a run, which may be many thousands.
-            settings=sys.intern(canonical_json(config)),
-        )
-    except KeyError as error:
-        raise RecordError(f"{info.url} is no score table: its metadata has no {error}") from error
+            "settings": sys.intern(canonical_json(footer.metadata["config"])),
+        }
+        return typed(TableFile, file)
 
 
 def _check_agreement(files: Sequence[TableFile]) -> None:

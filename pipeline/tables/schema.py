@@ -6,7 +6,6 @@ One Parquet file per shard, a row per view; `writer.py` writes them, `reader.py`
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,11 +13,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from patchsieve.pipeline.identity import digest_of
-from patchsieve.pipeline.output.faults import errors_digest
 from patchsieve.pipeline.output.records import RecordKind
 from patchsieve.pipeline.row_config import Crop, RowConfig, Store
 from patchsieve.pipeline.shards.feed import ShardRecord
-from patchsieve.pipeline.shards.reader import Fault
 
 SCORES = RecordKind("scores", schema_version=1)
 """Its version is raised when columns or metadata change; older ones stay readable. Not part of the row identity."""
@@ -122,10 +119,13 @@ def table_metadata(
     teacher: TeacherRecord,
     shard: ShardRecord,
     visible: int,
-    faults: Sequence[Fault],
+    errors: dict[str, Any],
     provenance: dict[str, Any],
 ) -> dict[str, Any]:
-    """What a table says of itself; `provenance` holds at least `run_id`, and never decides anything."""
+    """What a table says of itself.
+
+    `errors`: `FaultLog.summary`; `provenance` holds at least `run_id`, and never decides anything.
+    """
     return {
         "schema_version": SCORES.schema_version,
         "rows_version": ROWS_VERSION,
@@ -134,7 +134,7 @@ def table_metadata(
         "teacher": dataclasses.asdict(teacher),
         "config": dataclasses.asdict(config),
         "visible": visible,
-        "errors": {"rows": len(faults), "digest": errors_digest(faults)},
+        "errors": errors,
         "provenance": provenance,
     }
 

@@ -6,6 +6,7 @@ timm is not imported here: a driver that checks a teacher and leaves the work to
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any, Literal, get_args
 
@@ -18,6 +19,10 @@ from patchsieve.pipeline.errors import UserError
 OutputSpace = Literal["pixels", "normalised", "unknown"]
 """What the decoder predicts: `pixels` = ImageNet-normalised pixels, `normalised` = pixels of each
 patch less their own mean over their own deviation, `unknown` = the file does not tell."""
+
+
+MAX_GRID = 181
+"""Patches along a side: positions are numbered by int16, and a fixed embedding is computed for each."""
 
 
 class PatchGrid:
@@ -41,6 +46,15 @@ class PatchGrid:
         """Values of a patch, P = p * p * 3."""
         return self.patch_size**2 * 3
 
+    def check_grid(self, what: str) -> None:
+        """Raise UserError for an image that is no whole number of patches, or has too many."""
+        if self.image_size % self.patch_size:
+            raise UserError(
+                f"{what}: image size {self.image_size} is not a multiple of patch size {self.patch_size}"
+            )
+        if self.grid > MAX_GRID:
+            raise UserError(f"{what}: a grid of {self.grid} patches a side, the limit is {MAX_GRID}")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TeacherConfig(PatchGrid):
@@ -62,12 +76,12 @@ class TeacherConfig(PatchGrid):
     output_space: OutputSpace = "unknown"
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "patch_size", "width", "depth", "heads"):
-            at_least_one(f"teacher: {name}", getattr(self, name))
-        if self.image_size % self.patch_size:
-            raise UserError(
-                f"teacher: image size {self.image_size} is not a multiple of patch size {self.patch_size}"
-            )
+        for name, value in dataclasses.asdict(self).items():
+            at_least_one(f"teacher: {name}", value)
+        for name in ("mlp_ratio", "norm_eps"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"teacher: {name} is {getattr(self, name)}, must be above 0")
+        self.check_grid("teacher")
         for width, heads in ((self.width, self.heads), (self.decoder_width, self.decoder_heads)):
             if width % heads or width % 4:
                 raise UserError(f"teacher: width {width} must divide by {heads} heads and by 4")

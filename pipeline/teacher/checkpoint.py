@@ -21,6 +21,7 @@ from patchsieve.pipeline.teacher.formats import complete_state, infer_config, ou
 from patchsieve.pipeline.teacher.sources import RawCheckpoint, read_checkpoint
 
 _PUBLISHED_PIXELS = re.compile(r"mae_visualize_vit_|facebook(/|--)vit-mae-(base|large|huge)\b")
+_PUBLISHED_MODEL = re.compile(r"mae_vit_(base|large|huge)_patch")
 _PUBLISHED_NORMALISED = re.compile(r"mae_pretrain_vit_\w+_full")
 
 
@@ -57,7 +58,7 @@ def read_teacher(spec: str, *, output_space: str | None = None) -> TeacherFile:
     weights = our_names(raw.weights, source=raw.name)
     settings = _settings(raw)
     settings["output_space"] = output_space or settings.get("output_space") or _output_space(raw)
-    config = infer_config(weights, settings, source=raw.name)
+    config = infer_config(weights, settings, source=raw.name, published=_is_published(raw))
     state = complete_state(weights, config, source=raw.name)
     digest = weights_digest(config, state)
     if raw.settings.get("digest", digest) != digest:
@@ -86,6 +87,12 @@ def _settings(raw: RawCheckpoint) -> dict[str, Any]:
     return {ours: hub[theirs] for ours, theirs in fields.items() if theirs in hub}
 
 
+def _is_published(raw: RawCheckpoint) -> bool:
+    """Whether name or training arguments say that the teacher is of MAE's published sizes."""
+    named = _PUBLISHED_PIXELS.search(raw.origin) or _PUBLISHED_NORMALISED.search(raw.origin)
+    return bool(named or _PUBLISHED_MODEL.match(str(raw.arguments.get("model", ""))))
+
+
 def _output_space(raw: RawCheckpoint) -> OutputSpace:
     if _PUBLISHED_PIXELS.search(raw.origin):
         return "pixels"
@@ -98,10 +105,13 @@ def _output_space(raw: RawCheckpoint) -> OutputSpace:
 def weights_digest(config: TeacherConfig, state: dict[str, Tensor]) -> str:
     """SHA-256 (hex) of what a teacher computes with: the same for the same weights in any format.
 
-    Over the numbers of heads, which no shape shows, then over each parameter in the order of names: name, shape and
-    values as little-endian float32.
+    Over the numbers of heads and, where it is not 1e-6, the epsilon of norms, which no shape shows, then over each
+    parameter in the order of names: name, shape and values as little-endian float32.
     """
-    digest = hashlib.sha256(f"heads {config.heads} {config.decoder_heads}\n".encode())
+    shown_by_no_shape = f"heads {config.heads} {config.decoder_heads}\n"
+    if config.norm_eps != TeacherConfig.norm_eps:
+        shown_by_no_shape += f"norm_eps {config.norm_eps!r}\n"
+    digest = hashlib.sha256(shown_by_no_shape.encode())
     for name in sorted(state):
         values = state[name].detach().cpu().float().contiguous().numpy().astype("<f4", copy=False)
         digest.update(f"{name} {list(values.shape)}\n".encode())

@@ -28,6 +28,7 @@ _WITH_DECODER = {
     1280: "mae-huge or mae_visualize_vit_huge.pth",
 }
 
+_WRAPPERS = ("module.", "_orig_mod.")
 _ATTENTION = {"query": "q", "key": "k", "value": "v", "q_proj": "q", "k_proj": "k", "v_proj": "v"}
 _HUGGING_FACE: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"^(?:vit\.)?embeddings\.cls_token$", "cls_token"),
@@ -54,6 +55,7 @@ def our_names(weights: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor
 
     Raises UserError for what is no MAE, and for an encoder without its decoder. `source` names it in messages.
     """
+    weights = _unwrapped(weights)
     if any(name.endswith("embeddings.cls_token") for name in weights):
         renamed = _fuse({_from_hugging_face(name): tensor for name, tensor in weights.items()})
     elif "cls_token" in weights:
@@ -67,6 +69,14 @@ def our_names(weights: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor
             f"{_WITH_DECODER.get(width, 'a checkpoint of the whole pretraining model, such as mae-base')}"
         )
     return {name: tensor.detach().float().contiguous() for name, tensor in renamed.items()}
+
+
+def _unwrapped(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Without what torch's wrappers (DistributedDataParallel, compile) put before every name."""
+    for prefix in _WRAPPERS:
+        if weights and all(name.startswith(prefix) for name in weights):
+            return _unwrapped({name.removeprefix(prefix): tensor for name, tensor in weights.items()})
+    return weights
 
 
 def _from_hugging_face(name: str) -> str:
@@ -88,10 +98,13 @@ def _fuse(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return fused
 
 
-def infer_config(weights: Mapping[str, Tensor], settings: Mapping[str, Any], *, source: str) -> TeacherConfig:
+def infer_config(
+    weights: Mapping[str, Tensor], settings: Mapping[str, Any], *, source: str, published: bool
+) -> TeacherConfig:
     """The architecture, from shapes and, before them, from `settings` (fields of TeacherConfig that are known).
 
-    Raises UserError where neither tells, naming what is missing.
+    `published`: it is of the published sizes, whose numbers of heads are known. Raises UserError where neither tells,
+    naming what is missing.
     """
     _check_settings(settings, source)
     try:
@@ -104,20 +117,32 @@ def infer_config(weights: Mapping[str, Tensor], settings: Mapping[str, Any], *, 
         "patch_size": patch_size,
         "width": width,
         "depth": _blocks(weights, "blocks"),
-        "heads": _HEADS_BY_WIDTH.get(width),
+        "heads": _HEADS_BY_WIDTH.get(width) if published else None,
         "decoder_width": decoder_width,
         "decoder_depth": _blocks(weights, "decoder_blocks"),
-        "decoder_heads": _DECODER_HEADS_BY_WIDTH.get(decoder_width),
+        "decoder_heads": _DECODER_HEADS_BY_WIDTH.get(decoder_width) if published else None,
         "mlp_ratio": hidden / width,
     }
     if "pos_embed" in weights:
         known["image_size"] = _grid(weights["pos_embed"], source) * patch_size
+    # Before anything is made of it: a depth of a billion is soon written.
+    for name in ("patch_size", "width", "depth", "decoder_width", "decoder_depth", "mlp_ratio"):
+        if name in settings and settings[name] != known[name]:
+            raise UserError(
+                f"{source}: {name} is {settings[name]} in its settings, {known[name]} in its weights"
+            )
     known.update(settings)
     if unknown := [name for name in ("image_size", "heads", "decoder_heads") if known.get(name) is None]:
-        example = ", ".join(f'"{name}": ...' for name in unknown)
+        usual = {
+            "heads": _HEADS_BY_WIDTH.get(width),
+            "decoder_heads": _DECODER_HEADS_BY_WIDTH.get(decoder_width),
+        }
+        example = ", ".join(f'"{name}": {usual.get(name) or "..."}' for name in unknown)
+        told = [f"{name} {usual[name]}" for name in unknown if usual.get(name)]
         raise UserError(
             f"{source} does not tell its {' and '.join(unknown)}: put a JSON file of the same name beside it that "
             f'holds {{"config": {{{example}}}}}'
+            + (f" ({' and '.join(told)} are usual for its widths; others give other scores)" if told else "")
         )
     return TeacherConfig(**known)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import io
-import json
 import os
 import pickle
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from patchsieve.pipeline.storage import (
     is_local,
     join,
     read_bytes,
+    read_object,
     redact,
     split_name,
 )
@@ -158,13 +159,7 @@ def _settings_names(url: str, file: str) -> list[str]:
 def _read_json(url: str) -> dict[str, Any]:
     if not exists(url):
         return {}
-    try:
-        content = json.loads(read_bytes(url, limit=_SETTINGS_LIMIT))
-    except ValueError as error:
-        raise UserError(f"{url} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{url} holds no JSON object")
-    return content
+    return read_object(url, limit=_SETTINGS_LIMIT)
 
 
 def _read_weights(url: str, shown: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -181,14 +176,27 @@ def _read_weights(url: str, shown: str) -> tuple[dict[str, Tensor], dict[str, An
     return _unpickle(data, shown)
 
 
+def _refuse_compressed(data: bytes) -> None:
+    """Raise ValueError for an archive that would unpack to more than its own bytes: torch writes none."""
+    if zipfile.is_zipfile(io.BytesIO(data)):
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > len(data):
+            raise ValueError(f"{len(data)} bytes that unpack to {unpacked}")
+
+
 def _unpickle(data: bytes, shown: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
+        _refuse_compressed(data)
         # The release stores its arguments beside the weights; a Namespace does nothing when it is made.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f"it holds {refused[1]}, and loading that could run code" if refused else "no checkpoint"
+        what = "no checkpoint"
+        if refused:
+            way_out = "save its weights alone: torch.save({'model': model.state_dict()}, ...)"
+            what = f"it holds {refused[1]}, and loading that could run code; {way_out}"
         raise UserError(f"cannot read weights from {shown}: {what}") from None
     except Exception as error:  # a damaged archive fails in many ways
         reason = str(error).strip().splitlines()
@@ -196,5 +204,10 @@ def _unpickle(data: bytes, shown: str) -> tuple[dict[str, Tensor], dict[str, Any
     weights = content.get("model", content) if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise UserError(f'cannot read weights from {shown}: neither it nor its "model" is a table of tensors')
+    for name, value in weights.items():
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise UserError(f"cannot read weights from {shown}: {name} claims more values than it has")
     arguments = content.get("args")
-    return dict(weights), vars(arguments) if isinstance(arguments, argparse.Namespace) else {}
+    if isinstance(arguments, argparse.Namespace):
+        arguments = vars(arguments)
+    return dict(weights), arguments if isinstance(arguments, dict) else {}

@@ -14,10 +14,12 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from patchsieve.pipeline import storage
+from patchsieve.pipeline.checks import typed
 from patchsieve.pipeline.errors import ContentError, InfrastructureError, UserError
-from patchsieve.pipeline.output.records import RecordError, read_footer
-from patchsieve.pipeline.row_config import DECODER
-from patchsieve.pipeline.shards.reader import MEMBER_LIMIT, Sample, image_fields_of, pick_image, split_key
+from patchsieve.pipeline.output.records import read_footer
+from patchsieve.pipeline.row_config import DECODER, RowConfig
+from patchsieve.pipeline.shards.feed import ShardRecord
+from patchsieve.pipeline.shards.reader import Fault, Sample, image_fields_of, pick_image, samples_of
 from patchsieve.pipeline.shards.specs import Shard
 from patchsieve.pipeline.shards.tar_stream import BLOCK, TarStream, printable
 from patchsieve.pipeline.tables.reader import TableFile
@@ -62,12 +64,10 @@ def find_shards(files: Sequence[TableFile], shards: Sequence[Shard]) -> list[Ima
 
 def _image_shard(file: TableFile, shard: Shard) -> ImageShard:
     metadata = read_footer(file.url).metadata
-    try:
-        recorded, config = metadata["shard"], metadata["config"]
-        size, tag, samples = int(recorded["size"]), str(recorded["tag"]), int(recorded["samples"])
-        decoder, image_field = str(config["decoder"]), str(config["image_field"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise RecordError(f"{file.url}: its `patchsieve` metadata is not complete: {error!r}") from error
+    with storage.parsing(file.url):
+        recorded = typed(ShardRecord, metadata["shard"])
+        config = typed(RowConfig, metadata["config"])
+    size, tag, decoder = recorded.size, recorded.tag, config.decoder
     if decoder != DECODER:
         raise UserError(
             f"{file.url} was scored with the image decoder {decoder}, this patchsieve has {DECODER}: replayed views "
@@ -83,8 +83,8 @@ def _image_shard(file: TableFile, shard: Shard) -> ImageShard:
         size=size,
         sha256=file.sha256,
         same_tag=bool(tag) and tag == shard.tag,
-        sample_bytes=size / max(1, samples),
-        image_field=image_field,
+        sample_bytes=size / max(1, recorded.samples),
+        image_field=config.image_field,
     )
 
 
@@ -175,15 +175,7 @@ def extract_images(
     """The image files of these keys between two bytes of the archive, where samples begin and end."""
     fields = set(image_fields_of(shard.image_field))
     images: dict[str, bytes] = {}
-    wanted, sample, current = set(keys), Sample("", {}, {}), ""
-
-    def finish() -> None:
-        if sample.key in wanted:
-            wanted.remove(sample.key)
-            picked = pick_image(sample, shard.image_field)
-            if picked is not None:
-                images[sample.key] = picked[1]
-
+    wanted = set(keys)
     end = io.BytesIO(bytes(2 * BLOCK))
     with storage.ByteStream(info, start=start, stop=stop) as stream:
 
@@ -194,25 +186,15 @@ def extract_images(
         # These samples as an archive of their own.
         archive = TarStream(read, stop - start + 2 * BLOCK)
         try:
-            for member in archive:
-                key, field = split_key(member.name)
-                if key != current:
-                    finish()
-                    sample, current = Sample(key, {}, {}), key
-                elif field in sample.members:
-                    # A field given twice begins a second sample of this key, which counts as bad.
-                    finish()
-                    sample = Sample("", {}, {})
-                if key not in wanted:
-                    continue
-                sample.members[field] = printable(member.name)
-                if field.lower() not in fields:
-                    continue
-                if member.problem is not None or member.size > MEMBER_LIMIT:
-                    sample.problems[field] = member.problem or f"{member.size} bytes"
-                else:
-                    sample.fields[field] = archive.read_data()
-            finish()
+            for item in samples_of(
+                archive, keep=lambda key, field: printable(key) in wanted and field.lower() in fields
+            ):
+                if isinstance(item, Fault) and item.stage == "archive":
+                    raise ContentError(item.reason)
+                if isinstance(item, Sample) and item.key in wanted:
+                    picked = pick_image(item, shard.image_field)
+                    if picked is not None:
+                        images[item.key] = picked[1]
         except ContentError as error:
             raise UserError(f"{_differs(shard)}: {error}") from None
     return images

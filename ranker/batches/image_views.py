@@ -16,6 +16,7 @@ from torch import Tensor
 from patchsieve.pipeline.errors import ContentError, UserError
 from patchsieve.pipeline.images.decode import decode_image
 from patchsieve.pipeline.images.patches import patchify
+from patchsieve.pipeline.images.pixel_gate import GATE
 from patchsieve.pipeline.images.views import ViewBox, apply_view
 from patchsieve.ranker.batches.image_shards import ShardImages
 from patchsieve.ranker.batches.table_file import BOX_COLUMNS
@@ -64,17 +65,18 @@ class ReplayedViews:
         )
 
         def replay(places: NDArray[np.int64]) -> None:
-            image = self._decoded(int(self._codes[rows[places[0]]]), self._boxes[rows[places[0]], :2])
-            for place in places.tolist():
-                view = self._view(image, self._boxes[rows[place], 2:])
-                patches[place] = view if self._whole else view[positions_NV[place]]
+            key, data = self._files[int(self._codes[rows[places[0]]])]
+            with GATE.hold(data):
+                image = self._decoded(key, data, self._boxes[rows[places[0]], :2])
+                for place in places.tolist():
+                    view = self._view(image, self._boxes[rows[place], 2:])
+                    patches[place] = view if self._whole else view[positions_NV[place]]
 
         # The list is read for what a decoder raises.
         list(pool.map(replay, np.split(order, cuts)))
         return patches
 
-    def _decoded(self, code: int, size: NDArray[np.int64]) -> Tensor:
-        key, data = self._files[code]
+    def _decoded(self, key: str, data: bytes, size: NDArray[np.int64]) -> Tensor:
         try:
             image = decode_image(data)
             if image.shape[1:] != tuple(size):

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.errors import DamagedFileError, UserError
 from patchsieve.pipeline.identity import digest_of
 from patchsieve.pipeline.shards.specs import Shard
 from patchsieve.pipeline.tables.reader import ScoreTables, TableFile
@@ -217,7 +217,7 @@ def _check_scores(table: pa.Table, file: TableFile, row: int) -> None:
     sound = np.isfinite(scores).all(axis=1)
     if not sound.all():
         bad = int(np.argmin(sound))
-        raise UserError(
+        raise DamagedFileError(
             f"{file.url} row {row + bad} has a score that is not a finite number"
             f" ({scores[bad][~np.isfinite(scores[bad])][0]}): score that shard again"
         )

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from patchsieve.pipeline.errors import ContentError, UserError
+from patchsieve.pipeline.errors import ContentError, DamagedFileError, UserError
 from patchsieve.pipeline.images.patches import patchify, take_patches
 from patchsieve.pipeline.images.views import decode_view
 from patchsieve.ranker.batches.batch import Batch
@@ -61,6 +61,7 @@ class StoredRows:
         self._rows = rows if order is None else rows[order]
         self._views = one_chunk(table["view"]).to_numpy()
         self._visible = one_chunk(table["visible"]).flatten().to_numpy().reshape(-1, index.visible)
+        _check_positions(self._visible, index.grid**2, file.url, sum(before) + first)
         self._scores = one_chunk(table["score"]).flatten().to_numpy().reshape(-1, index.visible)
         whole = index.context == "full"
         grid, patch_size = index.grid, index.patch_size
@@ -103,6 +104,18 @@ class StoredRows:
             scores=torch.from_numpy(self._scores[rows]),
             sample_keys=tuple(self._keys.take(pa.array(rows)).to_pylist()),
             views=tuple(self._views[rows].tolist()),
+        )
+
+
+def _check_positions(visible_NV: NDArray[np.int16], positions: int, url: str, first_row: int) -> None:
+    """Raise DamagedFileError for places that are not ascending places of the grid."""
+    inside = (visible_NV >= 0) & (visible_NV < positions)
+    sound = inside.all(axis=1) & (np.diff(visible_NV.astype(np.int64), axis=1) > 0).all(axis=1)
+    if not sound.all():
+        row = int(np.argmin(sound))
+        raise DamagedFileError(
+            f"{url} row {first_row + row} names patches that are no ascending places of a grid of {positions}: "
+            "score that shard again"
         )
 
 

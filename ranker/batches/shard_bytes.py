@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from patchsieve.pipeline import storage
 from patchsieve.pipeline.errors import DamagedArchiveError
-from patchsieve.pipeline.shards.reader import split_key
+from patchsieve.pipeline.shards.reader import is_nameless, split_key
 from patchsieve.pipeline.shards.tar_stream import BLOCK, TarStream, printable
 
 _HEADER_READ = 4096
@@ -81,7 +81,8 @@ def sample_places(archive: TarStream, source: Hashed | Headers, wanted: Collecti
     try:
         for member in archive:
             key = split_key(member.name)[0]
-            if key != current:
+            # What belongs to no sample ends none.
+            if key != current and not is_nameless(key):
                 current, digest = key, key_digest(printable(key))
                 if digest in found:
                     digest = -1  # of two samples of one key the first counts

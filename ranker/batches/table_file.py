@@ -37,16 +37,15 @@ def open_table(file: TableFile, source: PixelSource) -> Iterator[Any]:
     where the file is gone or damaged, InfrastructureError where it has other columns than it had.
     """
     try:
-        with storage.parquet_source(file.url) as opened:
+        with storage.parquet_source(file.url) as opened, storage.parsing(file.url):
             names = ["sample_key", *(["pixels"] if source == "pixels" else [])]
             parquet = pq.ParquetFile(opened, page_checksum_verification=True, read_dictionary=names)
-            yield parquet
-    except KeyError:
-        raise changed(file) from None
+            try:
+                yield parquet
+            except KeyError:
+                raise changed(file) from None
     except FileNotFoundError:
         raise UserError(f"{file.url} is gone: it was there when training was planned") from None
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{file.url} is damaged: {storage.describe_error(error)}") from error
 
 
 def changed(file: TableFile) -> InfrastructureError:

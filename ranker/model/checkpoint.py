@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.errors import DamagedFileError, UserError
 from patchsieve.pipeline.storage import (
     absolute_url,
     canonical_url,
@@ -31,6 +31,7 @@ from patchsieve.pipeline.storage import (
     join,
     list_folder,
     read_bytes,
+    read_object,
     remove,
     split_name,
 )
@@ -159,10 +160,13 @@ def load_ranker(folder: str, *, device: str | None = None) -> LoadedRanker:
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{shown}: its {RANKER_FILE} is not complete: {error!r}") from None
     stored = _read_weights(weights)
+    _check_shapes(config, stored, shown)
     # Random weights are drawn and replaced; a caller who has set a seed must not notice.
     with torch.random.fork_rng(devices=[]):
         model = Ranker(config)
-    _load_weights(model, stored, digest, shown)
+    if ranker_digest(config, stored) != digest:
+        raise UserError(f"{shown}: these are not the weights that its {RANKER_FILE} describes")
+    model.load_state_dict({name: tensor.float() for name, tensor in stored.items()})
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return LoadedRanker(
         model=model.to(where).eval().requires_grad_(False),
@@ -199,12 +203,12 @@ def _check_temperature(temperature: float, shown: str) -> None:
 def _read_about(url: str, shown: str) -> dict[str, Any]:
     """The content of `config.json`, of a schema that is known."""
     try:
-        about = json.loads(read_bytes(join(url, RANKER_FILE)))
-    except (FileNotFoundError, NotADirectoryError):
+        about = read_object(join(url, RANKER_FILE))
+    except FileNotFoundError:
         raise UserError(f"no ranker at {shown}: there is no folder with a {RANKER_FILE}") from None
-    except ValueError as error:
-        raise UserError(f"no ranker at {shown}: its {RANKER_FILE} is not JSON: {error}") from None
-    if not isinstance(about, dict) or about.get("format") != _FORMAT:
+    except DamagedFileError as error:
+        raise UserError(f"no ranker at {shown}: {error}") from None
+    if about.get("format") != _FORMAT:
         raise UserError(f"no ranker at {shown}: its {RANKER_FILE} is of another program or job")
     if about.get("schema_version") != RANKER_VERSION:
         raise UserError(
@@ -233,9 +237,10 @@ def _read_weights(url: str) -> dict[str, Tensor]:
         raise UserError(f"{shown} is a damaged .safetensors: {error}") from None
 
 
-def _load_weights(model: Ranker, weights: dict[str, Tensor], digest: str, shown: str) -> None:
-    """Fill the model; refuse tensors of other names or shapes than its own, or with another digest."""
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+def _check_shapes(config: RankerConfig, weights: dict[str, Tensor], shown: str) -> None:
+    """Refuse tensors of other names or shapes than the model's, before it is made and takes memory."""
+    with torch.device("meta"):
+        expected = {name: tuple(tensor.shape) for name, tensor in Ranker(config).state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     differing = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
     if differing:
@@ -244,9 +249,6 @@ def _load_weights(model: Ranker, weights: dict[str, Tensor], digest: str, shown:
             f"{shown}: weights do not fit its {RANKER_FILE}: {name} is {found.get(name, 'missing')}, "
             f"{expected.get(name, 'unknown')} in the model"
         )
-    if ranker_digest(model.config, weights) != digest:
-        raise UserError(f"{shown}: these are not the weights that its {RANKER_FILE} describes")
-    model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
 
 
 BUNDLED = ("tiny",)

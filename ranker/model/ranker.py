@@ -45,10 +45,7 @@ class RankerConfig(PatchGrid):
             value = getattr(self, name)
             if not (name == "depth" and value is None) and (type(value) is not int or value < 1):
                 raise UserError(f"ranker: {name} is {value!r}, must be a whole number of at least 1")
-        if self.image_size % self.patch_size:
-            raise UserError(
-                f"ranker: image size {self.image_size} is not a multiple of patch size {self.patch_size}"
-            )
+        self.check_grid("ranker")
         if self.head not in get_args(Head):
             raise UserError(f"ranker: head {self.head!r} is none of {', '.join(get_args(Head))}")
         if not isinstance(self.model, str):

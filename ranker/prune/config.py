@@ -110,10 +110,14 @@ class PruneConfig:
     """At most this many actors; by default as many as the cluster has room for."""
     batch_size: int | Literal["auto"] = "auto"
     """Images ranked at once; auto measures which number is the fastest."""
+    decode_pixels: int = 200_000_000
+    """Pixels of images that an actor decodes at one moment; about 15 bytes each. One image may have more."""
     precision: Literal["auto"] | Precision = "auto"
     """Arithmetic of the ranker; auto is decided once per output by a short probe."""
     max_bad: float = 0.05
     """Exit 1 when a larger share of the samples could not be pruned."""
+    stall_timeout: float = 900.0
+    """Seconds without progress after which a worker ends itself, and its shard is tried again."""
     log_format: LogFormat = "text"
     """Lines for people, or every event as a line of JSON."""
     dry_run: bool = False
@@ -125,19 +129,16 @@ class PruneConfig:
 
     def __post_init__(self) -> None:
         for name in (
-            "limit_shards",
-            "cpus_per_actor",
-            "max_actors",
-            "batch_size",
-            "size",
-            "windows",
-            "background",
+            *("limit_shards", "cpus_per_actor", "max_actors", "batch_size", "decode_pixels"),
+            *("size", "windows", "background"),
         ):
             at_least_one(flag(name), getattr(self, name))
         if not self.shards:
             raise UserError("no shards given: name a path, a glob, a brace range, a directory or @list.txt")
         if not 0 <= self.max_bad <= 1:
             raise UserError(f"--max-bad is {self.max_bad}, must be a share from 0 to 1")
+        if not self.stall_timeout > 0:
+            raise UserError(f"--stall-timeout is {self.stall_timeout}, must be above 0 seconds")
         if self.gpus_per_actor < 0 or (self.gpus_per_actor > 1 and self.gpus_per_actor % 1):
             raise UserError(f"--gpus-per-actor is {self.gpus_per_actor}: give a share up to 1 or a count")
         if not self.dry_run and (self.sweep is not None or self.sheet is not None):

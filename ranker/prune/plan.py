@@ -30,8 +30,8 @@ def stored_precision(request: PruneRequest, stored: Mapping[str, Any] | None) ->
         return request
     rows = stored["rows"] if stored is not None else None
     if rows is None:
-        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
-            rows = json.loads(storage.read_bytes(storage.join(request.config.out, PLAN_FILE)))["asked"]
+        with contextlib.suppress(FileNotFoundError):
+            rows = storage.read_object(storage.join(request.config.out, PLAN_FILE)).get("asked")
     precision: Any = rows.get("precision") if isinstance(rows, Mapping) else None
     return request.with_precision(precision) if precision in get_args(Precision) else request
 
@@ -41,16 +41,15 @@ def read_plan(request: PruneRequest) -> PruneRequest | None:
     url = storage.join(request.config.out, PLAN_FILE)
     patches = images = None
     try:
-        plan = json.loads(storage.read_bytes(url))
-        differences = describe_differences(dict(plan["asked"]), json.loads(canonical_json(request.asked)))
-        if not differences and request.selector.target is not None:
-            patches = float(plan["threshold"])
-        if not differences and request.choice is not None:
-            images = float(plan["whole_images"]["threshold"])
+        with storage.parsing(url):
+            plan = storage.read_object(url)
+            differences = describe_differences(dict(plan["asked"]), json.loads(canonical_json(request.asked)))
+            if not differences and request.selector.target is not None:
+                patches = float(plan["threshold"])
+            if not differences and request.choice is not None:
+                images = float(plan["whole_images"]["threshold"])
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{url} was not written by patchsieve, or is damaged: {error!r}") from error
     if differences:
         raise UserError(
             f"{url} is a plan for other settings (there -> asked for): {'; '.join(differences)}. "

@@ -10,8 +10,9 @@ from __future__ import annotations
 import abc
 import contextlib
 import dataclasses
+import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,11 +20,11 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from patchsieve.pipeline.output.faults import count_reasons, failure_reason
+from patchsieve.pipeline.output.faults import FaultLog, failure_reason
 from patchsieve.pipeline.output.folder import OutputFolder
 from patchsieve.pipeline.output.records import RecordKind
 from patchsieve.pipeline.shards.feed import MAX_BYTES, ShardFeed, ShardRecord
-from patchsieve.pipeline.shards.reader import Fault, ShardReader
+from patchsieve.pipeline.shards.reader import Fault, Sample, ShardReader
 from patchsieve.pipeline.shards.specs import Shard
 from patchsieve.pipeline.storage import scratch_folder
 from patchsieve.ranker.prune.request import PruneRequest
@@ -77,12 +78,16 @@ class RankedShard:
     """
 
     def __init__(
-        self, shard: Shard, feed: ShardFeed[Prepared | Left], scorer: PatchScorer, choice: ShardChoice | None
+        self,
+        shard: Shard,
+        feed: ShardFeed[Prepared | Left],
+        scorer: PatchScorer,
+        choice: ShardChoice | None,
+        faults: FaultLog,
     ) -> None:
-        self.shard, self.choice = shard, choice
+        self.shard, self.choice, self.faults = shard, choice, faults
         self._feed, self._scorer = feed, scorer
         self.images = self.unscored = self.dropped = 0
-        self.faults: list[Fault] = []
         self.waited_s = 0.0
 
     def __iter__(self) -> Iterator[list[RankedImage | Left]]:
@@ -103,19 +108,18 @@ class RankedShard:
         elif item.dropped:
             self.dropped += 1
         else:
-            self.faults.append(item.fault)
+            self.faults.add(item.fault)
 
     def record(self) -> ShardRecord:
         """The shard as it was read to its end."""
-        return self._feed.record(self.faults)
+        return self._feed.record(self.faults.samples)
 
     def why_failed(self, record: ShardRecord, *, salvage: bool) -> str | None:
         """Why a shard that was read to its end gives no output; None where it does."""
         if self.choice is not None and self.choice.sha256 not in ("", record.sha256):
             return "it is not the shard that its score tables were made from: score it again"
         if record.damaged and not salvage:
-            reason = next(fault.reason for fault in self.faults if fault.stage == "archive")
-            return f"damaged archive: {reason}; --salvage prunes what it gave"
+            return f"damaged archive: {self.faults.archive}; --salvage prunes what it gave"
         return failure_reason(record, self.images + self.dropped, self.faults, "could be pruned")
 
 
@@ -140,6 +144,24 @@ class ShardWork(abc.ABC):
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="images")
         # Two batches ahead, and enough to keep every thread busy when images differ in size.
         self._ahead = 2 * scorer.batch_size + 2 * threads
+        self._at_work: dict[int, str] = {}
+        self.moved: Callable[[], None] = lambda: None
+        """Called from any thread whenever a sample is prepared or written."""
+
+    @property
+    def at_work(self) -> list[str]:
+        """Keys of the samples that are being decoded now."""
+        return list(self._at_work.values())
+
+    def _prepare(self, item: Sample | Fault, choice: ShardChoice | None) -> Prepared | Left:
+        thread = threading.get_ident()
+        if isinstance(item, Sample):
+            self._at_work[thread] = item.key
+        try:
+            return prepare_sample(item, self._spec, choice)
+        finally:
+            self._at_work.pop(thread, None)
+            self.moved()
 
     def run(self, shard: Shard) -> PruneResult:
         """Rank one shard and commit what comes of it.
@@ -150,12 +172,16 @@ class ShardWork(abc.ABC):
         choice = None if self._request.choice is None else self._request.choice.of(shard)
         feed = ShardFeed(
             ShardReader(shard, keep_rejected=True),
-            lambda item: prepare_sample(item, self._spec, choice),
+            lambda item: self._prepare(item, choice),
             self._pool,
             self._ahead,
         )
-        with scratch_folder() as scratch, contextlib.closing(feed):
-            result = self._write(RankedShard(shard, feed, self._scorer, choice), scratch)
+        with (
+            scratch_folder() as scratch,
+            contextlib.closing(feed),
+            FaultLog(scratch / "errors.parquet", shard.name, run_id=self._output.run_id) as faults,
+        ):
+            result = self._write(RankedShard(shard, feed, self._scorer, choice, faults), scratch)
         return dataclasses.replace(result, seconds=time.monotonic() - started)
 
     @abc.abstractmethod
@@ -172,7 +198,7 @@ class ShardWork(abc.ABC):
             images=ranked.images,
             patches=ranked.images * self._spec.grid**2,
             shard_bytes=record.size,
-            faults=count_reasons(ranked.faults),
+            faults=ranked.faults.reasons(),
             damaged=record.damaged,
             failed=failed,
             waited_s=ranked.waited_s,

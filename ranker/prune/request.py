@@ -161,6 +161,10 @@ def _spec_of(config: PruneConfig, source: PatchSource) -> PruneSpec:
     )
 
 
+_LONGEST_PART = 255
+"""Bytes of a name that file systems take."""
+
+
 def output_paths(shards: Sequence[Shard], *, rooted: bool) -> dict[str, str]:
     """Where each tar goes below OUT, by shard id: under its file name, or its path below `--root`.
 
@@ -172,6 +176,10 @@ def output_paths(shards: Sequence[Shard], *, rooted: bool) -> dict[str, str]:
         name = shard.name if rooted else storage.split_name(shard.name)[1]
         if any(part in ("", ".", "..") for part in name.split("/")):
             raise UserError(f"{shard.name}: its name cannot be that of an output, rename it")
+        if any(len(part.encode()) > _LONGEST_PART for part in name.split("/")):
+            raise UserError(
+                f"{shard.name}: no file can have a name of more than {_LONGEST_PART} bytes, rename it"
+            )
         path = f"{SHARDS_FOLDER}/{name}"
         other = taken.setdefault(path.casefold(), shard)
         if other is not shard:

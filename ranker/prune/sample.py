@@ -17,6 +17,7 @@ from torch import Tensor
 from patchsieve.pipeline.errors import ContentError
 from patchsieve.pipeline.images.decode import decode_image
 from patchsieve.pipeline.images.patches import patchify
+from patchsieve.pipeline.images.pixel_gate import GATE
 from patchsieve.pipeline.images.views import ViewBox, apply_view, draw_view
 from patchsieve.pipeline.pruned.codec import ImageCodec, flatten_dropped, pack_mosaic
 from patchsieve.pipeline.pruned.format import (
@@ -30,7 +31,7 @@ from patchsieve.pipeline.pruned.index import IndexRow
 from patchsieve.pipeline.pruned.sources import DROPPED
 from patchsieve.pipeline.row_config import DECODER
 from patchsieve.pipeline.shards.feed import bytes_held
-from patchsieve.pipeline.shards.reader import Fault, Rejected, Sample, pick_image
+from patchsieve.pipeline.shards.reader import MAX_NAME, Fault, Rejected, Sample, pick_image
 from patchsieve.ranker.prune.config import PruneCrop, PruneFormat
 from patchsieve.ranker.select.image_choice import ShardChoice
 
@@ -165,7 +166,8 @@ def prepare_sample(
     except ContentError as error:
         return Left.of(item, Fault(item.key, member, "sample", str(error)))
     try:
-        return dataclasses.replace(_crop(item, field, decode_image(data), spec), image_score=score)
+        with GATE.hold(data):
+            return dataclasses.replace(_crop(item, field, decode_image(data), spec), image_score=score)
     except ContentError as error:
         return Left.of(item, Fault(item.key, item.members[field], "decode", str(error)))
 
@@ -186,6 +188,10 @@ def _check_names(sample: Sample, field: str, spec: PruneSpec) -> None:
         return
     others = {name.lower() for other, name in sample.members.items() if other != field}
     for name in new_members(sample, field, spec):
+        if len(name) > MAX_NAME:
+            raise ContentError(
+                f"{name[:60]}...: pruning would give it a name of more than {MAX_NAME} characters"
+            )
         if name.lower() in others:
             raise ContentError(f"it has a member {name} already, which pruning would write")
 

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 
 from patchsieve.pipeline import storage
-from patchsieve.pipeline.output.faults import write_errors
 from patchsieve.pipeline.pruned.index import INDEX, IndexWriter, index_metadata
 from patchsieve.pipeline.shards.feed import MAX_BYTES
 from patchsieve.pipeline.shards.writer import PrunedTar
@@ -26,11 +25,11 @@ class ShardPruning(ShardWork):
     kind = INDEX
 
     def _write(self, ranked: RankedShard, scratch: Path) -> PruneResult:
-        index, errors, archive = scratch / "index.parquet", scratch / "errors.parquet", scratch / "shard.tar"
+        index, archive = scratch / "index.parquet", scratch / "shard.tar"
         path = self._request.paths[ranked.shard.id]
         with IndexWriter(index, shard=ranked.shard.name, grid=self._spec.grid) as writer:
             with PrunedTar(archive) if self._spec.codec is not None else contextlib.nullcontext() as tar:
-                pruned = _Pruned(tar, writer)
+                pruned = _Pruned(tar, writer, self.moved)
                 self._fill(ranked, pruned)
             record = ranked.record()
             writer.close(
@@ -39,19 +38,18 @@ class ShardPruning(ShardWork):
                     shard=record,
                     grid=self._spec.grid,
                     output={} if tar is None else {"path": path, "size": tar.size, "sha256": tar.sha256},
-                    faults=ranked.faults,
+                    errors=ranked.faults.summary,
                     provenance=self._provenance,
                 )
             )
         failed = ranked.why_failed(record, salvage=self._request.config.salvage)
-        if ranked.faults:
-            write_errors(errors, ranked.faults, ranked.shard.name, run_id=self._output.run_id)
+        errors = ranked.faults.finish()
         if failed is None:
             if tar is not None:
                 target = storage.join(self._output.url, *path.split("/"))
                 storage.commit_file(archive, target, run_id=self._output.run_id)
-            self._output.commit(ranked.shard, index, errors if ranked.faults else None)
-        elif ranked.faults:
+            self._output.commit(ranked.shard, index, errors)
+        elif errors is not None:
             self._output.commit_errors(ranked.shard, errors)
         return self._result(
             ranked,
@@ -93,12 +91,13 @@ class ShardPruning(ShardWork):
 class _Pruned:
     """The tar and the index of one shard while they are written, and counts of the images in them."""
 
-    def __init__(self, tar: PrunedTar | None, writer: IndexWriter) -> None:
-        self._tar, self._writer = tar, writer
+    def __init__(self, tar: PrunedTar | None, writer: IndexWriter, moved: Callable[[], None]) -> None:
+        self._tar, self._writer, self._moved = tar, writer, moved
         self.kept = self.bytes_before = self.bytes_after = 0
 
     def add(self, written: Written) -> None:
         """The next sample, in the order of the shard."""
+        self._moved()
         if self._tar is not None:
             for name, data in written.members:
                 self._tar.add(name, data)

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from patchsieve.pipeline import storage
+from patchsieve.pipeline.errors import DamagedFileError, UserError
 from patchsieve.pipeline.identity import canonical_json, digest_of
 from patchsieve.pipeline.output.folder import OutputFolder
 from patchsieve.pipeline.output.records import METADATA_KEY, RecordKind, verify_file
@@ -81,10 +82,17 @@ def budget_of(output: OutputFolder, shards: Sequence[Shard], selector: Selector)
 
     def chunks() -> Iterator[NDArray[np.float64]]:
         for shard in shards:
-            data = storage.read_bytes(output.record_url(shard), limit=_LIMIT)
-            for batch in pq.ParquetFile(pa.BufferReader(data)).iter_batches(columns=["scores"]):
-                scores = batch.column(0).flatten().to_numpy(zero_copy_only=False)
-                yield log_masses(scores.reshape(-1, selector.positions), temperature)
+            url = output.record_url(shard)
+            try:
+                with storage.parsing(url):
+                    table = pq.read_table(pa.BufferReader(storage.read_bytes(url, limit=_LIMIT)))
+                    scores = table.column("scores").combine_chunks().flatten().to_numpy(zero_copy_only=False)
+                    scores_NL = scores.reshape(-1, selector.positions)
+            except DamagedFileError as error:
+                # Its footer was sound, so that it counted as done: run again, it is not.
+                storage.remove(url)
+                raise UserError(f"{error}; it has been removed, run again to have it made again") from None
+            yield log_masses(scores_NL, temperature)
 
     return find_budget(chunks, target, floor=floor, ceiling=selector.ceiling)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import time
 
@@ -90,7 +89,7 @@ class _PruneRun:
             self._request, self._planned = frozen, True
 
     def _adopt(self) -> None:
-        self._output.adopt_config(self._request.fields, other=dataclasses.asdict(self._request.config))
+        self._output.adopt_config(self._request.fields, other=storage.kept_settings(self._request.config))
 
     def execute(self, display: Display, stop: StopRequest) -> PruneSummary:
         with contextlib.ExitStack() as session:

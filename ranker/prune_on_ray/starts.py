@@ -79,6 +79,10 @@ class Starts:
         if index is not None:
             self.reasons[index] = reason
 
+    def stalled(self, index: int, reason: str) -> None:
+        """A worker ends itself over the shard of this index."""
+        self.reasons[index] = reason
+
     def told(self) -> tuple[dict[Place, str], dict[int, str]]:
-        """The places taken out and how they failed; why shards have to be tried again that a device failed on."""
+        """The places taken out and how they failed; why shards have to be tried again that ended a worker."""
         return self._places.out, self.reasons

@@ -17,8 +17,11 @@ from patchsieve.pipeline.cluster.nodes import this_place
 from patchsieve.pipeline.compute.device import device_name, keep_freed_memory
 from patchsieve.pipeline.compute.gpu_faults import assigned_device, check_native, device_faults
 from patchsieve.pipeline.errors import DeviceError, PatchsieveError, UserError
+from patchsieve.pipeline.images.pixel_gate import GATE
 from patchsieve.pipeline.output.access import prove_access
 from patchsieve.pipeline.output.machine import library_versions
+from patchsieve.pipeline.runs.watchdog import Watchdog
+from patchsieve.pipeline.shown import show_warnings
 from patchsieve.pipeline.storage import remove_dead_scratch
 from patchsieve.ranker.prune.ranking import PruneResult, ShardWork
 from patchsieve.ranker.prune.request import PruneRequest
@@ -28,6 +31,9 @@ from patchsieve.ranker.prune_on_ray.starts import Leave
 from patchsieve.ranker.select.patch_scorer import PatchScorer
 
 Task = Literal["prune", "survey"]
+
+TELL_S = 30.0
+"""Seconds in which a worker that ends itself tries to say why."""
 
 HOLD_S = 1.0
 """Seconds between two questions of a worker that holds a GPU which is taken out."""
@@ -106,6 +112,7 @@ class PruneWorker:
 
     def _start(self) -> None:
         keep_freed_memory()
+        show_warnings()
         order = self._order
         self._request: PruneRequest = ray.get(order.request)
         device = assigned_device(self._place.gpus)
@@ -113,6 +120,7 @@ class PruneWorker:
         if self._request.source.precision is not None:
             check_native(self._request.source.precision, device)
         config = self._request.config
+        GATE.limit = config.decode_pixels
         self._scorer = PatchScorer(self._request.source, device=device, batch_size=config.batch_size)
         remove_dead_scratch()
         self._proven = False
@@ -124,6 +132,8 @@ class PruneWorker:
             threads=order.threads,
             provenance=self._provenance(),
         )
+        self._watchdog = Watchdog(config.stall_timeout, self._tell_stall)
+        self._work.moved = self._watchdog.moved
 
     def __call__(self, row: dict[str, Any]) -> list[dict[str, str]]:
         """Work on one shard; errors are answers too, since an exception would cost its whole wave."""
@@ -137,7 +147,8 @@ class PruneWorker:
                 out, run_id = self._request.config.out, self._order.run_id
                 prove_access(out, shard, run_id=run_id, here=self._place.node)
                 self._proven = True
-            with device_faults():
+            self._index = index
+            with device_faults(), self._watchdog.over():
                 result = self._work.run(shard)
         except DeviceError as error:
             self._leave(error, index)
@@ -148,6 +159,12 @@ class PruneWorker:
             ]
         self._order.starts.worked.remote(self._id)
         return [PruneAnswer(index=index, device=self._device, result=result).to_row()]
+
+    def _tell_stall(self, reason: str) -> None:
+        """Say which shard, and which of its samples, nothing moves in."""
+        keys = self._work.at_work
+        told = f"{reason}, at work on {', '.join(keys)}" if keys else reason
+        ray.get(self._order.starts.stalled.remote(self._index, told), timeout=TELL_S)
 
     def _leave(self, fault: DeviceError, index: int | None = None) -> NoReturn:
         """End this process; the shard in hand is tried again."""

@@ -64,6 +64,8 @@ class TrainConfig:
     """Largest norm of the gradient; 0 clips nothing."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of matrix products; auto is fp16 on a GPU, as published, and fp32 on processors."""
+    decode_pixels: int = 200_000_000
+    """Pixels of images that a worker decodes at one moment; about 15 bytes each. One image may have more."""
     held_out: float = 0.05
     """Share of the images, chosen by key, that is measured and never trained on."""
     measure_every: float = 4.0
@@ -72,6 +74,8 @@ class TrainConfig:
     """Minutes between checkpoints; what a killed worker costs at most."""
     max_restarts: int = 3
     """How often workers may fail before the run does; preempted nodes do not count."""
+    stall_timeout: float = 900.0
+    """Seconds that a step may take before its worker ends itself, which counts as a restart."""
     workers: int = 1
     """Training processes: one per GPU, or on processors."""
     gpus_per_worker: float = 1.0
@@ -86,9 +90,9 @@ class TrainConfig:
     """Print rows, passes and steps, what is read, and hours by a short measurement; writes nothing."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "accumulate", "workers", "depth"):
+        for name in ("batch_size", "accumulate", "workers", "depth", "decode_pixels"):
             at_least_one(flag(name), getattr(self, name))
-        for name in ("epochs", "measure_every", "base_lr", "checkpoint_minutes"):
+        for name in ("epochs", "measure_every", "base_lr", "checkpoint_minutes", "stall_timeout"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{flag(name)} is {getattr(self, name)}, must be above 0")
         if self.batch_size % (self.workers * self.accumulate):

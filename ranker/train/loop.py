@@ -6,10 +6,12 @@ are those of an uninterrupted run: the order of rows, what a loss draws and all 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -72,17 +74,18 @@ class Fit:
         model: nn.Module | None = None,
         state: FitState | None = None,
         run_id: str,
+        over_step: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
         """`ranker`: the initial one, on the worker's device; `model`: its parallel wrapper where there are several.
 
-        `state`: of the checkpoint to go on from. Reads the held-out rows.
+        `state`: of the checkpoint to go on from. `over_step`: what each step happens in. Reads the held-out rows.
         """
         config = plan.config
         precision = config.precision
         if precision == "auto":
             precision = "fp16" if worker.device.type == "cuda" else "fp32"
         self._plan, self._ranker, self._worker = plan, ranker, worker
-        self._run_id = run_id
+        self._run_id, self._over_step = run_id, over_step
         self.training = Training(
             model or ranker,
             plan.recipe,
@@ -126,7 +129,8 @@ class Fit:
         saved = time.monotonic()
         with self._batches.stream(epoch=epoch, step=step) as stream:
             while training.step < recipe.steps:
-                self._step(stream)
+                with self._over_step():
+                    self._step(stream)
                 last = training.step == recipe.steps
                 measured = last or training.step % self._plan.measure_steps == 0
                 if measured:
@@ -200,7 +204,7 @@ class Fit:
 
     def _save(self, folder: str, measured: Measured) -> None:
         point = self.progress.curve[-1]
-        config = dataclasses.asdict(self._plan.config)
+        config = storage.kept_settings(self._plan.config)
         # Where things were, and how that was told, says nothing about the ranker.
         aside = ("tables", "out", "images", "log_format")
         settings = {key: value for key, value in config.items() if key not in aside}

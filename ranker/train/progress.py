@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
-import json
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from patchsieve.pipeline import storage
 from patchsieve.pipeline.errors import PatchsieveError
+from patchsieve.pipeline.shown import say
 from patchsieve.ranker.model.checkpoint import RANKER_FILE
 from patchsieve.ranker.train.curves import CSV_FILE
 from patchsieve.ranker.train.loop import LAST_FOLDER
@@ -53,7 +53,7 @@ def _number(text: str) -> float | str:
 
 def print_point(point: dict[str, str]) -> None:
     """Show a measurement on the console."""
-    print(point_line(point), flush=True)
+    say(point_line(point))
 
 
 @contextlib.contextmanager
@@ -109,8 +109,10 @@ def outcome(out: str, *, shown: str) -> list[str]:
 
 
 def _about(folder: str) -> dict[str, Any]:
-    extra: dict[str, Any] = json.loads(storage.read_bytes(storage.join(folder, RANKER_FILE)))["extra"]
-    return extra
+    url = storage.join(folder, RANKER_FILE)
+    with storage.parsing(url):
+        extra: dict[str, Any] = storage.read_object(url)["extra"]
+        return extra
 
 
 def _agreement(about: dict[str, Any]) -> str:

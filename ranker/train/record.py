@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from patchsieve.pipeline import storage
+from patchsieve.pipeline.checks import typed
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.identity import canonical_json
 from patchsieve.pipeline.output.owner import create_once
@@ -33,6 +34,8 @@ _FREE = {
         "accumulate",
         "checkpoint_minutes",
         "max_restarts",
+        "stall_timeout",
+        "decode_pixels",
         "measure_every",
         "epochs",
     ),
@@ -56,18 +59,17 @@ def begun(out: str) -> TrainRecord | None:
     """
     url = storage.join(out, RECORD_FILE)
     try:
-        found = json.loads(storage.read_bytes(url))
-        if found.pop("format") != _FORMAT:
-            raise ValueError("of another program")
-        return TrainRecord(**found)
+        with storage.parsing(url):
+            found = storage.read_object(url)
+            if found.pop("format") != _FORMAT:
+                raise ValueError("of another program")
+            return typed(TrainRecord, found)
     except FileNotFoundError:
         if storage.exists(storage.join(out, RANKER_FILE)):
             raise UserError(
                 f"{out} holds the {RANKER_FILE} of something else: choose another --out"
             ) from None
         return None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{url} is damaged, or was not written by patchsieve: {error!r}") from None
 
 
 def check_resume(plan: TrainPlan, record: TrainRecord | None) -> None:
@@ -119,7 +121,7 @@ def write_settings(config: TrainConfig, *, run_id: str) -> None:
 
 
 def _settings(config: TrainConfig) -> dict[str, Any]:
-    settings = {key: value for key, value in dataclasses.asdict(config).items() if key not in _FREE}
+    settings = {key: value for key, value in storage.kept_settings(config).items() if key not in _FREE}
     return _plain(settings)
 
 

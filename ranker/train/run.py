@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,13 @@ from patchsieve.pipeline.cluster.slots import MOST_DECODE_CPUS, worker_size
 from patchsieve.pipeline.compute.device import keep_freed_memory
 from patchsieve.pipeline.compute.gpu_faults import assigned_device
 from patchsieve.pipeline.errors import PatchsieveError
+from patchsieve.pipeline.images.pixel_gate import GATE
 from patchsieve.pipeline.output.folder import new_run_id
 from patchsieve.pipeline.output.owner import Owner
 from patchsieve.pipeline.runs.log import log_event, run_events
 from patchsieve.pipeline.runs.stop import StopRequest, stop_on_signals
+from patchsieve.pipeline.runs.watchdog import Watchdog
+from patchsieve.pipeline.shown import say
 from patchsieve.pipeline.storage import scratch_folder
 from patchsieve.ranker.model.initial_weights import TEACHER_WEIGHTS, initial_ranker, read_tables_teacher
 from patchsieve.ranker.model.ranker import Ranker
@@ -72,7 +76,7 @@ def train(plan: TrainPlan) -> int:
                 begin(plan, run_id=owner.run_id)
             write_settings(config, run_id=owner.run_id)
             if people and (note := plot_note()):
-                print(note, flush=True)
+                say(note)
             log_event("run begun", {"out": config.out, "images": plan.images, "steps": plan.recipe.steps})
             # A rerun of what is over costs no Ray.
             if not finished(out, plan.recipe.steps):
@@ -88,7 +92,7 @@ def train(plan: TrainPlan) -> int:
         lines = outcome(out, shown=config.out)
         log_event("run ended", {"state": "complete", "exit_code": 0, "summary": lines})
     if people:
-        print("\n".join(lines), flush=True)
+        say(*lines)
     return 0
 
 
@@ -97,7 +101,7 @@ def _stopped(stop: StopRequest, *, people: bool) -> int:
     state = f"stopped by {number.name}: --resume goes on from the last checkpoint"
     log_event("run ended", {"state": state, "exit_code": 128 + number})
     if people:
-        print(state, flush=True)
+        say(state)
     return 128 + number
 
 
@@ -175,6 +179,7 @@ def _work(settings: dict[str, Any]) -> None:
     """One worker; every rank runs it."""
     keep_freed_memory()
     plan: TrainPlan = settings["plan"]
+    GATE.limit = plan.config.decode_pixels
     context = ray.train.get_context()
     device = assigned_device(this_place().gpus)
     if device.type == "cuda":
@@ -198,6 +203,7 @@ def _work(settings: dict[str, Any]) -> None:
         model=model,
         state=_checkpoint(),
         run_id=settings["run_id"],
+        over_step=Watchdog(plan.config.stall_timeout, _tell_stall).over,
     )
 
     def report(newest: dict[str, Any], state: Any) -> None:
@@ -212,6 +218,13 @@ def _work(settings: dict[str, Any]) -> None:
             ray.train.report(values, checkpoint=Checkpoint.from_directory(local_folder))
 
     fit.run(report)
+
+
+def _tell_stall(reason: str) -> None:
+    """On standard error, which Ray shows beside the driver's lines."""
+    told = f"a step of this worker ends nowhere: {reason}; the worker ends itself"
+    say(f"patchsieve train: {told}", file=sys.stderr)
+    log_event("worker stalled", {"reason": reason}, level=logging.ERROR)
 
 
 def _decode_threads(device: torch.device, local_workers: int) -> int:

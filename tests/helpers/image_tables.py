@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from patchsieve.pipeline.output.faults import NO_ERRORS
 from patchsieve.pipeline.shards.feed import ShardRecord
 from patchsieve.pipeline.tables.schema import Row, row_identity, table_metadata, table_schema
 from patchsieve.pipeline.tables.writer import TableWriter
@@ -43,7 +44,7 @@ def write_image_table(
         teacher=TEACHER,
         shard=record,
         visible=len(OFFSETS),
-        faults=(),
+        errors=NO_ERRORS,
         provenance={"run_id": "run-1"},
     )
     with TableWriter(path, schema, group_bytes=4096) as writer:

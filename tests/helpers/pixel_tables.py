@@ -12,6 +12,7 @@ from torch import Tensor
 
 from patchsieve.pipeline.images.patches import patchify
 from patchsieve.pipeline.images.views import decode_view, encode_view
+from patchsieve.pipeline.output.faults import NO_ERRORS
 from patchsieve.pipeline.row_config import Store
 from patchsieve.pipeline.tables.schema import Row, TeacherRecord, table_metadata, table_schema
 from patchsieve.pipeline.tables.writer import TableWriter
@@ -98,7 +99,7 @@ def write_pixel_table(
                 teacher=teacher,
                 shard=record_of(path.name.encode()),
                 visible=VISIBLE,
-                faults=(),
+                errors=NO_ERRORS,
                 provenance={"run_id": "run-1"},
             )
         )

@@ -34,13 +34,15 @@ class Trouble:
 class FileServer:
     """Files by path; a GET takes the next trouble of its path's list, and serves the file when there is none.
 
-    `head_trouble` does the same for HEAD (statuses only). `asked` keeps (method, path, Range header) of every request.
+    `head_trouble` does the same for HEAD (statuses only). `redirects`: paths to places. `asked` keeps (method, path,
+    Range header) of every request.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
     troubles: dict[str, list[Trouble]] = field(default_factory=dict)
     head_trouble: dict[str, list[Trouble]] = field(default_factory=dict)
     forever: dict[str, Trouble] = field(default_factory=dict)
+    redirects: dict[str, str] = field(default_factory=dict)
     ranges: bool = True
     etags: bool = True
     lengths: bool = True
@@ -79,6 +81,9 @@ class _Handler(BaseHTTPRequestHandler):
         trouble = files.next_trouble(self.command, path)
         if trouble is not None and trouble.kind == "status":
             self._send(trouble.status, b"", {})
+            return
+        if path in files.redirects:
+            self._send(302, b"", {"Location": files.redirects[path]})
             return
         if path.endswith("/"):
             names = [name.removeprefix(path) for name in files.files if name.startswith(path)]

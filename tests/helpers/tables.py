@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from patchsieve.pipeline.output.faults import FaultLog
 from patchsieve.pipeline.row_config import RowConfig
 from patchsieve.pipeline.shards.feed import ShardRecord
 from patchsieve.pipeline.shards.reader import Fault
@@ -73,14 +74,19 @@ def record_of(content: bytes, url: str = "/data/a.tar", **changes: Any) -> Shard
 
 
 def make_rows(
-    images: int, config: RowConfig = CONFIG, *, shard: str = "/data/a.tar", first_image: int = 0
+    images: int,
+    config: RowConfig = CONFIG,
+    *,
+    shard: str = "/data/a.tar",
+    first_image: int = 0,
+    visible: int = VISIBLE,
 ) -> Iterator[Row]:
     """All views of `images` images; with a fixed crop the views of an image share their pixels."""
     for image in range(first_image, first_image + images):
         picture = np.random.default_rng(image).bytes(20_000)
         for view in range(config.first_view, config.first_view + config.views):
             random = np.random.default_rng((image, view))
-            patches = random.bytes(VISIBLE * PATCH_BYTES) if config.store == "patches" else None
+            patches = random.bytes(visible * PATCH_BYTES) if config.store == "patches" else None
             pixels = None
             if config.store == "view":
                 pixels = picture if config.crop == "center" else random.bytes(20_000)
@@ -95,11 +101,32 @@ def make_rows(
                 crop_height=300,
                 crop_width=400,
                 hflip=bool(random.integers(2)),
-                visible=np.sort(random.permutation(196)[:VISIBLE]).astype(np.int16),
-                score=random.random(VISIBLE, dtype=np.float32),
+                visible=np.sort(random.permutation(196)[:visible]).astype(np.int16),
+                score=random.random(visible, dtype=np.float32),
                 patches=patches,
                 pixels=pixels,
             )
+
+
+def fault_log(
+    faults: Sequence[Fault], path: Path, shard_name: str = "", *, run_id: str = "run-1"
+) -> FaultLog:
+    """A log that holds these faults; not finished."""
+    log = FaultLog(path, shard_name, run_id=run_id)
+    for fault in faults:
+        log.add(fault)
+    return log
+
+
+def faults_summary(faults: Sequence[Fault]) -> dict[str, Any]:
+    """What a record says of these faults."""
+    return fault_log(faults, Path("never written")).summary
+
+
+def write_errors(path: Path, faults: Sequence[Fault], shard_name: str, *, run_id: str) -> None:
+    """The errors file of these faults."""
+    with fault_log(faults, path, shard_name, run_id=run_id) as log:
+        log.finish()
 
 
 def write_table(
@@ -112,19 +139,20 @@ def write_table(
     faults: Sequence[Fault] = (),
     run_id: str = "run-1",
     group_bytes: int = GROUP_BYTES,
+    visible: int = VISIBLE,
     **metadata: Any,
 ) -> Path:
     """A whole score table on disk; `metadata` overrides what its footer says."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    schema = table_schema(visible=VISIBLE, patch_bytes=PATCH_BYTES, store=config.store)
+    schema = table_schema(visible=visible, patch_bytes=PATCH_BYTES, store=config.store)
     with TableWriter(path, schema, group_bytes=group_bytes) as writer:
-        writer.add(list(make_rows(images, config, shard=shard.name)))
+        writer.add(list(make_rows(images, config, shard=shard.name, visible=visible)))
         footer = table_metadata(
             config=config,
             teacher=teacher,
             shard=shard,
-            visible=VISIBLE,
-            faults=faults,
+            visible=visible,
+            errors=faults_summary(faults),
             provenance={"run_id": run_id},
         )
         writer.close({**footer, **metadata})

@@ -88,7 +88,7 @@ def sound(folder: Path) -> list[str]:
         (same_shard_twice, "", "hold the same views (0 to 1) of one shard content"),
         (half_written, "", "a.parquet"),
         (damaged_within, "", "a.parquet is damaged"),
-        (foreign, "", "was not written by patchsieve"),
+        (foreign, "", "no `patchsieve` metadata"),
         (empty, "", "no rows to train on"),
         (not_a_number, "", "row 5 has a score that is not a finite number (nan)"),
         (no_pixels, "", "has no column `patches` or `pixels`"),

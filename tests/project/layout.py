@@ -230,6 +230,14 @@ def private_ray(tree: ast.Module) -> list[str]:
     return sorted(found)
 
 
+def raw_prints(tree: ast.Module) -> list[str]:
+    """What is printed and is no constant: names and messages that others wrote could be in it."""
+    found = [call for call in calls(tree) if dotted(call.func) == "print"]
+    return [
+        f"line {call.lineno}" for call in found if not all(isinstance(a, ast.Constant) for a in call.args)
+    ]
+
+
 def shell_use(tree: ast.Module) -> list[str]:
     """Commands run through a shell."""
     found = []

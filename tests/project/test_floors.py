@@ -12,7 +12,7 @@ from tests.project.files import imported_files, libraries, python_files, room_of
 
 # The postcard, from the ground up. Rooms of one floor know nothing of each other.
 FLOORS = """
-    pipeline/errors pipeline/randomness pipeline/identity pipeline/units pipeline/threads
+    pipeline/errors pipeline/randomness pipeline/identity pipeline/units pipeline/threads pipeline/shown
     pipeline/checks
     pipeline/row_config pipeline/storage
     pipeline/shards pipeline/images pipeline/compute

@@ -177,6 +177,11 @@ def test_nothing_is_unpickled() -> None:
     assert broken(lambda file: layout.unsafe_loads(tree_of(file)), sources()) == {}
 
 
+def test_what_is_printed_is_shown() -> None:
+    others = [file for file in sources() if file != "pipeline/shown.py"]
+    assert broken(lambda file: layout.raw_prints(tree_of(file)), others) == {}
+
+
 def test_no_shell() -> None:
     files = python_files("patchsieve", *PACKAGES, "tests", "benchmarks")
     assert broken(lambda file: layout.shell_use(tree_of(file)), files) == {}

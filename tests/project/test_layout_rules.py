@@ -241,3 +241,11 @@ def test_what_an_import_loads_is_followed_through_the_packages_around_it() -> No
     assert checkout.loaded_at_import("pipeline/pruned/__init__.py") <= checkout.loaded_at_import(
         "pipeline/pruned/format.py"
     )
+
+
+def test_prints_of_what_is_no_constant_are_found() -> None:
+    assert layout.raw_prints(ast.parse("print(f'{name} is bad')\nprint(line, flush=True)")) == [
+        "line 1",
+        "line 2",
+    ]
+    assert layout.raw_prints(ast.parse("print('usage: ...')\nsay(name)")) == []

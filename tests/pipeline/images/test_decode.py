@@ -152,3 +152,58 @@ for line in sys.stdin:
     done = subprocess.run(command, input=lines, capture_output=True, text=True, check=True, timeout=120)
     printed = [line for line in done.stderr.splitlines() if "PIL" in line or "image" in line.lower()]
     assert (done.stdout, printed) == ("", [])
+
+
+def test_exif_that_is_written_twice_is_read_as_pillow_does() -> None:
+    def jpeg(*blocks: bytes) -> bytes:
+        plain = encode(PHOTO)
+        return plain[:2] + b"".join(b"\xff\xe1" + (2 + len(b)).to_bytes(2) + b for b in blocks) + plain[2:]
+
+    def told(orientation: int) -> bytes:
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        return exif.tobytes()
+
+    prefix = b"Exif\x00\x00"
+    for data in (
+        jpeg(told(6)),
+        jpeg(prefix + told(6)),
+        jpeg(told(1), told(6)),
+        jpeg(told(6), told(8)),
+        jpeg(told(6)[:20], prefix + told(6)[20:]),
+    ):
+        with Image.open(io.BytesIO(data)) as image:
+            upright = ImageOps.exif_transpose(image).size
+        decoded = decode_image(data)
+        assert (decoded.shape[2], decoded.shape[1]) == upright
+
+
+@pytest.mark.parametrize(("tag", "value"), [(262, 0), (284, 2)])
+def test_a_tiff_that_pillow_misreads_is_refused(tag: int, value: int) -> None:
+    # By hand: a 2 x 2 picture of 16 bits, three colours for planes.
+    colours = 3 if tag == 284 else 1
+    pixels = bytes(range(8)) * colours
+    entries = {256: (3, 2), 257: (3, 2), 259: (3, 1), 262: (3, 2 if colours == 3 else 1), 277: (3, colours)}
+    entries[tag] = (3, value)
+    count = len(entries) + 3
+    after = 8 + 2 + 12 * count + 4
+    ifd = b""
+    arrays = struct.pack(f"<{colours}H", *[16] * colours)
+    offsets = struct.pack(
+        f"<{colours}I", *(after + len(arrays) + 8 * colours + 8 * n for n in range(colours))
+    )
+    lengths = struct.pack(f"<{colours}I", *[8] * colours)
+    if colours == 1:
+        extra = {258: (3, 1, 16), 273: (4, 1, after), 279: (4, 1, 8)}
+        tail = pixels
+    else:
+        at = after + len(arrays)
+        extra = {258: (3, 3, after), 273: (4, 3, at), 279: (4, 3, at + 12)}
+        offsets = struct.pack("<3I", *(at + 24 + 8 * n for n in range(3)))
+        tail = arrays + offsets + lengths + pixels
+    fields = {key: (kind, 1, number) for key, (kind, number) in entries.items()} | extra
+    for key in sorted(fields):
+        ifd += struct.pack("<HHII", key, *fields[key])
+    data = b"II*\x00" + struct.pack("<I", 8) + struct.pack("<H", len(fields)) + ifd + bytes(4) + tail
+    with pytest.raises(ContentError, match="TIFF of 16 bits"):
+        decode_image(data)

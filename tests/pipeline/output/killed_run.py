@@ -15,12 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from patchsieve.pipeline.output.faults import write_errors
 from patchsieve.pipeline.output.folder import OutputFolder, new_run_id
 from patchsieve.pipeline.shards.reader import Fault
 from patchsieve.pipeline.shards.specs import Shard
 from patchsieve.pipeline.tables.schema import SCORES, row_fields, row_identity
-from tests.helpers.tables import CONFIG, TEACHER, make_shard, shard_record, write_table
+from tests.helpers.tables import CONFIG, TEACHER, make_shard, shard_record, write_errors, write_table
 
 CONTENTS = {"healed": b"good now", "worse": b"bad now!", "lost": b"unreadable"}
 FAULTS = [Fault("photo-7", "photo-7.jpg", "decode", "truncated")]

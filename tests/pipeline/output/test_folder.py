@@ -17,7 +17,6 @@ import pytest
 from patchsieve.pipeline import storage
 from patchsieve.pipeline.errors import InfrastructureError, UserError
 from patchsieve.pipeline.output import owner
-from patchsieve.pipeline.output.faults import write_errors
 from patchsieve.pipeline.output.folder import OutputFolder, new_run_id
 from patchsieve.pipeline.runs.status import read_status
 from patchsieve.pipeline.shards.reader import Fault
@@ -25,7 +24,7 @@ from patchsieve.pipeline.tables.reader import read_scores
 from patchsieve.pipeline.tables.schema import SCORES, row_fields, row_identity
 from tests.helpers.checkout import ROOT
 from tests.helpers.servers import S3Store, serve_s3
-from tests.helpers.tables import CONFIG, TEACHER, make_shard, record_of, write_table
+from tests.helpers.tables import CONFIG, TEACHER, make_shard, record_of, write_errors, write_table
 from tests.pipeline.output import killed_run
 
 ROWS = row_fields(CONFIG, TEACHER.digest)
@@ -108,10 +107,22 @@ def test_of_runs_that_start_together_one_fixes_the_settings(tmp_path: Path) -> N
     assert all(f"seed: {adopted[0]} -> " in text for text in refused)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"identity": "x"}', '{"rows": 1}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        '{"identity": "x"}',
+        '{"rows": 1}',
+        '{"rows": {}}',
+        '{"identity": 1, "rows": {}}',
+        "[" * 10**5,
+    ],
+)
 def test_a_config_that_is_not_ours_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(UserError, match=r"config\.json was not written by patchsieve, or is damaged"):
+    with pytest.raises(UserError, match=r"config\.json is damaged, or not what it should be"):
         OutputFolder(str(tmp_path), SCORES, run_id="run-1").adopt_config(ROWS, other={})
 
 

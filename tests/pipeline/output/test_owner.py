@@ -229,3 +229,9 @@ def test_ownership_on_an_object_store(s3, world: World) -> None:
     assert not first.beat()
     second.release()
     assert storage.list_folder(folder) == []
+
+
+def test_a_link_to_nowhere_in_its_place_is_told(tmp_path: Path) -> None:
+    (tmp_path / "owner.json").symlink_to("nowhere")
+    with pytest.raises(UserError, match=r"owner\.json can be neither read nor created"):
+        Owner(str(tmp_path), "run-1").acquire(heartbeat=False)

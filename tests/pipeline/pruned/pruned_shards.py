@@ -17,6 +17,7 @@ from patchsieve.pipeline.images.decode import decode_image
 from patchsieve.pipeline.images.views import apply_view, draw_view
 from patchsieve.pipeline.pruned.codec import ImageCodec, pack_mosaic
 from patchsieve.pipeline.pruned.format import PackedRecord, mosaic_columns
+from patchsieve.pipeline.pruned.index import INDEX_SCHEMA
 from patchsieve.pipeline.shards.specs import Shard, expand_shards
 from patchsieve.pipeline.shards.writer import PrunedTar
 from tests.helpers.photos import photo_samples, write_shard
@@ -113,10 +114,9 @@ def write_index(out: Path, shard: Shard, photos: Sequence[Photo], **changes: dic
             "reason": None,
         }
         rows.append({**row, **changes.get(photo.key, {})})
-    kinds = {"shard": pa.string(), "sample_key": pa.string(), "reason": pa.string()}
-    kinds |= {"grid": pa.int16(), "positions": pa.list_(pa.int16())}
     metadata = json.dumps({"schema_version": 1, "config": {"size": photos[0].record.size}})
-    schema = pa.schema([(name, kinds.get(name, pa.int32())) for name in rows[0]], {"patchsieve": metadata})
+    kinds = [(name, INDEX_SCHEMA.field(name).type) for name in rows[0]]
+    schema = pa.schema(kinds, {"patchsieve": metadata})
     path = out / "index" / f"{shard.id}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows, schema), path)

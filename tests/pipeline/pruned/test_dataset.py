@@ -18,6 +18,7 @@ from patchsieve.pipeline.errors import ContentError, UserError
 from patchsieve.pipeline.pruned.collate import collate_fixed, collate_naflex
 from patchsieve.pipeline.pruned.dataset import PrunedDataset
 from patchsieve.pipeline.pruned.sample import PrunedSample
+from tests.helpers.archives import member
 from tests.pipeline.pruned.pruned_shards import Photo, make_photos, packed_members, write_packed
 
 # On a machine with one core, two workers are still what is tested.
@@ -213,3 +214,10 @@ def test_shards_that_cannot_be(urls: Any, reason: str) -> None:
 
 def test_it_is_a_public_name() -> None:
     assert patchsieve.PrunedDataset is PrunedDataset
+
+
+def test_members_of_no_sample_are_passed_over(tmp_path: Path) -> None:
+    photos = make_photos(2)
+    path = write_packed(tmp_path / "a.tar", photos)
+    path.write_bytes(member("._a.jpg", b"of macOS") + path.read_bytes())
+    assert [sample.key for sample in PrunedDataset(str(path))] == [photo.key for photo in photos]

@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 
 from patchsieve.pipeline.errors import UserError
-from patchsieve.pipeline.output.faults import write_errors
 from patchsieve.pipeline.output.folder import OutputFolder
 from patchsieve.pipeline.output.machine import Machine
 from patchsieve.pipeline.runs.status import read_status
 from patchsieve.pipeline.shards.reader import Fault
 from patchsieve.pipeline.shards.specs import Shard
 from patchsieve.pipeline.tables.schema import SCORES, row_fields, row_identity
-from tests.helpers.tables import CONFIG, TEACHER, make_shard, shard_record, write_table
+from tests.helpers.tables import CONFIG, TEACHER, make_shard, shard_record, write_errors, write_table
 
 ROWS = row_fields(CONFIG, TEACHER.digest)
 IDENTITY = row_identity(CONFIG, TEACHER.digest)

@@ -190,6 +190,24 @@ def test_a_corpus_that_cannot_be_looked_at_does_not_keep_the_others(bench: Bench
     assert list(bench.jobs.outputs.values()) == [f"{bench.folder}/out/b"]
 
 
+@pytest.mark.parametrize("name", ["c::d", "c\nd", "c\udcff"])
+def test_a_name_that_cannot_be_opened_is_that_corpus_s_line(bench: Bench, name: str) -> None:
+    for sort in ("", "z"):  # before the others and behind them
+        (bench.folder / "in" / (sort + name)).mkdir()
+        (bench.folder / "in" / (sort + name) / "0.tar").touch()
+    assert bench.tick() == 1
+    assert sorted(bench.jobs.outputs.values()) == [f"{bench.folder}/out/a", f"{bench.folder}/out/b"]
+    assert sum("rename it" in line for line in bench.said) == 2
+    assert len(list_corpora(ListConfig(source=bench.config.source, out="/o"))) == 4
+
+
+def test_what_cannot_be_listed_is_a_line_of_its_own(bench: Bench) -> None:
+    (bench.folder / "in" / "gone").symlink_to("nowhere")
+    assert bench.tick() == 1
+    assert len(bench.jobs.outputs) == 2
+    assert any("link to nowhere" in line for line in bench.said)
+
+
 def test_corpora_are_named_below_the_fixed_part_and_never_share_an_output(tmp_path: Path) -> None:
     for name in ("x/2024/may", "x/2024/june", "y/2024/may", "x/.hidden/may"):
         (tmp_path / name).mkdir(parents=True)
@@ -199,10 +217,14 @@ def test_corpora_are_named_below_the_fixed_part_and_never_share_an_output(tmp_pa
         ("2024/may", "s3://b/out/2024/may"),
     ]
     assert [place.name for place in find_corpora([f"{tmp_path}/x/2024/may"], "/out")] == ["may"]
-    with pytest.raises(UserError, match="two corpora are named 2024/may"):
-        find_corpora([f"{tmp_path}/x/*/*/", f"{tmp_path}/y/*/*/"], "/out")
-    with pytest.raises(UserError, match="would lie in that of 2024"):
-        find_corpora([f"{tmp_path}/x/*/*/", f"{tmp_path}/x/*"], "/out")
+    double = find_corpora([f"{tmp_path}/x/*/*/", f"{tmp_path}/y/*/*/"], "/out")
+    assert ["two corpora are named so" in place.problem for place in double] == [False, True, True]
+    nested = find_corpora([f"{tmp_path}/x/*/*/", f"{tmp_path}/x/*"], "/out")
+    assert [place.problem.partition(";")[0] for place in nested] == [
+        "",
+        "its output would lie in that of 2024",
+        "its output would lie in that of 2024",
+    ]
     with pytest.raises(UserError, match="credentials") as refused:
         find_corpora(["https://me:secret@host/*/"], "/out")
     assert "secret" not in str(refused.value)

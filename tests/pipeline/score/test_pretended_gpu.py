@@ -67,6 +67,7 @@ def score_both(
         rows=request.rows("fp32"),
         batch_size=4,
         decode_threads=2,
+        decode_pixels=10**8,
         compile=False,  # takes a real one
         log_format="text",
     )

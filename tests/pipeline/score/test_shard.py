@@ -15,11 +15,10 @@ import pytest
 
 from patchsieve.pipeline.compute import launch
 from patchsieve.pipeline.errors import InfrastructureError
-from patchsieve.pipeline.output.faults import MOST_REASONS, count_reasons, failure_reason
+from patchsieve.pipeline.output.faults import MOST_REASONS, FaultLog, failure_reason
 from patchsieve.pipeline.score.shard import teacher_record
 from patchsieve.pipeline.score.view_feed import in_share
 from patchsieve.pipeline.scoring.scorer import Scorer
-from patchsieve.pipeline.shards.feed import count_samples
 from patchsieve.pipeline.shards.reader import Fault
 from patchsieve.pipeline.tables.schema import TeacherRecord
 from patchsieve.pipeline.teacher.checkpoint import read_teacher
@@ -36,7 +35,7 @@ from tests.helpers.score_runs import (
     without_scores,
 )
 from tests.helpers.servers import serve_files
-from tests.helpers.tables import CONFIG, record_of
+from tests.helpers.tables import CONFIG, fault_log, record_of
 
 
 @pytest.fixture(scope="module")
@@ -274,10 +273,14 @@ def faults(count: int, reason: str = "cut") -> list[Fault]:
     return [Fault(f"s{number}", f"s{number}.jpg", "decode", reason) for number in range(count)]
 
 
+def log(found: list[Fault]) -> FaultLog:
+    return fault_log(found, Path("never written"))
+
+
 def test_reasons_are_counted_most_frequent_first() -> None:
-    assert count_reasons([*faults(1, "large"), *faults(3)]) == {"decode: cut": 3, "decode: large": 1}
+    assert log([*faults(1, "large"), *faults(3)]).reasons() == {"decode: cut": 3, "decode: large": 1}
     many = [fault for number in range(MOST_REASONS + 5) for fault in faults(1, f"reason {number}")]
-    counted = count_reasons([*many, *faults(2)])
+    counted = log([*many, *faults(2)]).reasons()
     assert len(counted) == MOST_REASONS + 1
     assert next(iter(counted.items())) == ("decode: cut", 2)
     assert counted["other reasons"] == 6
@@ -286,13 +289,13 @@ def test_reasons_are_counted_most_frequent_first() -> None:
 def test_samples_are_counted_once() -> None:
     views = [Fault("s1", None, "score", f"view {view}") for view in range(4)]
     again = [Fault("k", "k.jpg", "sample", "duplicate key")] * 2
-    assert count_samples([*views, *again, *faults(1), Fault(None, None, "archive", "cut")]) == 4
+    assert log([*views, *again, *faults(1), Fault(None, None, "archive", "cut")]).samples == 4
 
 
 def test_a_shard_fails_where_no_sample_gave_a_row() -> None:
     shard = record_of(b"content", samples=4)
-    assert failure_reason(shard, 1, faults(3)) is None
-    assert failure_reason(shard, 0, []) is None, "none of them was of the share"
-    reason = failure_reason(shard, 0, [*faults(3), *faults(1, "large")])
+    assert failure_reason(shard, 1, log(faults(3))) is None
+    assert failure_reason(shard, 0, log([])) is None, "none of them was of the share"
+    reason = failure_reason(shard, 0, log([*faults(3), *faults(1, "large")]))
     assert reason == "none of its 4 samples gave a row; 3 of 4 faults are «decode: cut»"
-    assert failure_reason(record_of(b"", samples=0), 0, []) == "it holds no samples"
+    assert failure_reason(record_of(b"", samples=0), 0, log([])) is None, "sound, and empty"

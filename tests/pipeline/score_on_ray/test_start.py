@@ -24,6 +24,7 @@ OPTIONS = QueueOptions(
     batch_size=None,
     compile=False,
     decode_threads=2,
+    decode_pixels=10**8,
     stall_timeout_s=1,
     start_timeout_s=1,
     not_on="",

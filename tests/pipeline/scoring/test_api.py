@@ -15,6 +15,7 @@ from PIL import Image
 
 import patchsieve
 from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.images.decode import decode_image
 from patchsieve.pipeline.scoring.api import ImageScores, Teacher, as_pixels, load_teacher, score_images
 from tests.helpers.photos import encode, photo_pixels, write_shard
 from tests.helpers.score_runs import rows_of, save_small_teacher, score_config, score_here
@@ -148,3 +149,25 @@ def test_the_public_names_are_these_and_need_no_ray(path: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["(2, 3)", "False"]
+
+
+def test_images_are_decoded_as_those_of_shards(tmp_path: Path) -> None:
+    pixels = photo_pixels(1, 40, 60)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encode(pixels, exif=exif)
+    (tmp_path / "a.jpg").write_bytes(data)
+    expected = decode_image(data)
+    with Image.open(tmp_path / "a.jpg") as image:
+        for given in (data, tmp_path / "a.jpg", str(tmp_path / "a.jpg"), image):
+            assert as_pixels(given).equal(expected)
+    deep = Image.fromarray((pixels[:, :, 0].astype(np.uint16) << 8) + 7)
+    assert as_pixels(deep).equal(torch.from_numpy(pixels[:, :, 0]).expand(3, -1, -1))
+    for refused, reason in (
+        (Image.fromarray(pixels[:, :, 0].astype(np.float32)), "floating-point pixels"),
+        (b"no image", "not an image"),
+        (tmp_path / "none.jpg", "no image at"),
+        (pixels.astype(np.float32), "neither a file"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            as_pixels(refused)

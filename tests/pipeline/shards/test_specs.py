@@ -253,3 +253,17 @@ def test_many_shards_take_little_time_and_memory(folder: Path) -> None:
     assert tracemalloc.get_traced_memory()[1] < 20 * 2**20
     assert time.process_time() - started < 10
     tracemalloc.stop()
+
+
+def test_a_folder_and_a_pattern_find_the_same(folder: Path) -> None:
+    touch(folder, "in/0.tar", "in/._0.tar", "in/.hidden.tar", "in/1.tar", "in/x.tar/inside.txt")
+    expected = [str(folder / "in" / name) for name in ("0.tar", "1.tar")]
+    assert urls("in") == urls("in/*.tar") == expected
+    assert urls("in/.hidden.tar") == [str(folder / "in/.hidden.tar")]
+    with pytest.raises(UserError, match="nothing matches"):
+        urls("in/x*.tar")
+
+
+def test_shards_joined_by_colons_are_to_be_given_one_by_one() -> None:
+    with pytest.raises(UserError, match=r"give each shard by itself"):
+        expand_shards(["s3://b/a.tar::s3://b/b.tar"])

@@ -17,9 +17,9 @@ import pytest
 
 from patchsieve.pipeline import storage
 from patchsieve.pipeline.errors import InfrastructureError, UserError
-from patchsieve.pipeline.storage import lookup as storage_lookup
 from patchsieve.pipeline.storage import retry as storage_retry
 from patchsieve.pipeline.storage import sources as storage_sources
+from patchsieve.pipeline.storage import web
 from tests.helpers.servers import FileServer, S3Store, Trouble, s3_for_this_process, serve_files
 
 DATA = random.Random(0).randbytes(3_000_000)
@@ -125,7 +125,7 @@ def test_a_read_that_always_breaks_off_is_given_up(server: FileServer) -> None:
 def test_a_server_that_says_nothing_more_is_given_up(
     server: FileServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage_lookup, "READ_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(web, "READ_TIMEOUT_S", 0.2)
     server.troubles["/a.bin"] = [Trouble("stall", 10_000)]
     assert read(server.url("/a.bin")) == DATA
     server.ranges = False
@@ -243,7 +243,7 @@ def test_what_is_tried_again_and_what_is_not(monkeypatch: pytest.MonkeyPatch) ->
         (OSError(28, "full"), InfrastructureError),
         (FileExistsError("x"), FileExistsError),
         (UserError("x"), UserError),
-        (KeyError("a mistake of ours"), KeyError),
+        (KeyError("of a client, on no list of names"), InfrastructureError),
     ):
         faults[:] = [fault]
         with pytest.raises(told):

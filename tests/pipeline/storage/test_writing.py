@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import stat as python_stat
 import traceback
@@ -49,6 +51,7 @@ def base(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         ("S3A://Bucket/a.tar", "s3://Bucket/a.tar"),
         ("gcs://b/a.tar/", "gs://b/a.tar"),
         ("s3://key:secret@bucket/a.tar?versionId=1", "s3://bucket/a.tar"),
+        ("s3://bucket/run#3/a?.tar", "s3://bucket/run#3/a?.tar"),
         ("https://user:sec?r#et@Host:443/A%20b.tar?X-Sig=secret&b=1#frag", "https://host/A%20b.tar"),
         ("http://[::1]:80/a.tar", "http://[::1]/a.tar"),
         ("http://h:8080/a.tar", "http://h:8080/a.tar"),
@@ -72,6 +75,41 @@ def test_relative_paths_are_absolute_names(tmp_path: Path, monkeypatch: pytest.M
     assert storage.join("/a/", "b", "c") == "/a/b/c"
     assert storage.join("/", "b") == "/b"
     assert storage.split_name("http://h/a/b.tar?x=/y") == ("http://h/a", "b.tar?x=/y")
+    assert storage.split_name("s3://b/run#3/a?.tar") == ("s3://b/run#3", "a?.tar")
+    with pytest.raises(UserError, match="empty"):
+        storage.join("", "a")
+
+
+@pytest.mark.parametrize(
+    ("spec", "kept"),
+    [
+        ("https://me:sec?r#et@H/a/{0..9}.tar?sig=secret", "https://H/a/{0..9}.tar"),
+        ("@https://h/list.txt?sig=secret", "@https://h/list.txt"),
+        ("s3://key:secret@b/part-????.tar?X-Amz-Signature=secret", "s3://b/part-????.tar"),
+        ("s3://b/x-?/date=2024/*.tar", "s3://b/x-?/date=2024/*.tar"),
+        ("hf://datasets/o/r@main/a.tar", "hf://datasets/o/r@main/a.tar"),
+        ("a:b@c/?x=1.tar", "a:b@c/?x=1.tar"),
+        ("jpg;png", "jpg;png"),
+    ],
+)
+def test_what_is_kept_of_what_a_user_wrote(spec: str, kept: str) -> None:
+    assert storage.without_secrets(spec) == kept
+
+
+def test_a_query_holds_no_pattern() -> None:
+    assert not storage.has_pattern("https://h/a.tar?sig=a*b[c]")
+    assert storage.has_pattern("https://h/*.tar?sig=a*b")
+    assert storage.has_pattern("s3://b/run#3/a?.tar")
+
+
+def test_files_have_the_mode_that_the_umask_leaves(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        storage.commit_bytes(b"x", str(tmp_path / "a"), run_id="r")
+        storage.create_exclusive(str(tmp_path / "b"), b"x")
+    finally:
+        os.umask(before)
+    assert {(tmp_path / name).stat().st_mode & 0o777 for name in "ab"} == {0o640}
 
 
 def test_texts_lose_credentials() -> None:
@@ -226,3 +264,15 @@ def test_a_folder_that_cannot_be_listed_is_not_left_out(
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(InfrastructureError, match="Permission denied"):
         storage.glob(str(tmp_path / "*" / "*.tar"))
+
+
+def test_scratch_works_where_the_file_system_knows_no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(descriptor: int, how: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with storage.scratch_folder() as folder:
+        (folder / "a").write_bytes(b"x")
+        storage.remove_dead_scratch()
+        assert (folder / "a").exists(), "nobody knows that it is dead"
+    assert not folder.exists()

@@ -145,9 +145,9 @@ def _newer(path: Path) -> None:
         (_no_parquet, "not a complete Parquet file"),
         (_empty, "not a complete Parquet file"),
         (_half_written, "not a complete Parquet file"),
-        (_garbled_footer, "not a complete Parquet file"),
-        (_foreign, "not written by patchsieve"),
-        (_other_job, "no score table"),
+        (_garbled_footer, "is damaged"),
+        (_foreign, "no `patchsieve` metadata"),
+        (_other_job, "is damaged, or not what it should be: KeyError"),
         (_newer, "schema version 2, this patchsieve reads versions up to 1"),
     ],
 )

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from patchsieve.pipeline.errors import InfrastructureError
-from patchsieve.pipeline.output.faults import ERRORS_SCHEMA, errors_digest, write_errors
+from patchsieve.pipeline.identity import digest_of
+from patchsieve.pipeline.output.faults import ERRORS_SCHEMA, NO_ERRORS
 from patchsieve.pipeline.output.records import read_footer, verify_file
 from patchsieve.pipeline.row_config import RowConfig
 from patchsieve.pipeline.shards.reader import Fault
@@ -26,8 +27,10 @@ from tests.helpers.tables import (
     PATCH_BYTES,
     TEACHER,
     VISIBLE,
+    faults_summary,
     make_rows,
     record_of,
+    write_errors,
     write_table,
 )
 
@@ -94,7 +97,7 @@ def test_metadata_says_where_the_rows_come_from(tmp_path: Path) -> None:
         "teacher": dataclasses.asdict(TEACHER),
         "config": dataclasses.asdict(CONFIG),
         "visible": 19,
-        "errors": {"rows": 3, "digest": errors_digest(FAULTS)},
+        "errors": {"rows": 3, "digest": digest_of([dataclasses.astuple(fault) for fault in FAULTS])},
         "provenance": {"run_id": "run-1"},
     }
 
@@ -204,7 +207,7 @@ def test_verification_notices_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(InfrastructureError):
         verify_file(path, schema=footer.schema, rows=12, metadata={**footer.metadata, "visible": 20})
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(InfrastructureError, match="not a complete Parquet file"):
+    with pytest.raises(InfrastructureError, match="does not read back as written"):
         verify_file(path, schema=footer.schema, rows=12, metadata=footer.metadata)
 
 
@@ -215,8 +218,9 @@ def test_errors_files_hold_null_keys_and_their_digest(tmp_path: Path) -> None:
     assert table.schema.equals(ERRORS_SCHEMA)
     assert table.to_pylist() == [{"shard": "/data/a.tar", **dataclasses.asdict(fault)} for fault in FAULTS]
     footer = json.loads(pq.read_metadata(path).metadata[b"patchsieve"])
-    assert footer["digest"] == errors_digest(FAULTS)
-    assert errors_digest(FAULTS) != errors_digest(FAULTS[:2]) != errors_digest([]) == ""
+    assert footer["digest"] == digest_of([dataclasses.astuple(fault) for fault in FAULTS])
+    assert footer["digest"] == faults_summary(FAULTS)["digest"] != faults_summary(FAULTS[:2])["digest"]
+    assert faults_summary([]) == NO_ERRORS
 
 
 @pytest.mark.parametrize(
@@ -253,7 +257,7 @@ def test_metadata_is_made_of_its_parts() -> None:
         teacher=TEACHER,
         shard=record_of(b""),
         visible=19,
-        faults=[],
+        errors=NO_ERRORS,
         provenance={"run_id": "r"},
     )
     assert metadata["errors"] == {"rows": 0, "digest": ""}

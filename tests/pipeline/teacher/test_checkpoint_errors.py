@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,6 +86,7 @@ def test_a_hugging_face_encoder_is_refused(tmp_path: Path) -> None:
 )
 def test_wrong_parameters(change: Callable[[], Weights], match: str, tmp_path: Path) -> None:
     torch.save({"model": change()}, tmp_path / "mae.pth")
+    (tmp_path / "mae.json").write_text('{"config": {"heads": 3, "decoder_heads": 16}}')
     refused(tmp_path / "mae.pth", rf"^mae\.pth.*{match}")
 
 
@@ -99,7 +102,7 @@ class Attack:
 
 def test_nothing_of_a_pickle_is_run(tmp_path: Path) -> None:
     torch.save({"model": STATE, "args": Attack(tmp_path / "trace")}, tmp_path / "mae.pth")
-    refused(tmp_path / "mae.pth", r"it holds \S+, and loading that could run code")
+    refused(tmp_path / "mae.pth", r"it holds \S+, and loading that could run code; save its weights alone")
     assert not (tmp_path / "trace").exists()
 
 
@@ -116,7 +119,8 @@ def test_what_holds_no_weights(kind: str, suffix: str, tmp_path: Path) -> None:
         {"html": b"<html>404</html>", "empty": b"", "cut": data[: len(data) // 2]}.get(kind, data)
     )
     if suffix == ".safetensors" and kind in ("list", "numbers"):
-        assert read_teacher(str(path)).config.width == 192
+        path.with_suffix(".json").write_text('{"config": {"heads": 12, "decoder_heads": 16}}')
+        assert read_teacher(str(path)).config.heads == 12
         return
     refused(path, r"mae\.(pth|safetensors)")
 
@@ -132,8 +136,14 @@ def test_settings_that_do_not_fit(tmp_path: Path) -> None:
     refused(tmp_path, "not the weights that the JSON file beside them describes")
     rewritten(config={**about["config"], "colour": 3})
     refused(tmp_path, "no teacher has the setting 'colour'; it may be image_size")
-    rewritten(config={**about["config"], "depth": 5})
-    refused(tmp_path, "lacks 24 parameters")
+    rewritten(config={**about["config"], "depth": 10**9})
+    refused(tmp_path, "depth is 1000000000 in its settings, 3 in its weights")
+    rewritten(config={**about["config"], "image_size": 24_000})
+    refused(tmp_path, "a grid of 3000 patches a side, the limit is 181")
+    rewritten(config={**about["config"], "decoder_heads": 0})
+    refused(tmp_path, "decoder_heads is 0")
+    rewritten(config={**about["config"], "norm_eps": -1.0})
+    refused(tmp_path, "norm_eps is -1.0")
     rewritten(config={**about["config"], "heads": 5})
     refused(tmp_path, "width 32 must divide by 5 heads")
     rewritten(config={**about["config"], "heads": "4"})
@@ -141,9 +151,9 @@ def test_settings_that_do_not_fit(tmp_path: Path) -> None:
     rewritten(config=[1])
     refused(tmp_path, '"config" in its JSON file')
     (tmp_path / "teacher.json").write_text("{")
-    refused(tmp_path, "is not JSON")
+    refused(tmp_path, "teacher.json is damaged")
     (tmp_path / "teacher.json").write_text("[1]")
-    refused(tmp_path, "no JSON object")
+    refused(tmp_path, "a JSON list, not an object")
     (tmp_path / "teacher.json").unlink()
     refused(tmp_path, "does not tell its image_size")
     save_teacher(random_teacher(SMALL), str(tmp_path), name="mine")
@@ -166,3 +176,34 @@ def test_weights_beyond_half_precision_are_not_saved_as_such(tmp_path: Path) -> 
     with pytest.raises(UserError, match=r"norm\.weight holds values that are not finite"):
         save_teacher(model, str(tmp_path), name="mine", half=True)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_unpacks_to_more_than_it_is_is_refused(tmp_path: Path) -> None:
+    wide = {**STATE, "mask_token": torch.zeros(1).expand(1, 1, 10**13)}
+    torch.save({"model": wide}, tmp_path / "expanded.pth")
+    refused(tmp_path / "expanded.pth", "mask_token claims more values than it has")
+    torch.save({"model": {"cls_token": torch.zeros(2**22)}}, tmp_path / "sound.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "sound.pth") as sound,
+        zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for entry in sound.infolist():
+            bomb.writestr(entry.filename, sound.read(entry))
+    refused(tmp_path / "bomb.pth", r"bytes that unpack to 167\d+")
+
+
+def test_heads_that_no_file_tells_are_asked_for(tmp_path: Path) -> None:
+    torch.save({"model": STATE}, tmp_path / "mine.pth")
+    message = refused(tmp_path / "mine.pth", "does not tell its heads and decoder_heads")
+    assert '{"config": {"heads": 3, "decoder_heads": 16}}' in message
+    assert "heads 3 and decoder_heads 16 are usual for its widths; others give other scores" in message
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("kind", [dict, argparse.Namespace])
+def test_wrapped_weights_and_arguments_of_any_kind_are_read(prefix: str, kind: Any, tmp_path: Path) -> None:
+    arguments = kind(model="mae_vit_base_patch16", norm_pix_loss=True)
+    wrapped = {f"{prefix}{name}": tensor for name, tensor in STATE.items()}
+    torch.save({"model": wrapped, "args": arguments}, tmp_path / "mine.pth")
+    config = read_teacher(str(tmp_path / "mine.pth")).config
+    assert (config.width, config.heads, config.output_space) == (192, 3, "normalised")

@@ -49,6 +49,9 @@ def photos_archive(seed: int) -> bytes:
             data, field = encode(pixels, "PNG"), "PNG"
         if number == 3:
             parts.append(pax({"path": f"{key}.{field}"}))
+        if number == 9:
+            # What macOS writes beside a file, in the middle of a sample, and first and last in a slice.
+            parts += [member(f"{key}.cls", b"1"), member(f"dir/._{seed}-009.jpg", b"resource fork")]
         parts.append(member(f"{key[:90]}.{field}", data))
         if number != 3:
             parts.append(member(f"{key}.txt", b"words" * number))

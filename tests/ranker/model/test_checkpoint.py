@@ -171,8 +171,8 @@ def change_weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Calla
         ),
         (change_config(lambda a: a.pop("schema_version")), "of schema version None"),
         (change_config(lambda a: a.pop("format")), "is of another program or job"),
-        (lambda folder: (folder / "config.json").write_text("[]"), "is of another program or job"),
-        (lambda folder: (folder / "config.json").write_text('{"format": '), "is not JSON"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "a JSON list, not an object"),
+        (lambda folder: (folder / "config.json").write_text('{"format": '), "config.json is damaged"),
         (lambda folder: (folder / "config.json").unlink(), "there is no folder with a config.json"),
         (change_config(lambda a: a.pop("tables")), "not complete: KeyError.*tables"),
         (change_config(lambda a: a["teacher"].pop("grid")), "not complete: KeyError.*grid"),
@@ -184,6 +184,9 @@ def change_weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Calla
         (change_config(lambda a: a["config"].update(colour="red")), "not a ranker's.*colour"),
         (change_config(lambda a: a["config"].update(model="vit_none")), "timm has no model 'vit_none'"),
         (change_config(lambda a: a["config"].update(depth="2")), "depth is '2'"),
+        (change_config(lambda a: a["config"].update(image_size=24_000)), "a grid of 1500 patches a side"),
+        # Of 4 GB: nothing of it is made before the shapes are compared.
+        (change_config(lambda a: a["config"].update(model="vit_giant_patch14_224")), "in the model"),
         (change_config(lambda a: a["config"].update(depth=1)), r"blocks\.1\..* unknown in the model"),
         (
             change_config(lambda a: a["config"].update(head="token")),

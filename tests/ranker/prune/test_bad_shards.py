@@ -9,12 +9,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from patchsieve.jobs.prune import main
+from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.output.folder import OutputFolder
+from patchsieve.pipeline.pruned.dataset import PrunedDataset
 from patchsieve.pipeline.pruned.index import INDEX
+from patchsieve.pipeline.shards.specs import Shard
 from patchsieve.ranker.model.checkpoint import save_ranker
-from patchsieve.ranker.prune.request import make_prune_request
-from tests.helpers.archives import archive
-from tests.helpers.bad_samples import DAMAGED, FAULTS, GOOD, mixed_members, whole_members
+from patchsieve.ranker.prune.request import make_prune_request, output_paths
+from tests.helpers.archives import END, archive, member, pax
+from tests.helpers.bad_samples import DAMAGED, FAULTS, GOOD, PHOTO, mixed_members, whole_members
 from tests.helpers.photos import photo_samples, write_shard
 from tests.helpers.prune_runs import index_of, members_of, prune_config, prune_here, save_small_ranker
 from tests.helpers.rankers import TEACHER, small_ranker
@@ -51,10 +54,39 @@ def test_the_bad_samples_of_the_score_job_are_copied_and_listed(ranker: str, tmp
         (e["sample_key"], e["stage"], e["member"], e["reason"]) for e in pq.read_table(errors).to_pylist()
     ]
     assert len(found) == len(FAULTS)
-    for key, stage, member, reason in FAULTS:
-        assert [e for e in found if e[:3] == (key, stage, member) and reason in e[3]], (key, reason, found)
+    for key, stage, at, reason in FAULTS:
+        assert [e for e in found if e[:3] == (key, stage, at) and reason in e[3]], (key, reason, found)
     pruned = [row["sample_key"] for row in index_of(tmp_path / "out") if row["reason"] is None]
     assert pruned == list(GOOD)
+
+
+def test_odd_names_cost_their_sample_at_most(ranker: str, tmp_path: Path) -> None:
+    path = tmp_path / "in" / f"{'ä' * 122}.tar"  # 248 bytes
+    path.parent.mkdir()
+    nul = pax({"path": b"nul\0l.jpg"}) + member("x", PHOTO)
+    long = pax({"path": "k" * 4091 + ".jpg"}) + member("x", PHOTO)
+    path.write_bytes(nul + member("good.jpg", PHOTO) + long + END)
+    (result,) = prune_here(prune_config([path], tmp_path / "out", ranker)).values()
+    assert (result.failed, result.images, result.samples, result.quarantined) == (None, 1, 3, 2)
+    (errors,) = (tmp_path / "out" / "errors").glob("*.parquet")
+    reasons = sorted(row["reason"] for row in pq.read_table(errors).to_pylist())
+    assert "more than 4096 characters" in reasons[0]
+    assert reasons[1] == "the name of a member holds a NUL"
+    told: list[str] = []
+
+    def note(error: Exception) -> bool:
+        told.append(str(error))
+        return True
+
+    dataset = PrunedDataset(str(tmp_path / "out" / "shards" / path.name), handler=note)
+    assert [sample.key for sample in dataset] == ["good"]
+    assert ["prune copied it as it was" in error for error in told] == [True]
+
+
+def test_a_name_that_no_file_can_have_is_refused_before_anything_is_read() -> None:
+    shard = Shard("s3://b/x.tar", f"s3://b/{'x' * 252}.tar", "x-0", 1, "t")
+    with pytest.raises(UserError, match="more than 255 bytes, rename it"):
+        output_paths([shard], rooted=False)
 
 
 @pytest.mark.parametrize("damage", DAMAGED)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,26 @@ def test_workers_whose_process_dies_as_they_start(
     with pytest.raises(PatchsieveError, match=r"actor on node .* cannot start: its process died 3 times"):
         run_with(Worker, config_of(shards, tmp_path), monkeypatch)
     assert (tmp_path / "starts").read_text() == "x" * MOST_DEATHS
+
+
+def test_a_worker_that_hangs_is_ended_and_its_sample_named(
+    shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Worker(PruneWorker):
+        def _start(self) -> None:
+            super()._start()
+
+            def faulty_prepare(item: Any, *more: Any, **named: Any) -> Any:
+                if item.key == "photo-0-0001":
+                    threading.Event().wait()
+                return prepare_sample(item, *more, **named)
+
+            setattr(prune_ranking, "prepare_sample", faulty_prepare)  # noqa: B010 (no name of that module for mypy)
+
+    monkeypatch.setattr(ray_prune, "ROUNDS", 1)
+    summary = run_with(Worker, dataclasses.replace(config_of(shards, tmp_path), stall_timeout=2), monkeypatch)
+    assert (summary.done, summary.exit_code) == (1, 1)
+    assert list(summary.failed.values()) == ["no progress for 2 s, at work on photo-0-0001"]
 
 
 def test_a_worker_that_cannot_come_back_from_its_death(

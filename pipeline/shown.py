@@ -1,0 +1,37 @@
+"""Text that others wrote (names of members, corpora and shards, messages of stores), as it is shown to people."""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import TextIO
+
+# Control characters, what separates lines or turns the direction of text, and halves of characters: a terminal obeys
+# them, a log takes them for lines of its own.
+_OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def one_line(text: str) -> str:
+    """The text as one line without effect on a terminal: what one would obey is written as `\\xNN` or `\\uNNNN`."""
+    return _OBEYED.sub(_escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+
+
+def say(*lines: str, file: TextIO | None = None) -> None:
+    """Print each of these lines as `one_line`, at once; `file` None: standard output."""
+    print("\n".join(map(one_line, lines)), file=file, flush=True)
+
+
+class _OneLine(logging.Formatter):
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
+        return one_line(super().formatMessage(record))
+
+
+def show_warnings() -> None:
+    """Have the warnings of this process, where nobody set up a handler for them, shown as `one_line`."""
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(_OneLine())
