@@ -12,6 +12,7 @@ COMMANDS = {
     "score": "score the patches of images in shards into a Parquet table",
     "train": "fit a ranker to the pseudo-scores of tables",
     "evaluate": "measure a ranker against the teacher's own scores",
+    "prove": "measure what kept patches are worth to a model, beside controls of the same cost",
     "prune": "write smaller shards with the patches that a ranker puts first",
     "schedule": "have new corpora scored: one tick, or ticks at the times of a cron expression",
     "status": "say what of an output folder is done, missing or failed",

@@ -22,6 +22,7 @@ from patchsieve.pipeline.teacher.model import MaskedAutoencoder
 from patchsieve.ranker.baselines.density_peaks import density_peaks
 from patchsieve.ranker.baselines.features import (
     centre_distance,
+    edge_strength,
     even_order,
     gradient_energy,
     pixel_features,
@@ -89,6 +90,10 @@ def _variance(_sources: BaselineSources) -> _Scoring:
 
 def _gradient(_sources: BaselineSources) -> _Scoring:
     return lambda patches, _key: gradient_energy(patches).cpu().numpy()
+
+
+def _edge(sources: BaselineSources) -> _Scoring:
+    return lambda patches, _key: edge_strength(patches.cpu(), sources.grid).numpy()
 
 
 def _centre(sources: BaselineSources) -> _Scoring:
@@ -161,6 +166,7 @@ BASELINES: dict[str, Callable[[BaselineSources], _Scoring]] = {
     "grid": _grid,
     "variance": _variance,
     "gradient": _gradient,
+    "edge": _edge,
     "centre": _centre,
     "position": _position,
     "ridge": _ridge,

@@ -63,6 +63,23 @@ def gradient_energy(patches: Tensor) -> Tensor:
     return (right + below) / (3 * side * (side - 1) * 255**2)
 
 
+def edge_strength(patches_LP: Tensor, grid: int) -> Tensor:
+    """How much a patch differs from its surroundings and within itself, float64 `[L]`, of uint8 patches `[L, P]`.
+
+    The mean squared step of its mean colour to its four neighbours (fewer at the rim), plus its variance;
+    mean of the three channels.
+    """
+    colour = _pixels(patches_LP).mean((-3, -2)).reshape(grid, grid, 3) / 255
+    total, count = torch.zeros(grid, grid, dtype=torch.float64), torch.zeros(grid, grid)
+    for axis in (0, 1):
+        step = colour.diff(dim=axis).square().mean(-1)
+        for near in (slice(None, -1), slice(1, None)):
+            here = (slice(None),) * axis + (near,)
+            total[here] += step
+            count[here] += 1
+    return (total / count.clamp(min=1)).reshape(-1) + pixel_variance(patches_LP)
+
+
 def pixel_features(patches: Tensor) -> Tensor:
     """The `FEATURES` of uint8 patches `[..., P]`, float64 `[..., F]`.
 

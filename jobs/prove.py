@@ -1,0 +1,41 @@
+"""`patchsieve prove`: what kept patches are worth, beside every plainer way to the same cost."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+
+from patchsieve.jobs.command_line import run_job
+from patchsieve.pipeline.runs.config_file import config_to_yaml
+from patchsieve.ranker.prove.config import ProveConfig
+
+
+def run(config: ProveConfig) -> int:
+    """Measure, print, and write what was found; returns the exit code."""
+    from patchsieve.ranker.evaluate.plot import require_plots
+
+    if config.plot:
+        require_plots("the plot of --out (--no-plot leaves it out)")
+    from patchsieve.pipeline.compute.device import keep_freed_memory
+    from patchsieve.pipeline.output.folder import new_run_id
+    from patchsieve.ranker.prove.plot import draw_proof
+    from patchsieve.ranker.prove.report import report_lines, to_json, write_report
+    from patchsieve.ranker.prove.run import prove
+
+    keep_freed_memory()
+    run_id = new_run_id()
+    # With --json, standard output is the JSON alone.
+    talk = sys.stderr if config.json else sys.stdout
+    proof = prove(config, lambda line: print(line, file=talk, flush=True), run_id=run_id)
+    print(to_json(proof, run_id=run_id) if config.json else "\n".join(["", *report_lines(proof)]))
+    plot = draw_proof(proof) if config.plot else None
+    write_report(proof, config.out, settings=config_to_yaml(config), plot=plot, run_id=run_id)
+    print(f"written    {config.out}", file=talk)
+    return 0
+
+
+main = partial(run_job, "prove", ProveConfig, run)
+
+
+if __name__ == "__main__":
+    main()

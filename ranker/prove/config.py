@@ -1,0 +1,97 @@
+"""Configuration of `patchsieve prove`; imports neither torch nor ray, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Literal
+
+import tyro
+
+from patchsieve.pipeline.checks import at_least_one, flag
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.row_config import IMAGE_FIELDS
+
+Protocol = Literal["probe"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProveConfig:
+    """Measure what a model learns from kept patches, beside random ones, smaller images and more at the same cost."""
+
+    shards: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SHARDS")]
+    """Labelled shards to train on: paths, globs, brace ranges, directories or @list.txt, on any fsspec URL."""
+    test: tuple[str, ...]
+    """Labelled shards to test on, read once, after the selector has been chosen on a part of the others."""
+    out: str
+    """Folder (any fsspec URL) for prove.json, prove.png and what a rerun goes on from."""
+    label: str = "cls"
+    """Field with the label, a text or a number; FIELD:KEY takes a key of a JSON field, as json:category."""
+    merge: tuple[str, ...] = ()
+    """Labels that count as one, with commas between them, as Faces,Faces_easy."""
+    ranker: str = "tiny"
+    """Folder or URL of the ranker whose selections are measured; tiny is bundled."""
+    teacher: str = "tiny"
+    """Teacher whose encoder reads the kept tokens, and whose attention is a control, as for score."""
+    backbone: str | None = None
+    """Read images by a model of timm instead: NAME with the weights that timm has, or NAME=FILE with a file's."""
+    protocol: Protocol = "probe"
+    """Frozen encoder, and a linear classifier on what it gives."""
+    keep: str = "0.25,0.5"
+    """Shares of the patches to keep, with commas between them."""
+    selector: str = "auto"
+    """The selector that is tested; auto takes the one that is best on the validation split."""
+    validation: float = 0.2
+    """Share of the train images on which the selector and the classifiers' penalties are chosen."""
+    tolerance: float = 0.05
+    """Only arms whose costs differ by at most this share are compared."""
+    limit_train: int | None = None
+    """Take only the first N labelled train images; images are in memory, 150 KB each at 224 px."""
+    limit_test: int | None = None
+    """Take only the first N labelled test images."""
+    quality: int = 90
+    """JPEG quality of the files whose bytes are counted."""
+    seed: int = 0
+    """Seed of the validation split, of what is random in arms, and of intervals."""
+    image_field: str = IMAGE_FIELDS
+    """Fields that may hold a sample's image; the first one present is taken."""
+    plot: bool = True
+    """Draw prove.png in OUT."""
+    json: bool = False
+    """Print JSON instead of lines."""
+
+    def __post_init__(self) -> None:
+        if not self.shards or not self.test:
+            raise UserError("name shards to train on, and others to test on with --test")
+        for name in ("limit_train", "limit_test"):
+            at_least_one(flag(name), getattr(self, name))
+        for name in ("validation", "tolerance"):
+            if not 0 < getattr(self, name) < 1:
+                raise UserError(f"{flag(name)} is {getattr(self, name)}, must lie between 0 and 1")
+        if not 1 <= self.quality <= 100:
+            raise UserError(f"--quality is {self.quality}, must be from 1 to 100")
+        for group in self.merge:
+            if len(_parts(group)) < 2:
+                raise UserError(f"--merge {group!r} names no two labels: give them as Faces,Faces_easy")
+        if not self.label.strip(":"):
+            raise UserError("--label names no field")
+        _ = self.ratios
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """The keep ratios, ascending; UserError for what is none."""
+        try:
+            ratios = sorted({float(part) for part in _parts(self.keep)})
+        except ValueError:
+            ratios = []
+        if not ratios or not all(0 < ratio < 1 for ratio in ratios):
+            raise UserError(f"--keep is {self.keep!r}, must be ratios between 0 and 1 such as 0.25,0.5")
+        return tuple(ratios)
+
+    @property
+    def merged(self) -> dict[str, str]:
+        """The label that stands for each merged one, the first of its group."""
+        return {name: _parts(group)[0] for group in self.merge for name in _parts(group)}
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
