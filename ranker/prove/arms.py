@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 Role = Literal["reference", "selector", "control"]
@@ -29,6 +29,7 @@ FITTED = ("position", "ridge")
 QUADTREE, RESIZE, JPEG, FEWER = "quadtree", "resize", "jpeg", "fewer"
 WHOLE_IMAGES = (RESIZE, JPEG, FEWER)
 """Controls that drop nothing of an image's area."""
+CONTROLS = (*SCORED, QUADTREE, *WHOLE_IMAGES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +57,11 @@ def selector_arms(names: Sequence[str], keep: float) -> list[Arm]:
     return [Arm(name, "selector", keep) for name in names]
 
 
-def token_controls(keep: float, *, fits: Sequence[str]) -> list[Arm]:
-    """What costs as many tokens; `fits`: the fitted baselines that there are."""
-    names = [name for name in SCORED if name not in FITTED or name in fits]
-    return [Arm(name, "control", keep, "tokens") for name in (*names, QUADTREE, RESIZE)]
+def token_controls(keep: float, names: Collection[str]) -> list[Arm]:
+    """Those of the named controls that cost as many tokens."""
+    return [Arm(name, "control", keep, "tokens") for name in (*SCORED, QUADTREE, RESIZE) if name in names]
 
 
-def byte_controls(keep: float) -> list[Arm]:
-    """What costs as many bytes as a selector at this ratio."""
-    return [Arm(name, "control", keep, "bytes") for name in (JPEG, FEWER)]
+def byte_controls(keep: float, names: Collection[str]) -> list[Arm]:
+    """Those of the named controls that cost as many bytes as a selector at this ratio."""
+    return [Arm(name, "control", keep, "bytes") for name in (JPEG, FEWER) if name in names]

@@ -40,6 +40,8 @@ class ProveConfig:
     """Shares of the patches to keep, with commas between them."""
     selector: str = "auto"
     """The selector that is tested; auto takes the one that is best on the validation split."""
+    controls: str = "all"
+    """Controls that it is compared with, with commas between them; more may be added to a folder later."""
     validation: float = 0.2
     """Share of the train images on which the selector and the classifiers' penalties are chosen."""
     tolerance: float = 0.05
@@ -86,6 +88,11 @@ class ProveConfig:
         if not ratios or not all(0 < ratio < 1 for ratio in ratios):
             raise UserError(f"--keep is {self.keep!r}, must be ratios between 0 and 1 such as 0.25,0.5")
         return tuple(ratios)
+
+    @property
+    def named_controls(self) -> tuple[str, ...] | None:
+        """The controls that were asked for by name, None for all."""
+        return None if self.controls == "all" else tuple(_parts(self.controls))
 
     @property
     def merged(self) -> dict[str, str]:

@@ -52,7 +52,7 @@ class Fitted:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Tested:
+class ArmResult:
     """An arm on the test images: which ones it gets right by regime, bool `[N]`; `cost`: of the test images."""
 
     arm: Arm
@@ -114,7 +114,7 @@ class Measurement:
         )
         return Fitted(arm=arm, numbers=numbers, penalty=penalty, cost=cost, probe=probe)
 
-    def test(self, fitted: Fitted, full: Fitted, test: LabelledPhotos) -> Tested:
+    def test(self, fitted: Fitted, full: Fitted, test: LabelledPhotos) -> ArmResult:
         """What a fitted arm gets right; `full`: the arm of whole images."""
         labels_N = test.labels(self._classes)
         whole = self.see(full.arm, test, full.numbers)
@@ -126,7 +126,7 @@ class Measurement:
         }
         # Fewer images are whole ones, in training alone.
         named = ("pruned-full",) if fitted.arm.name == FEWER else REGIMES
-        return Tested(
+        return ArmResult(
             arm=fitted.arm,
             numbers=fitted.numbers,
             penalty=fitted.penalty,

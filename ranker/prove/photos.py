@@ -53,7 +53,7 @@ class LabelledPhotos:
             return self
         places = np.flatnonzero(wanted_N).tolist()
         pick = {name: tuple(getattr(self, name)[n] for n in places) for name in ("keys", "names", "files")}
-        return dataclasses.replace(self, patches=self.patches[torch.tensor(places)], **pick)
+        return dataclasses.replace(self, patches=self.patches[torch.tensor(places, dtype=torch.long)], **pick)
 
     def labels(self, classes: Sequence[str]) -> NDArray[np.int64]:
         """The number of each image's class, int64 `[N]`."""

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 from patchsieve.ranker.prove.arms import FULL, WHOLE_IMAGES
-from patchsieve.ranker.prove.measure import Tested
+from patchsieve.ranker.prove.measure import ArmResult
 from patchsieve.ranker.prove.report import Proof
 from patchsieve.ranker.prove.verdict import HEADLINE
 
 _INK, _PALE, _ACCENT, _WHOLE = "#1c1e24", "#a9b0bd", "#1f6feb", "#b42318"
-_PANELS: list[tuple[str, str, Callable[[Tested], float]]] = [
+_PANELS: list[tuple[str, str, Callable[[ArmResult], float]]] = [
     ("tokens of a photo", HEADLINE["tokens"], lambda arm: arm.train_cost.tokens),
     ("kB of a photo", HEADLINE["bytes"], lambda arm: arm.train_cost.nbytes / 1000),
     ("operations to train on, $10^{12}$", HEADLINE["tokens"], lambda arm: arm.train_cost.flops / 1e12),
@@ -43,7 +43,7 @@ def draw_proof(proof: Proof) -> bytes:
     return scratch.getvalue()
 
 
-def _draw(panel: Any, proof: Proof, regime: str, cost: Callable[[Tested], float]) -> None:
+def _draw(panel: Any, proof: Proof, regime: str, cost: Callable[[ArmResult], float]) -> None:
     names = list(dict.fromkeys(arm.arm.name for arm in proof.arms))
     # The least conspicuous first: what is drawn later lies on top.
     ends = []

@@ -22,7 +22,7 @@ from patchsieve.pipeline import storage
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.output.owner import create_once
 from patchsieve.ranker.prove.arms import Arm
-from patchsieve.ranker.prove.measure import Cost, Fitted, Tested
+from patchsieve.ranker.prove.measure import ArmResult, Cost, Fitted
 from patchsieve.ranker.prove.probe import Penalty, Probe
 
 FITS_FOLDER, ARMS_FOLDER, CHOICE_FILE = "fits", "arms", "choice.json"
@@ -77,7 +77,7 @@ class Records:
         data = safetensors.torch.save(tensors, metadata={_ABOUT: json.dumps(about, sort_keys=True)})
         self._write(data, FITS_FOLDER, f"{fitted.arm.id}.safetensors")
 
-    def tested(self, arm: Arm, images: int, contents: str) -> Tested | None:
+    def tested(self, arm: Arm, images: int, contents: str) -> ArmResult | None:
         """What was tested before on as many images of shards of these contents, None where nothing was."""
         data = self._read(ARMS_FOLDER, f"{arm.id}.json")
         if data is None:
@@ -91,7 +91,7 @@ class Records:
             packed = {
                 name: np.frombuffer(bytes.fromhex(bits), np.uint8) for name, bits in about["right"].items()
             }
-            return Tested(
+            return ArmResult(
                 arm=arm,
                 numbers=about["numbers"],
                 penalty=Penalty(**about["penalty"]),
@@ -102,7 +102,7 @@ class Records:
         except (ValueError, KeyError, TypeError) as error:
             raise _damaged(url, error) from None
 
-    def write_tested(self, tested: Tested, contents: str) -> None:
+    def write_tested(self, tested: ArmResult, contents: str) -> None:
         """Keep what an arm gets right; `contents`: digest of what was tested on."""
         about = {
             "identity": self._identity,

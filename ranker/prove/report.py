@@ -14,7 +14,7 @@ from patchsieve.pipeline.storage import absolute_url, commit_bytes, join
 from patchsieve.ranker.evaluate.report import columns
 from patchsieve.ranker.learning.agreement import Interval, mean_interval
 from patchsieve.ranker.prove.arms import Axis
-from patchsieve.ranker.prove.measure import REGIMES, Tested
+from patchsieve.ranker.prove.measure import REGIMES, ArmResult
 from patchsieve.ranker.prove.verdict import HEADLINE, Comparison, Verdict
 
 REPORT_FILE, REPORT_PLOT, REPORT_SETTINGS = "prove.json", "prove.png", "prove.yaml"
@@ -23,16 +23,16 @@ REPORT_VERSION = 1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Proof:
-    """Everything that was measured.
+    """Everything that was measured. `arms` begin with that of whole images.
 
     `about`: what was asked and read; `choice`: which selector was tested, why and since when; `validation`: accuracy of
-    every fitted arm on the validation split; `arms`: in the order of the table, whole images first.
+    every fitted arm on the validation split.
     """
 
     about: Mapping[str, Any]
     choice: Mapping[str, Any]
     validation: Mapping[str, float]
-    arms: Sequence[Tested]
+    arms: Sequence[ArmResult]
     comparisons: Sequence[Comparison]
     refused: Sequence[str]
     verdicts: Sequence[Verdict]
@@ -40,7 +40,7 @@ class Proof:
     tolerance: float
     seed: int
 
-    def ahead(self, arm: Tested, axis: Axis) -> Interval | None:
+    def ahead(self, arm: ArmResult, axis: Axis) -> Interval | None:
         """How far the selector is ahead of a control in the regime of its cost, None where they are not compared."""
         for one in self.comparisons:
             if (one.control, one.keep, one.axis, one.regime) == (
@@ -52,7 +52,7 @@ class Proof:
                 return one.ahead
         return None
 
-    def interval(self, arm: Tested, regime: str) -> Interval | None:
+    def interval(self, arm: ArmResult, regime: str) -> Interval | None:
         """The accuracy of an arm, and its interval over test images."""
         return mean_interval(arm.right[regime], seed=self.seed) if regime in arm.right else None
 
@@ -86,7 +86,7 @@ def to_json(proof: Proof, *, run_id: str) -> str:
     return json.dumps(_plain(about), indent=1, allow_nan=False) + "\n"
 
 
-def _arm_json(proof: Proof, arm: Tested) -> dict[str, Any]:
+def _arm_json(proof: Proof, arm: ArmResult) -> dict[str, Any]:
     accuracy = {name: proof.interval(arm, name) for name in REGIMES if name in arm.right}
     return {
         "name": arm.arm.name,
@@ -116,6 +116,7 @@ def report_lines(proof: Proof) -> list[str]:
     """The tables to print, and the verdict last."""
     about = proof.about
     candidates = ", ".join(f"{name} {value:.3f}" for name, value in proof.choice["candidates"].items())
+    dearer = _dearer(proof)
     lines = [
         f"data       {about['train_images']} train and {about['test_images']} test images, {about['classes']} classes",
         f"model      {about['protocol']} on {about['encoder']}, selections by {about['ranker']}",
@@ -128,8 +129,21 @@ def report_lines(proof: Proof) -> list[str]:
     for title, found in (("not compared", proof.refused), ("note", proof.notes)):
         if found:
             lines += ["", *(f"{title:12} {line}" for line in found)]
+    if dearer:
+        lines += ["", *dearer]
     headline = [one.text for one in proof.verdicts if one.regime == HEADLINE[one.axis]]
     return [*lines, "", *(f"verdict    {text}" for text in headline or ["nothing of equal cost to compare"])]
+
+
+def _dearer(proof: Proof) -> list[str]:
+    """Selectors whose files take no less than whole images."""
+    whole = proof.arms[0].train_cost.nbytes
+    return [
+        f"warning    {arm.arm.title} takes {arm.train_cost.nbytes / 1000:.2f} kB of a photo, the whole photo "
+        f"{whole / 1000:.2f}: it saves no bytes"
+        for arm in proof.arms
+        if arm.arm.role == "selector" and arm.train_cost.nbytes >= whole
+    ]
 
 
 def _table(proof: Proof) -> list[str]:

@@ -26,6 +26,7 @@ from patchsieve.ranker.baselines.fits import FITS
 from patchsieve.ranker.evaluate.images import trained_contents
 from patchsieve.ranker.model.checkpoint import LoadedRanker, load_ranker
 from patchsieve.ranker.prove.arms import (
+    CONTROLS,
     FITTED,
     FULL,
     SELECTORS,
@@ -36,7 +37,7 @@ from patchsieve.ranker.prove.arms import (
 )
 from patchsieve.ranker.prove.config import ProveConfig
 from patchsieve.ranker.prove.encoders import Encoder, TeacherEncoder, TimmEncoder
-from patchsieve.ranker.prove.measure import Fitted, Measurement, Tested
+from patchsieve.ranker.prove.measure import ArmResult, Fitted, Measurement
 from patchsieve.ranker.prove.photos import (
     LabelField,
     LabelledPhotos,
@@ -74,16 +75,15 @@ def prove(config: ProveConfig, say: Callable[[str], None], *, run_id: str) -> Pr
     records = parts.adopt(train, test_shards, run_id)
     measurement = Measurement(train, chosen_on_N, classes, parts.bench, parts.encoder)
     run = _Run(config, measurement, records, say)
-    fits = [name for name in FITTED if name in parts.fits]
-    run.fit_train(fits)
+    run.fit_train(parts.controls)
     choice = run.choose([shard.name for shard in test_shards], run_id)
-    run.fit_bytes(choice["selector"])
+    run.fit_bytes(choice["selector"], parts.controls)
     test = parts.read(test_shards, "test", label, config.limit_test)
     if set(test.contents) & trained_contents(parts.ranker):
         raise UserError(f"{config.ranker} was trained on a test shard: name others with --test")
     usable, notes = usable_test(test, train, set(classes))
     say(f"test       {len(usable)} images, to test {choice['selector']} and the controls on")
-    arms = run.test(choice["selector"], fits, usable)
+    arms = run.test(choice["selector"], parts.controls, usable)
     return run.conclude(
         arms,
         choice,
@@ -96,7 +96,7 @@ def prove(config: ProveConfig, say: Callable[[str], None], *, run_id: str) -> Pr
             "test_images": len(usable),
             "classes": len(classes),
         },
-        [*_notes(train, test, [name for name in FITTED if name not in fits], config), *notes],
+        [*_notes(train, test, parts.lacking, config), *notes],
     )
 
 
@@ -136,9 +136,15 @@ class _Parts:
             )
         if config.ranker.startswith("baseline:"):
             raise UserError(f"--ranker is {config.ranker}: baselines are controls already, name a ranker")
+        strange = set(config.named_controls or ()) - set(CONTROLS)
+        if strange:
+            raise UserError(f"--controls: there is no {min(strange)!r}, only all or {', '.join(CONTROLS)}")
         self.config, device = config, this_device()
         self.ranker: LoadedRanker = load_ranker(config.ranker, device="cpu")
         self.fits: dict[str, Any] = self.ranker.extra.get(FITS) or {}
+        wanted = CONTROLS if config.named_controls is None else config.named_controls
+        self.lacking = [name for name in FITTED if name in wanted and name not in self.fits]
+        self.controls = [name for name in wanted if name not in self.lacking]
         source = open_patch_source(config.ranker, fits=None, teacher=None, seed=config.seed)
         self.teacher: TeacherFile = read_teacher(config.teacher)
         ours, theirs = self.ranker.config, self.teacher.config
@@ -216,18 +222,18 @@ class _Run:
     def _candidates(self) -> tuple[str, ...]:
         return SELECTORS if self._config.selector == "auto" else (self._config.selector,)
 
-    def fit_train(self, fits: Sequence[str]) -> None:
+    def fit_train(self, controls: Sequence[str]) -> None:
         """Fit whole images, all selectors that may be chosen, and the controls of equal tokens."""
         self._fit(_FULL)
         for keep in self._config.ratios:
-            for arm in (*selector_arms(self._candidates, keep), *token_controls(keep, fits=fits)):
+            for arm in (*selector_arms(self._candidates, keep), *token_controls(keep, controls)):
                 self._fit(arm)
 
-    def fit_bytes(self, selector: str) -> None:
+    def fit_bytes(self, selector: str, controls: Sequence[str]) -> None:
         """Fit the controls of the chosen selector's bytes."""
         for keep in self._config.ratios:
             equal = self._fitted[selector_arms([selector], keep)[0].id]
-            for arm in byte_controls(keep):
+            for arm in byte_controls(keep, controls):
                 self._fit(arm, equal)
 
     def _fit(self, arm: Arm, equal: Fitted | None = None) -> None:
@@ -263,19 +269,19 @@ class _Run:
             }
         )
 
-    def test(self, selector: str, fits: Sequence[str], test: LabelledPhotos) -> list[Tested]:
+    def test(self, selector: str, controls: Sequence[str], test: LabelledPhotos) -> list[ArmResult]:
         """Test whole images, the selector and all controls."""
         arms = [_FULL]
         for keep in self._config.ratios:
             arms += [
                 *selector_arms([selector], keep),
-                *token_controls(keep, fits=fits),
-                *byte_controls(keep),
+                *token_controls(keep, controls),
+                *byte_controls(keep, controls),
             ]
         contents = digest_of([list(test.contents), list(test.files)])
         return [self._test(arm, test, contents) for arm in arms]
 
-    def _test(self, arm: Arm, test: LabelledPhotos, contents: str) -> Tested:
+    def _test(self, arm: Arm, test: LabelledPhotos, contents: str) -> ArmResult:
         tested = self._records.tested(arm, len(test), contents)
         if tested is None:
             start = time.monotonic()
@@ -285,7 +291,7 @@ class _Run:
         return tested
 
     def conclude(
-        self, arms: list[Tested], choice: dict[str, Any], about: dict[str, Any], notes: list[str]
+        self, arms: list[ArmResult], choice: dict[str, Any], about: dict[str, Any], notes: list[str]
     ) -> Proof:
         """Compare what cost the same."""
         comparisons, refused = [], []

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from patchsieve.pipeline.errors import UserError
 from patchsieve.ranker.learning.agreement import Interval, paired_difference
 from patchsieve.ranker.prove.arms import FEWER, JPEG, RESIZE, Axis
-from patchsieve.ranker.prove.measure import REGIMES, Cost, Tested
+from patchsieve.ranker.prove.measure import REGIMES, ArmResult, Cost
 
 HEADLINE: dict[Axis, str] = {"tokens": "pruned-pruned", "bytes": "pruned-full"}
 """The regime that a saving is for: fewer tokens wherever the model runs, fewer bytes where training data are stored."""
@@ -55,7 +55,7 @@ class Verdict:
 
 
 def compare(
-    selector: Tested, control: Tested, axis: Axis, regime: str, *, tolerance: float, seed: int
+    selector: ArmResult, control: ArmResult, axis: Axis, regime: str, *, tolerance: float, seed: int
 ) -> Comparison:
     """The two, paired by image; UserError where one costs more than the other by more than `tolerance`."""
     pairs = [("train", selector.train_cost, control.train_cost)]
@@ -75,18 +75,18 @@ def compare(
 
 
 def _check_equal(
-    selector: Tested, control: Tested, axis: Axis, split: str, one: Cost, other: Cost, tolerance: float
+    selector: ArmResult, control: ArmResult, axis: Axis, split: str, one: Cost, other: Cost, tolerance: float
 ) -> None:
     paid, asked = getattr(one, _COSTS[axis]), getattr(other, _COSTS[axis])
     if abs(asked - paid) > tolerance * paid:
         raise UserError(
-            f"{control.arm.title} takes {asked:.1f} {axis} of a {split} photo, {selector.arm.title} {paid:.1f}: not "
-            f"compared, they differ by more than {tolerance:.0%}"
+            f"{control.arm.title} takes {asked:.1f} {axis} of a {split} photo and {selector.arm.title} {paid:.1f}: "
+            f"they differ by more than {tolerance:.0%}"
         )
 
 
 def compare_all(
-    selector: Tested, controls: Sequence[Tested], *, tolerance: float, seed: int
+    selector: ArmResult, controls: Sequence[ArmResult], *, tolerance: float, seed: int
 ) -> tuple[list[Comparison], list[str]]:
     """All comparisons of a selector with controls of its ratio, and why others were refused."""
     made, refused = [], []
@@ -122,7 +122,7 @@ def _verdict(keep: float, axis: Axis, regime: str, group: Sequence[Comparison]) 
         advice = _ADVICE.get(best.control, f"keep by {best.control} instead")
         others = [one.control for one in by["behind"] if one is not best]
         text = f"{best.control} is ahead of {name} by {_span(best.ahead, -1)}"
-        text += f"; so are {', '.join(others)}" if others else ""
+        text += f"; so {'are' if len(others) > 1 else 'is'} {', '.join(others)}" if others else ""
     elif by["even"]:
         whole = [one for one in by["even"] if one.control in _ADVICE]
         best = min(whole or by["even"], key=lambda one: one.ahead.value)
@@ -137,8 +137,8 @@ def _verdict(keep: float, axis: Axis, regime: str, group: Sequence[Comparison]) 
         text += f", of the best of them, {best.control}," if count > 1 else ""
         text += f" by {_span(best.ahead, 1)}"
     if by["ahead"] and len(by["ahead"]) < len(group):
-        text += f"; it is ahead of {', '.join(one.control for one in by['ahead'])}"
-    text = f"at {keep:.3g} of the patches and equal {axis}, {_SAID[regime]}: {advice}. {text[0].upper()}{text[1:]}."
+        text += f"; {name} is ahead of {', '.join(one.control for one in by['ahead'])}"
+    text = f"at {keep:.3g} of the patches and equal {axis}, {_SAID[regime]}: {advice}; {text}"
     return Verdict(keep=keep, axis=axis, regime=regime, advice=advice, text=text)
 
 

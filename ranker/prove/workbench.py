@@ -69,7 +69,8 @@ class Workbench:
     def _score(self, name: str, photos: LabelledPhotos) -> Scores:
         if name != _RANKER:
             baseline = make_baseline(name, self._sources)
-            return np.stack(list(self._pool.map(baseline, photos.patches, photos.keys)))
+            # One after the other: a teacher's attention is read by a hook, which other threads would call too.
+            return np.stack([baseline(*image) for image in zip(photos.patches, photos.keys, strict=True)])
         size = self._scorer.batch_size
         parts = [
             self._scorer.score(list(photos.patches[start : start + size]), photos.keys[start : start + size])
