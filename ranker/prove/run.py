@@ -24,7 +24,6 @@ from patchsieve.pipeline.teacher.checkpoint import TeacherFile, read_teacher
 from patchsieve.ranker.baselines.baselines import BaselineSources
 from patchsieve.ranker.baselines.fits import FITS
 from patchsieve.ranker.evaluate.images import trained_contents
-from patchsieve.ranker.model.checkpoint import LoadedRanker, load_ranker
 from patchsieve.ranker.prove.arms import (
     CONTROLS,
     FITTED,
@@ -140,12 +139,13 @@ class _Parts:
         if strange:
             raise UserError(f"--controls: there is no {min(strange)!r}, only all or {', '.join(CONTROLS)}")
         self.config, device = config, this_device()
-        self.ranker: LoadedRanker = load_ranker(config.ranker, device="cpu")
+        source = open_patch_source(config.ranker, fits=None, teacher=None, seed=config.seed)
+        assert source.ranker is not None, "baselines are refused above"
+        self.ranker = source.ranker
         self.fits: dict[str, Any] = self.ranker.extra.get(FITS) or {}
         wanted = CONTROLS if config.named_controls is None else config.named_controls
         self.lacking = [name for name in FITTED if name in wanted and name not in self.fits]
         self.controls = [name for name in wanted if name not in self.lacking]
-        source = open_patch_source(config.ranker, fits=None, teacher=None, seed=config.seed)
         self.teacher: TeacherFile = read_teacher(config.teacher)
         ours, theirs = self.ranker.config, self.teacher.config
         if (ours.grid, ours.patch_size) != (theirs.grid, theirs.patch_size):

@@ -7,6 +7,7 @@ for. Stripes of one pixel vanish when a picture is halved.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import torch
 from patchsieve.ranker.model.checkpoint import save_ranker
 from patchsieve.ranker.model.ranker import Ranker
 from patchsieve.ranker.prove.config import ProveConfig
+from patchsieve.ranker.prove.report import Proof
+from patchsieve.ranker.prove.run import prove
 from tests.helpers.evaluations import made_up_fits, model_for_teacher, small_teacher
 from tests.helpers.photos import Pixels, encode, write_shard
 from tests.helpers.teachers import SMALL
@@ -104,3 +107,8 @@ def proof_config(folder: Path, **changes: Any) -> ProveConfig:
         "plot": False,
     }
     return ProveConfig(**{**settings, **changes})
+
+
+def measured(folder: Path, say: Callable[[str], None] = lambda line: None, **changes: Any) -> Proof:
+    """That measurement, done."""
+    return prove(proof_config(folder, **changes), say, run_id="run")
