@@ -16,7 +16,7 @@ import numpy as np
 import timm
 import torch
 from numpy.typing import NDArray
-from timm.data import resolve_model_data_config
+from timm.data.config import resolve_model_data_config
 from timm.models import load_state_dict
 from torch import Tensor, nn
 from torch.nn.functional import interpolate

@@ -52,8 +52,13 @@ class LabelledPhotos:
         if wanted_N.all():
             return self
         places = np.flatnonzero(wanted_N).tolist()
-        pick = {name: tuple(getattr(self, name)[n] for n in places) for name in ("keys", "names", "files")}
-        return dataclasses.replace(self, patches=self.patches[torch.tensor(places, dtype=torch.long)], **pick)
+        return dataclasses.replace(
+            self,
+            keys=tuple(self.keys[place] for place in places),
+            names=tuple(self.names[place] for place in places),
+            files=tuple(self.files[place] for place in places),
+            patches=self.patches[torch.tensor(places, dtype=torch.long)],
+        )
 
     def labels(self, classes: Sequence[str]) -> NDArray[np.int64]:
         """The number of each image's class, int64 `[N]`."""

@@ -37,7 +37,8 @@ class Probe:
     def predict(self, features_ND: NDArray[np.float32]) -> NDArray[np.int64]:
         """The class of each image, int64 `[N]`; of equal ones the first."""
         logits_NC = ((features_ND - self.mean) / self.scale) @ self.weights.T + self.bias
-        return logits_NC.argmax(axis=1)
+        found_N: NDArray[np.int64] = logits_NC.argmax(axis=1)
+        return found_N
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +87,7 @@ def fit_probe(
             total.backward()  # type: ignore[no-untyped-call]
         return float(total.detach())
 
-    solver.step(loss)
+    solver.step(loss)  # type: ignore[no-untyped-call]
     return Probe(weights=weights_CD.detach().numpy(), bias=bias_C.detach().numpy(), mean=mean, scale=scale)
 
 

@@ -26,7 +26,7 @@ FLOORS = """
     ranker/baselines
     ranker/select ranker/train
     ranker/evaluate
-    ranker/prune
+    ranker/prune ranker/prove
     ranker/prune_on_ray
     ranker/demo
     jobs

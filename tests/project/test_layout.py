@@ -47,6 +47,7 @@ LIGHT_FILES = [
     "ranker/train/config.py",
     "ranker/evaluate/config.py",
     "ranker/prune/config.py",
+    "ranker/prove/config.py",
 ]
 # What a score run's own process does without: checking a teacher and asking for actors takes no model and no decoder.
 LIGHT_DRIVERS = ["pipeline/score/request.py", "pipeline/score_on_ray/run.py"]

@@ -12,6 +12,7 @@ from patchsieve.pipeline.images.patches import patchify
 from patchsieve.ranker.baselines.features import (
     FEATURES,
     centre_distance,
+    edge_strength,
     even_order,
     gradient_energy,
     pixel_features,
@@ -66,6 +67,24 @@ def test_gradient_tells_texture_from_a_single_edge_of_the_same_variance() -> Non
     patches = torch.from_numpy(np.stack([edge, checks]).reshape(2, -1))
     assert pixel_variance(patches)[0] == pixel_variance(patches)[1]
     assert gradient_energy(patches)[1] > 10 * gradient_energy(patches)[0]
+
+
+def test_edges_are_steps_to_the_neighbours_and_variance() -> None:
+    grid, random = 3, np.random.default_rng(0)
+    patches = random.integers(0, 256, (grid**2, 192), dtype=np.uint8)
+    colour = patches.reshape(grid, grid, 64, 3).astype(float).mean(2) / 255
+    found = edge_strength(torch.from_numpy(patches), grid)
+    for place in range(grid**2):
+        row, column = divmod(place, grid)
+        beside = [(row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)]
+        steps = [
+            float(np.mean((colour[row, column] - colour[r, c]) ** 2))
+            for r, c in beside
+            if 0 <= r < grid and 0 <= c < grid
+        ]
+        variance = float(pixel_variance(torch.from_numpy(patches[place])))
+        assert float(found[place]) == pytest.approx(sum(steps) / len(steps) + variance, rel=1e-9)
+    assert edge_strength(torch.full((1, 192), 9, dtype=torch.uint8), 1).tolist() == [0.0]
 
 
 def test_what_is_no_patch_is_refused() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from patchsieve.pipeline import storage
 from patchsieve.pipeline.errors import UserError
+from patchsieve.ranker.prove import photos
 from patchsieve.ranker.prove import run as prove_run
 from patchsieve.ranker.prove.report import Proof, to_json
 from tests.helpers.proofs import marked_shard, measured, proof_config, proof_folder
@@ -62,7 +63,7 @@ def test_the_selector_is_fixed_before_the_test_shards_are_opened(
 ) -> None:
     """And by the validation split: the test images have no say in it."""
     out = small / "order"
-    read = prove_run.read_photos
+    read = photos.read_photos
     seen = []
 
     def watched(shards: Any, split: str, *rest: Any, **options: Any) -> Any:
