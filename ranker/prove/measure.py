@@ -25,7 +25,7 @@ _CHUNK = 256
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Of an image, on average: tokens, and bytes of its files in a tar; `flops`: of the encoder on all of them."""
+    """Of an image, on average: tokens, bytes of its files in a tar, floating-point operations of the encoder."""
 
     tokens: float
     nbytes: float
@@ -153,5 +153,5 @@ class Measurement:
                 tokens += len(view.patches)
                 nbytes += view.nbytes
                 flops += self._encoder.flops(len(view.patches))
-        cost = Cost(tokens=tokens / len(photos), nbytes=nbytes / len(photos), flops=flops)
+        cost = Cost(tokens=tokens / len(photos), nbytes=nbytes / len(photos), flops=flops / len(photos))
         return Seen(features=np.concatenate(features), cost=cost)

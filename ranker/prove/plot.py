@@ -6,16 +6,19 @@ import io
 from collections.abc import Callable
 from typing import Any
 
-from patchsieve.ranker.prove.arms import FULL, WHOLE_IMAGES
+from patchsieve.ranker.prove.arms import FULL, SELECTORS, WHOLE_IMAGES
 from patchsieve.ranker.prove.measure import ArmResult
 from patchsieve.ranker.prove.report import Proof
 from patchsieve.ranker.prove.verdict import HEADLINE
 
 _INK, _PALE, _ACCENT, _WHOLE = "#1c1e24", "#a9b0bd", "#1f6feb", "#b42318"
+_APART = 0.042
+"""Between the names at the right, as a share of the height."""
+
 _PANELS: list[tuple[str, str, Callable[[ArmResult], float]]] = [
     ("tokens of a photo", HEADLINE["tokens"], lambda arm: arm.train_cost.tokens),
     ("kB of a photo", HEADLINE["bytes"], lambda arm: arm.train_cost.nbytes / 1000),
-    ("operations to train on, $10^{12}$", HEADLINE["tokens"], lambda arm: arm.train_cost.flops / 1e12),
+    ("operations of training, $10^9$ a photo", HEADLINE["tokens"], lambda arm: arm.train_cost.flops / 1e9),
 ]
 
 
@@ -67,9 +70,8 @@ def _draw(panel: Any, proof: Proof, regime: str, cost: Callable[[ArmResult], flo
             zorder=2 + _weight(name),
         )
         ends.append((values[-1], x[-1], name))
-    _label(panel, ends)
     panel.set_xlim(left=0)
-    panel.margins(x=0.12)
+    _label(panel, ends)
     panel.grid(color="#e3e6eb", linewidth=0.8)
     panel.set_axisbelow(True)
     for side in ("top", "right"):
@@ -77,28 +79,36 @@ def _draw(panel: Any, proof: Proof, regime: str, cost: Callable[[ArmResult], flo
 
 
 def _label(panel: Any, ends: list[tuple[float, float, str]]) -> None:
-    """Names beside the last point of each line, moved apart where they would lie on each other."""
-    panel.autoscale_view()
+    """Names at the right, in the order of the lines' last points, each tied to its own."""
     bottom, top = panel.get_ylim()
-    step = (top - bottom) * 0.034
-    last = -1.0
-    for value, x, name in sorted(ends):
-        last = max(value, last + step)
+    ordered = sorted(ends)
+    heights = spread([(value - bottom) / (top - bottom) for value, _, _ in ordered], _APART)
+    for (value, x, name), height in zip(ordered, heights, strict=True):
         panel.annotate(
             name,
             (x, value),
-            xytext=(x, last),
-            textcoords="data",
+            xytext=(1.03, height),
+            textcoords="axes fraction",
             fontsize=8,
             va="center",
-            ha="left",
             color=[_INK, _WHOLE, _ACCENT][_weight(name)],
-            bbox={"boxstyle": "square,pad=0.1", "facecolor": "none", "edgecolor": "none"},
+            arrowprops={"arrowstyle": "-", "color": _PALE, "linewidth": 0.5, "shrinkB": 3},
+            annotation_clip=False,
         )
+
+
+def spread(heights: list[float], apart: float) -> list[float]:
+    """Ascending heights from 0 to 1, moved as little as need be to lie `apart`: up first, then down from the top."""
+    moved: list[float] = []
+    for height in heights:
+        moved.append(max(height, moved[-1] + apart) if moved else height)
+    limit = 1.0
+    for place in reversed(range(len(moved))):
+        moved[place] = min(moved[place], limit)
+        limit = moved[place] - apart
+    return moved
 
 
 def _weight(name: str) -> int:
     """0 for what drops patches by a rule, 1 for whole images, 2 for what the product selects."""
-    from patchsieve.ranker.prove.arms import SELECTORS
-
     return 2 if name in SELECTORS else 1 if name in (*WHOLE_IMAGES, FULL) else 0
