@@ -38,6 +38,8 @@ class ProveConfig:
     """Frozen encoder, and a linear classifier on what it gives."""
     keep: str = "0.25,0.5"
     """Shares of the patches to keep, with commas between them."""
+    background: int | None = None
+    """Also measure every selector over a thumbnail of this side in pixels, paid from what it may keep."""
     selector: str = "auto"
     """The selector that is tested; auto takes the one that is best on the validation split."""
     controls: str = "all"
@@ -64,7 +66,7 @@ class ProveConfig:
     def __post_init__(self) -> None:
         if not self.shards or not self.test:
             raise UserError("name shards to train on, and others to test on with --test")
-        for name in ("limit_train", "limit_test"):
+        for name in ("limit_train", "limit_test", "background"):
             at_least_one(flag(name), getattr(self, name))
         for name in ("validation", "tolerance"):
             if not 0 < getattr(self, name) < 1:

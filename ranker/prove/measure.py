@@ -94,7 +94,7 @@ class Measurement:
         seen = self.see(arm, self._train, numbers)
         kept_N = np.ones(len(self._train), np.bool_)
         cost = seen.cost
-        if arm.name == FEWER:
+        if arm.way == FEWER:
             kept_N = self._bench.fewer(self._train, numbers)
             share = float(kept_N.mean())
             cost = Cost(tokens=cost.tokens * share, nbytes=cost.nbytes * share, flops=cost.flops * share)
@@ -125,7 +125,7 @@ class Measurement:
             "pruned-full": (fitted.probe, whole),
         }
         # Fewer images are whole ones, in training alone.
-        named = ("pruned-full",) if fitted.arm.name == FEWER else REGIMES
+        named = ("pruned-full",) if fitted.arm.way == FEWER else REGIMES
         return ArmResult(
             arm=fitted.arm,
             numbers=fitted.numbers,
@@ -137,7 +137,7 @@ class Measurement:
 
     def see(self, arm: Arm, photos: LabelledPhotos, numbers: Numbers) -> Seen:
         """Features and costs of an arm's views."""
-        if arm.name not in (FULL, FEWER):
+        if arm.way not in (FULL, FEWER):
             return self._look(arm, photos, numbers)
         if photos.split not in self._whole:
             self._whole[photos.split] = self._look(Arm(FULL, "reference"), photos, {})

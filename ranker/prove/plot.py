@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable
 from typing import Any
 
-from patchsieve.ranker.prove.arms import FULL, SELECTORS, WHOLE_IMAGES
+from patchsieve.ranker.prove.arms import FULL, WHOLE_IMAGES, Arm
 from patchsieve.ranker.prove.measure import ArmResult
 from patchsieve.ranker.prove.report import Proof
 from patchsieve.ranker.prove.verdict import HEADLINE
@@ -47,29 +47,29 @@ def draw_proof(proof: Proof) -> bytes:
 
 
 def _draw(panel: Any, proof: Proof, regime: str, cost: Callable[[ArmResult], float]) -> None:
-    names = list(dict.fromkeys(arm.arm.name for arm in proof.arms))
-    # The least conspicuous first: what is drawn later lies on top.
+    weights = {arm.arm.name: _weight(arm.arm) for arm in proof.arms}
     ends = []
-    for name in sorted(names, key=_weight):
+    # The least conspicuous first: what is drawn later lies on top.
+    for name, weight in sorted(weights.items(), key=lambda item: item[1]):
         found = [arm for arm in proof.arms if arm.arm.name == name and regime in arm.right]
         if not found:
             continue
         intervals = [proof.interval(arm, regime) for arm in found]
         values = [interval.value for interval in intervals if interval]
         spans = [[i.value - i.low for i in intervals if i], [i.high - i.value for i in intervals if i]]
-        colour = [_PALE, _WHOLE, _ACCENT][_weight(name)]
+        colour = [_PALE, _WHOLE, _ACCENT][weight]
         x = [cost(arm) for arm in found]
         panel.errorbar(
             x,
             values,
-            yerr=spans if _weight(name) else None,
+            yerr=spans if weight else None,
             color=_INK if name == FULL else colour,
             marker="s" if name == FULL else "o",
-            linewidth=1.8 if _weight(name) else 0.9,
+            linewidth=1.8 if weight else 0.9,
             capsize=2.5,
-            zorder=2 + _weight(name),
+            zorder=2 + weight,
         )
-        ends.append((values[-1], x[-1], name))
+        ends.append((values[-1], x[-1], name, [_INK, _WHOLE, _ACCENT][weight]))
     panel.set_xlim(left=0)
     _label(panel, ends)
     panel.grid(color="#e3e6eb", linewidth=0.8)
@@ -78,12 +78,12 @@ def _draw(panel: Any, proof: Proof, regime: str, cost: Callable[[ArmResult], flo
         panel.spines[side].set_visible(False)
 
 
-def _label(panel: Any, ends: list[tuple[float, float, str]]) -> None:
+def _label(panel: Any, ends: list[tuple[float, float, str, str]]) -> None:
     """Names at the right, in the order of the lines' last points, each tied to its own."""
     bottom, top = panel.get_ylim()
     ordered = sorted(ends)
-    heights = spread([(value - bottom) / (top - bottom) for value, _, _ in ordered], _APART)
-    for (value, x, name), height in zip(ordered, heights, strict=True):
+    heights = spread([(value - bottom) / (top - bottom) for value, *_ in ordered], _APART)
+    for (value, x, name, colour), height in zip(ordered, heights, strict=True):
         panel.annotate(
             name,
             (x, value),
@@ -91,7 +91,7 @@ def _label(panel: Any, ends: list[tuple[float, float, str]]) -> None:
             textcoords="axes fraction",
             fontsize=8,
             va="center",
-            color=[_INK, _WHOLE, _ACCENT][_weight(name)],
+            color=colour,
             arrowprops={"arrowstyle": "-", "color": _PALE, "linewidth": 0.5, "shrinkB": 3},
             annotation_clip=False,
         )
@@ -109,6 +109,6 @@ def spread(heights: list[float], apart: float) -> list[float]:
     return moved
 
 
-def _weight(name: str) -> int:
+def _weight(arm: Arm) -> int:
     """0 for what drops patches by a rule, 1 for whole images, 2 for what the product selects."""
-    return 2 if name in SELECTORS else 1 if name in (*WHOLE_IMAGES, FULL) else 0
+    return 2 if arm.role == "selector" else int(arm.role == "reference" or arm.way in WHOLE_IMAGES)

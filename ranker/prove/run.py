@@ -28,10 +28,11 @@ from patchsieve.ranker.prove.arms import (
     CONTROLS,
     FITTED,
     FULL,
-    SELECTORS,
     Arm,
     byte_controls,
-    selector_arms,
+    references,
+    selector_arm,
+    selector_names,
     token_controls,
 )
 from patchsieve.ranker.prove.config import ProveConfig
@@ -47,15 +48,13 @@ from patchsieve.ranker.prove.photos import (
 )
 from patchsieve.ranker.prove.records import ARMS_FOLDER, Records
 from patchsieve.ranker.prove.report import Proof
-from patchsieve.ranker.prove.verdict import compare_all, judge
+from patchsieve.ranker.prove.verdict import compare_all, judge, over_thumbnail
 from patchsieve.ranker.prove.views import Canvas
 from patchsieve.ranker.prove.workbench import Workbench
 from patchsieve.ranker.select.patch_scorer import PatchScorer, open_patch_source
 
 PROVE_VERSION = 1
 """Raised only when the same settings give other figures. Part of the identity."""
-
-_FULL = Arm(FULL, "reference")
 
 
 def prove(config: ProveConfig, say: Callable[[str], None], *, run_id: str) -> Proof:
@@ -125,14 +124,24 @@ def _notes(
     return notes
 
 
+def _check_background(config: ProveConfig, grid: int, patch_size: int) -> None:
+    """Refuse a thumbnail that patches do not fill, or that leaves none of what may be kept."""
+    side = config.background or 0
+    least = int(config.ratios[0] * grid**2)
+    if side and (side % patch_size or (side // patch_size) ** 2 >= least):
+        raise UserError(
+            f"--background {side} must be a multiple of {patch_size} px, and take less than the {least} of "
+            f"{grid**2} patches that --keep {config.ratios[0]:g} leaves"
+        )
+
+
 class _Parts:
     """Ranker, teacher, encoder and what makes views of images."""
 
     def __init__(self, config: ProveConfig) -> None:
-        if config.selector != "auto" and config.selector not in SELECTORS:
-            raise UserError(
-                f"--selector is {config.selector!r}, must be auto or one of {', '.join(SELECTORS)}"
-            )
+        names = selector_names(config.background or 0)
+        if config.selector != "auto" and config.selector not in names:
+            raise UserError(f"--selector is {config.selector!r}, must be auto or one of {', '.join(names)}")
         if config.ranker.startswith("baseline:"):
             raise UserError(f"--ranker is {config.ranker}: baselines are controls already, name a ranker")
         strange = set(config.named_controls or ()) - set(CONTROLS)
@@ -153,6 +162,7 @@ class _Parts:
                 f"{self.ranker.name} ranks {ours.grid} x {ours.grid} patches of {ours.patch_size} px, --teacher "
                 f"{self.teacher.name} sees {theirs.grid} x {theirs.grid} of {theirs.patch_size} px: name another"
             )
+        _check_background(config, ours.grid, ours.patch_size)
         model = build_teacher(self.teacher, device=str(device))
         self.encoder: Encoder = (
             TeacherEncoder(model, self.teacher.name, self.teacher.digest, device)
@@ -185,7 +195,16 @@ class _Parts:
     def adopt(self, train: LabelledPhotos, test: Sequence[Shard], run_id: str) -> Records:
         """The records of this measurement; UserError where the folder holds those of another."""
         config = self.config
-        taken = ("label", "protocol", "selector", "validation", "seed", "image_field", "quality")
+        taken = (
+            "label",
+            "protocol",
+            "selector",
+            "validation",
+            "seed",
+            "image_field",
+            "quality",
+            "background",
+        )
         fields = {
             "job": "prove",
             "prove_version": PROVE_VERSION,
@@ -219,20 +238,27 @@ class _Run:
         self._fitted: dict[str, Fitted] = {}
 
     @property
-    def _candidates(self) -> tuple[str, ...]:
-        return SELECTORS if self._config.selector == "auto" else (self._config.selector,)
+    def _candidates(self) -> list[str]:
+        asked = self._config.selector
+        return selector_names(self._background) if asked == "auto" else [asked]
+
+    @property
+    def _background(self) -> int:
+        return self._config.background or 0
 
     def fit_train(self, controls: Sequence[str]) -> None:
         """Fit whole images, all selectors that may be chosen, and the controls of equal tokens."""
-        self._fit(_FULL)
+        for arm in references(self._background):
+            self._fit(arm)
         for keep in self._config.ratios:
-            for arm in (*selector_arms(self._candidates, keep), *token_controls(keep, controls)):
+            selectors = [selector_arm(name, keep) for name in self._candidates]
+            for arm in (*selectors, *token_controls(keep, controls, self._background)):
                 self._fit(arm)
 
     def fit_bytes(self, selector: str, controls: Sequence[str]) -> None:
         """Fit the controls of the chosen selector's bytes."""
         for keep in self._config.ratios:
-            equal = self._fitted[selector_arms([selector], keep)[0].id]
+            equal = self._fitted[selector_arm(selector, keep).id]
             for arm in byte_controls(keep, controls):
                 self._fit(arm, equal)
 
@@ -252,7 +278,7 @@ class _Run:
     def choose(self, shards: Sequence[str], run_id: str) -> dict[str, Any]:
         """Fix the selector that is tested, once for this folder: the best on the validation split, over all ratios."""
         found = {
-            name: sum(self._fitted[selector_arms([name], keep)[0].id].penalty.accuracy for keep in ratios)
+            name: sum(self._fitted[selector_arm(name, keep).id].penalty.accuracy for keep in ratios)
             / len(ratios)
             for ratios in [self._config.ratios]
             for name in self._candidates
@@ -271,11 +297,11 @@ class _Run:
 
     def test(self, selector: str, controls: Sequence[str], test: LabelledPhotos) -> list[ArmResult]:
         """Test whole images, the selector and all controls."""
-        arms = [_FULL]
+        arms = references(self._background)
         for keep in self._config.ratios:
             arms += [
-                *selector_arms([selector], keep),
-                *token_controls(keep, controls),
+                selector_arm(selector, keep),
+                *token_controls(keep, controls, self._background),
                 *byte_controls(keep, controls),
             ]
         contents = digest_of([list(test.contents), list(test.files)])
@@ -304,6 +330,7 @@ class _Run:
             )
             comparisons += made
             refused += not_made
+            notes += over_thumbnail(selector, arms, seed=self._config.seed)
         return Proof(
             about=about,
             choice=choice,

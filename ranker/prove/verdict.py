@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from patchsieve.pipeline.errors import UserError
 from patchsieve.ranker.learning.agreement import Interval, paired_difference
-from patchsieve.ranker.prove.arms import FEWER, JPEG, RESIZE, Axis
+from patchsieve.ranker.prove.arms import FEWER, JPEG, RESIZE, THUMBNAIL, Axis
 from patchsieve.ranker.prove.measure import REGIMES, ArmResult, Cost
 
 HEADLINE: dict[Axis, str] = {"tokens": "pruned-pruned", "bytes": "pruned-full"}
@@ -101,6 +101,19 @@ def compare_all(
             except UserError as error:
                 refused.append(str(error))
     return made, list(dict.fromkeys(refused))
+
+
+def over_thumbnail(selector: ArmResult, arms: Sequence[ArmResult], *, seed: int) -> list[str]:
+    """What the patches add to a selector's thumbnail, which alone costs less; nothing for one without."""
+    alone = next((arm for arm in arms if arm.arm.way == THUMBNAIL), None)
+    if alone is None or not selector.arm.background:
+        return []
+    regime = HEADLINE["tokens"]
+    ahead = paired_difference(selector.right[regime], alone.right[regime], seed=seed)
+    return [
+        f"{selector.arm.title} less its thumbnail alone, which costs {alone.train_cost.tokens:.0f} tokens: "
+        f"{_span(ahead, 1)}, {_SAID[regime]}"
+    ]
 
 
 def judge(comparisons: Sequence[Comparison]) -> list[Verdict]:

@@ -86,8 +86,11 @@ def whole_view(patches_LP: Tensor, canvas: Canvas) -> View:
     )
 
 
-def kept_view(patches_LP: Tensor, keep_L: NDArray[np.bool_], canvas: Canvas) -> View:
-    """The patches that `keep` leaves, as prune packs them; in the image, dropped ones have their mean colour."""
+def kept_view(patches_LP: Tensor, keep_L: NDArray[np.bool_], canvas: Canvas, *, background: int = 0) -> View:
+    """The patches that `keep` leaves, as prune packs them; in the image, dropped ones have their mean colour.
+
+    `background`: side in pixels of a thumbnail beside them, whose tokens come first; the image has it enlarged then.
+    """
     pixels = canvas.pixels(patches_LP)
     positions = np.flatnonzero(keep_L)
     record = PackedRecord(
@@ -98,13 +101,21 @@ def kept_view(patches_LP: Tensor, keep_L: NDArray[np.bool_], canvas: Canvas) -> 
         original_size=(canvas.size, canvas.size),
         crop=(0, 0, canvas.size, canvas.size),
         codec=canvas.codec.name,
+        background=background or None,
     )
+    files = [canvas.codec.encode(pack_mosaic(pixels, record)), record.to_json()]
+    thumbnail = _resized(pixels, background) if background else None
+    tokens, places = [], []
+    if thumbnail is not None:
+        files.append(canvas.codec.encode(thumbnail))
+        tokens.append(patchify(thumbnail[None], canvas.patch_size)[0])
+        places.append(grid_places(background // canvas.patch_size, canvas.grid))
     at = torch.from_numpy(positions)
     return View(
-        patches=patches_LP[at],
-        places=canvas.places[at],
-        image=lambda: flatten_dropped(pixels, keep_L, canvas.grid),
-        nbytes=tar_bytes([canvas.codec.encode(pack_mosaic(pixels, record)), record.to_json()]),
+        patches=torch.cat([*tokens, patches_LP[at]]),
+        places=torch.cat([*places, canvas.places[at]]),
+        image=lambda: flatten_dropped(pixels, keep_L, canvas.grid, thumbnail),
+        nbytes=tar_bytes(files),
     )
 
 

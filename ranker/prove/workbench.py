@@ -5,10 +5,12 @@ Shape suffixes: N images, L patches of an image, P values of a patch.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +19,7 @@ from torch import Tensor
 from patchsieve.pipeline.randomness import KeyedRandom
 from patchsieve.ranker.baselines.baselines import BaselineSources, make_baseline
 from patchsieve.ranker.learning.agreement import Scores
-from patchsieve.ranker.prove.arms import FEWER, FULL, JPEG, QUADTREE, RESIZE, SCORED, Arm
+from patchsieve.ranker.prove.arms import FEWER, FULL, JPEG, QUADTREE, RESIZE, SCORED, THUMBNAIL, Arm
 from patchsieve.ranker.prove.photos import LabelledPhotos
 from patchsieve.ranker.prove.quadtree import quadtree
 from patchsieve.ranker.prove.views import (
@@ -29,11 +31,11 @@ from patchsieve.ranker.prove.views import (
     resized_view,
     whole_view,
 )
-from patchsieve.ranker.select import selection
+from patchsieve.ranker.select import regions, selection
 from patchsieve.ranker.select.budget import find_budget
 from patchsieve.ranker.select.patch_scorer import PatchScorer
 from patchsieve.ranker.select.selection import Mask, keep_count
-from patchsieve.ranker.select.selector import Selector
+from patchsieve.ranker.select.selector import Amount, Selector
 
 Numbers = dict[str, float]
 """What an arm needs to know beside its ratio, by name."""
@@ -85,36 +87,46 @@ class Workbench:
 
         `nbytes`: of an image, on average, that a control of bytes is to come down to; `whole`: of a whole one.
         """
-        if arm.keep is None:
-            return {}
-        if arm.name == "nucleus":
-            return {"mass": self._nucleus_mass(train, arm.keep)}
-        if arm.name == "budget":
+        fine = _ratio(arm) - self._coarse(arm) / self.positions
+        if arm.way == "nucleus":
+            return {"mass": self._nucleus_mass(train, fine)}
+        if arm.way == "budget":
             masses_NL = selection.log_masses(self.scores(_RANKER, train), self._temperature)
-            return {"threshold": find_budget(lambda: [masses_NL], arm.keep).threshold}
-        if arm.name == JPEG:
+            return {"threshold": find_budget(lambda: [masses_NL], fine).threshold}
+        if arm.way == JPEG:
             return {"quality": self._jpeg_quality(arm, train, nbytes)}
-        if arm.name == FEWER:
+        if arm.way == FEWER:
             return {"images": max(2, min(len(train), round(len(train) * nbytes / whole)))}
         return {}
 
     def masks(self, arm: Arm, photos: LabelledPhotos, numbers: Mapping[str, float]) -> Mask:
         """The patches that a selector or a scored control keeps, bool `[N, L]`."""
-        count = keep_count(self.positions, arm.keep or 1)
         if arm.role == "control":
-            return selection.topk(self.scores(SCORED[arm.name], photos), count)
-        counted = arm.name not in ("nucleus", "budget")
-        selector = Selector(
-            way=arm.name,
-            positions=self.positions,
-            count=count if counted else None,
-            mass=numbers.get("mass"),
-            threshold=numbers.get("threshold"),
-            temperature=None if counted else self._temperature,
-            floor=None if counted else 1,
-            rule="ours" if arm.name == "cluster" else None,
-        )
+            count = keep_count(self.positions, _ratio(arm)) - self._coarse(arm)
+            return selection.topk(self.scores(SCORED[arm.way], photos), count)
+        selector = dataclasses.replace(self._selector(arm), **_found(numbers))
         return selector.masks(self.scores(_RANKER, photos), list(photos.patches), photos.keys)
+
+    def _selector(self, arm: Arm) -> Selector:
+        """The selector of an arm with its defaults; nucleus still lacks its mass, a budget its threshold."""
+        amounts: dict[str, Amount] = {"nucleus": "mass", "budget": "budget"}
+        amount = amounts.get(arm.way, "count")
+        softmax = {"temperature": self._temperature, "floor": 1} if amount != "count" else {}
+        selector = Selector(
+            way=arm.way,
+            amount=amount,
+            positions=self.positions,
+            **softmax,
+            windows=1 if arm.way == "window" else None,
+            compactness=regions.DEFAULT_COMPACTNESS if arm.way == "region" else None,
+            rule="ours" if arm.way == "cluster" else None,
+            coarse=self._coarse(arm) or None,
+        )
+        return selector.at(_ratio(arm))
+
+    def _coarse(self, arm: Arm) -> int:
+        """Tokens of an arm's thumbnail."""
+        return (arm.background // self.canvas.patch_size) ** 2
 
     def fewer(self, photos: LabelledPhotos, numbers: Mapping[str, float]) -> NDArray[np.bool_]:
         """The images that remain of fewer ones, bool `[N]`, drawn at random."""
@@ -131,18 +143,20 @@ class Workbench:
 
     def _maker(self, arm: Arm, photos: LabelledPhotos, numbers: Mapping[str, float]) -> Callable[[int], View]:
         canvas, patches = self.canvas, photos.patches
-        if arm.name == FULL:
+        if arm.way == FULL:
             return lambda row: whole_view(patches[row], canvas)
-        if arm.name == JPEG:
+        if arm.way == JPEG:
             return lambda row: jpeg_view(patches[row], int(numbers["quality"]), canvas)
-        count = keep_count(self.positions, arm.keep or 1)
-        if arm.name == RESIZE:
+        if arm.way == THUMBNAIL:
+            return lambda row: resized_view(patches[row], arm.background // canvas.patch_size, canvas)
+        count = keep_count(self.positions, _ratio(arm))
+        if arm.way == RESIZE:
             side = max(1, round(math.sqrt(count)))
             return lambda row: resized_view(patches[row], side, canvas)
-        if arm.name == QUADTREE:
+        if arm.way == QUADTREE:
             return lambda row: _quadtree(patches[row], count, canvas)
         keep_NL = self._kept(arm, photos, numbers)
-        return lambda row: kept_view(patches[row], keep_NL[row], canvas)
+        return lambda row: kept_view(patches[row], keep_NL[row], canvas, background=arm.background)
 
     def _kept(self, arm: Arm, photos: LabelledPhotos, numbers: Mapping[str, float]) -> Mask:
         key = (arm.id, photos.split)
@@ -179,6 +193,15 @@ class Workbench:
             middle = (low + high) // 2
             low, high = (middle, high) if mean(middle) <= nbytes else (low, middle)
         return min(low, high, key=lambda quality: abs(mean(quality) - nbytes))
+
+
+def _ratio(arm: Arm) -> float:
+    return 1.0 if arm.keep is None else arm.keep
+
+
+def _found(numbers: Mapping[str, float]) -> dict[str, Any]:
+    """What of a selector was found on train images."""
+    return {name: numbers[name] for name in ("mass", "threshold") if name in numbers}
 
 
 def _quadtree(patches_LP: Tensor, count: int, canvas: Canvas) -> View:

@@ -126,6 +126,11 @@ def test_changed_test_shards_are_told(small: Path, tmp_path: Path) -> None:
         ({"selector": "best"}, r"--selector is 'best', must be auto or one of topk"),
         ({"ranker": "baseline:grid"}, r"--ranker is baseline:grid: baselines are controls already"),
         ({"teacher": "tiny"}, r"ranks 6 x 6 patches of 8 px, --teacher tiny sees 14 x 14 of 16 px"),
+        (
+            {"background": 12},
+            r"--background 12 must be a multiple of 8 px, and take less than the 9 of 36 patches",
+        ),
+        ({"background": 24}, r"--background 24 must be .* 9 of 36 patches that --keep 0.25 leaves"),
         ({"controls": "grid,best"}, r"--controls: there is no 'best', only all or random"),
         ({"merge": ("8,9",)}, r"--merge: no train image has the label '8'"),
         ({"label": "kind"}, r"0 labelled images in the train shards"),
@@ -173,6 +178,16 @@ def test_a_ranker_without_fits_has_no_arms_of_them(small: Path, tmp_path: Path) 
     )
     assert [arm.arm.name for arm in proof.arms] == ["full", "topk", "grid"]
     assert any(note.startswith("position and ridge are no arms: ") for note in proof.notes)
+
+
+def test_selectors_over_a_thumbnail(small: Path) -> None:
+    options = {"out": str(small / "mixed"), "selector": "topk+16", "background": 16, "controls": "random"}
+    proof = measured(small, **options)
+    assert [arm.arm.name for arm in proof.arms] == ["full", "thumbnail+16", "topk+16", "random", "random+16"]
+    assert [arm.train_cost.tokens for arm in proof.arms] == [36, 4, 9, 9, 9]
+    assert any(
+        note.startswith("topk+16 at 0.25 less its thumbnail alone, which costs 4") for note in proof.notes
+    )
 
 
 def test_controls_may_be_added_later(small: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from patchsieve.pipeline.errors import UserError
 from patchsieve.ranker.prove.arms import Arm, Axis
 from patchsieve.ranker.prove.measure import REGIMES, ArmResult, Cost
 from patchsieve.ranker.prove.probe import Penalty
-from patchsieve.ranker.prove.verdict import compare, compare_all, judge
+from patchsieve.ranker.prove.verdict import compare, compare_all, judge, over_thumbnail
 
 IMAGES = 200
 
@@ -119,6 +120,16 @@ def test_resize_instead_where_that_is_the_truth() -> None:
     assert "resize instead; resize is ahead of topk by 0.250 (" in text
     assert "so is grid" in text
     assert text.endswith("topk is ahead of edge")
+
+
+def test_what_patches_add_to_their_thumbnail() -> None:
+    selector = arm("topk", first(120), axis=None)
+    mixed = dataclasses.replace(selector, arm=dataclasses.replace(selector.arm, background=48))
+    alone = dataclasses.replace(selector, arm=Arm("thumbnail", "reference", background=48))
+    alone = dataclasses.replace(alone, right=dict.fromkeys(REGIMES, first(100)))
+    (note,) = over_thumbnail(mixed, [alone, mixed], seed=0)
+    assert note.startswith("topk+48 at 0.25 less its thumbnail alone, which costs 49 tokens: 0.100 (0.0")
+    assert over_thumbnail(selector, [alone, selector], seed=0) == []
 
 
 def test_other_patches_instead() -> None:

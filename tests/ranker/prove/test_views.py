@@ -82,6 +82,19 @@ def test_kept_patches(pixels: torch.Tensor, patches: torch.Tensor) -> None:
     assert view.nbytes == tar_bytes([CANVAS.codec.encode(pack_mosaic(pixels, record)), record.to_json()])
 
 
+def test_kept_patches_over_a_thumbnail(pixels: torch.Tensor, patches: torch.Tensor) -> None:
+    keep = np.zeros(64, np.bool_)
+    keep[[3, 17]] = True
+    view, alone = kept_view(patches, keep, CANVAS, background=16), resized_view(patches, 2, CANVAS)
+    assert torch.equal(view.patches, torch.cat([alone.patches, patches[[3, 17]]]))
+    assert torch.equal(view.places, torch.cat([alone.places, torch.tensor([[0.0, 3.0], [2.0, 1.0]])]))
+    image, under = patchify(view.image()[None], 8)[0], patchify(alone.image()[None], 8)[0]
+    assert torch.equal(image[[3, 17]], patches[[3, 17]])
+    assert torch.equal(image[~torch.from_numpy(keep)], under[~torch.from_numpy(keep)])
+    # The record grows by what tells of the thumbnail, within the padding of its member.
+    assert view.nbytes == kept_view(patches, keep, CANVAS).nbytes + alone.nbytes
+
+
 def test_smaller_images_lie_where_they_came_from(pixels: torch.Tensor, patches: torch.Tensor) -> None:
     view = resized_view(patches, 4, CANVAS)
     assert view.patches.shape == (16, 192)

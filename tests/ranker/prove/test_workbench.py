@@ -16,7 +16,7 @@ from patchsieve.pipeline.images.patches import normalise
 from patchsieve.pipeline.pruned.codec import ImageCodec
 from patchsieve.pipeline.shards.specs import expand_shards
 from patchsieve.ranker.baselines.baselines import BaselineSources
-from patchsieve.ranker.prove.arms import FULL, Arm
+from patchsieve.ranker.prove.arms import FULL, Arm, selector_arm, selector_names
 from patchsieve.ranker.prove.encoders import TeacherEncoder, TimmEncoder
 from patchsieve.ranker.prove.photos import LabelField, LabelledPhotos, read_photos
 from patchsieve.ranker.prove.views import Canvas
@@ -54,12 +54,14 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
     )
 
 
-@pytest.mark.parametrize("name", ["nucleus", "budget", "topk", "cluster"])
+@pytest.mark.parametrize("name", selector_names(2 * PATCH))
 def test_every_selector_comes_to_the_ratio(bench: Workbench, photos: LabelledPhotos, name: str) -> None:
-    arm = Arm(name, "selector", 0.25)
-    kept = bench.masks(arm, photos, bench.numbers(arm, photos)).sum(axis=1)
-    assert kept.mean() == pytest.approx(9, abs=0.5)
-    assert (len(set(kept.tolist())) == 1) == (name in ("topk", "cluster"))
+    """The tokens of its thumbnail among them."""
+    arm = selector_arm(name, 0.25)
+    views = bench.views(arm, photos, bench.numbers(arm, photos), range(len(photos)))
+    tokens = [len(view.patches) for view in views]
+    assert np.mean(tokens) == pytest.approx(9, abs=0.5)
+    assert (len(set(tokens)) == 1) == (arm.way not in ("nucleus", "budget"))
 
 
 def test_a_jpeg_comes_nearest_to_its_bytes(bench: Workbench, photos: LabelledPhotos) -> None:

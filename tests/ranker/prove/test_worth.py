@@ -13,7 +13,8 @@ from tests.helpers.proofs import measured, proof_folder
 def test_selected_patches_win_where_they_carry_the_label(tmp_path: Path) -> None:
     """And are too fine for a smaller picture."""
     folder = proof_folder(tmp_path, train=80, test=48, in_marked=True)
-    proof = measured(folder, selector="topk")
+    controls = ["random", "grid", "centre", "edge", "variance", "gradient", "quadtree", "resize"]
+    proof = measured(folder, selector="topk", controls=",".join(controls))
     arms = {arm.arm.name: arm for arm in proof.arms}
     assert arms["topk"].accuracy("pruned-pruned") == pytest.approx(1, abs=0.05)
     assert (arms["resize"].accuracy("pruned-pruned") or 0) < 0.5
