@@ -111,12 +111,12 @@ class Workbench:
         """The selector of an arm with its defaults; nucleus still lacks its mass, a budget its threshold."""
         amounts: dict[str, Amount] = {"nucleus": "mass", "budget": "budget"}
         amount = amounts.get(arm.way, "count")
-        softmax = {"temperature": self._temperature, "floor": 1} if amount != "count" else {}
         selector = Selector(
             way=arm.way,
             amount=amount,
             positions=self.positions,
-            **softmax,
+            temperature=None if amount == "count" else self._temperature,
+            floor=None if amount == "count" else 1,
             windows=1 if arm.way == "window" else None,
             compactness=regions.DEFAULT_COMPACTNESS if arm.way == "region" else None,
             rule="ours" if arm.way == "cluster" else None,
