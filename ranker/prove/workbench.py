@@ -54,7 +54,6 @@ class Workbench:
         self._scorer, self._sources = scorer, sources
         self._scores: dict[tuple[str, str], Scores] = {}
         self._masks: dict[tuple[str, str], Mask] = {}
-        self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="views")
 
     @property
     def positions(self) -> int:
@@ -139,7 +138,8 @@ class Workbench:
         self, arm: Arm, photos: LabelledPhotos, numbers: Mapping[str, float], rows: Sequence[int]
     ) -> list[View]:
         """What the arm leaves of some of the images."""
-        return list(self._pool.map(self._maker(arm, photos, numbers), rows))
+        with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="views") as pool:
+            return list(pool.map(self._maker(arm, photos, numbers), rows))
 
     def _maker(self, arm: Arm, photos: LabelledPhotos, numbers: Mapping[str, float]) -> Callable[[int], View]:
         canvas, patches = self.canvas, photos.patches

@@ -175,3 +175,10 @@ def test_shard_names_survive_their_common_prefix(tmp_path: Path, names: list[str
         output.record_failed(shard, 1, "bad")
     status = read_status(str(tmp_path))
     assert (status.missing, status.failed) == (0, len(names))
+
+
+def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
+    """What prove leaves has settings, and no shards that could be missing."""
+    OutputFolder(str(tmp_path), SCORES, run_id="run-1").adopt_config(ROWS, other={})
+    with pytest.raises(UserError, match=r"holds no run over shards, .* runs/ is missing"):
+        read_status(str(tmp_path))
