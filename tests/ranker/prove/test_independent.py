@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from patchsieve.pipeline.teacher.model import MaskedAutoencoder
 from tests.helpers.proofs import GRID, MARKED, PATCH, measured, proof_folder
 from tests.helpers.teachers import SMALL, random_teacher
 
@@ -30,7 +31,7 @@ def read(path: Path) -> list[tuple[np.ndarray, int]]:
     ]
 
 
-def features(picture: np.ndarray, random: np.random.Generator, model: torch.nn.Module) -> np.ndarray:
+def features(picture: np.ndarray, random: np.random.Generator, model: MaskedAutoencoder) -> np.ndarray:
     """What the encoder makes of nine patches drawn at random."""
     rim = (len(picture) - GRID * PATCH) // 2
     chosen = random.choice(GRID**2, MARKED, replace=False)
