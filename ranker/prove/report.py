@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -53,8 +54,16 @@ class Proof:
         return None
 
     def interval(self, arm: ArmResult, regime: str) -> Interval | None:
-        """The accuracy of an arm, and its interval over test images."""
-        return mean_interval(arm.right[regime], seed=self.seed) if regime in arm.right else None
+        """The accuracy of an arm, and its interval over test images; None for a regime that it does not have."""
+        return self._intervals.get((arm.arm.id, regime))
+
+    @functools.cached_property
+    def _intervals(self) -> dict[tuple[str, str], Interval]:
+        return {
+            (arm.arm.id, regime): mean_interval(right_N, seed=self.seed)
+            for arm in self.arms
+            for regime, right_N in arm.right.items()
+        }
 
 
 def write_report(proof: Proof, folder: str, *, settings: bytes, plot: bytes | None, run_id: str) -> None:
