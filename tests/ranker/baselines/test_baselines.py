@@ -69,7 +69,7 @@ def test_only_what_looks_at_pixels_depends_on_them(name: str) -> None:
 
 
 def test_the_registry_is_what_is_documented() -> None:
-    names = "random grid variance gradient centre position ridge attention cluster"
+    names = "random grid variance gradient edge centre position ridge attention cluster"
     assert list(BASELINES) == names.split()
 
 
