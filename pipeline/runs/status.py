@@ -72,7 +72,9 @@ def read_status(url: str) -> FolderStatus:
             f"{url} is no output folder of patchsieve: it has neither {CONFIG_FILE} nor {RUNS_FOLDER}/"
         )
     if run is None and owner is None:
-        raise UserError(f"{url} holds no run over shards, which is what status tells of: {RUNS_FOLDER}/ is missing")
+        raise UserError(
+            f"{url} holds no run over shards, which is what status tells of: {RUNS_FOLDER}/ is missing"
+        )
     identity = config["identity"] if config is not None else None
     done = {key: record for key, record in output.all_records().items() if record.identity == identity}
     asked, outdated = _shards_of(run, done) if run is not None else ({}, set())
