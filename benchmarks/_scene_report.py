@@ -1,0 +1,173 @@
+"""What the scenes say: a table with paired intervals, a verdict in words, a plot."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks._common import show
+from benchmarks._scene_arms import Arm
+from benchmarks._scene_intervals import crossed_bootstrap
+from benchmarks._scene_store import Facts
+from patchsieve.ranker.learning.agreement import Interval
+
+SAID = {
+    "crop": "the probe sees the kept rectangle",
+    "fill": "the probe sees the whole scene, dropped blocks flat",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """An arm on test scenes: `numbers`, `share` of the object kept and whether it was named `right`, `[N]` each."""
+
+    arm: Arm
+    tokens: int
+    numbers: NDArray[np.int64]
+    share: NDArray[np.float64]
+    right: NDArray[np.float64]
+
+
+def report(
+    measured: Sequence[Measured], facts: Mapping[int, Facts], choice: Mapping[str, Any], *, seed: int
+) -> dict[str, Any]:
+    """Everything as JSON holds it: for each ratio and way a group with the chosen selector against each other arm."""
+    groups = []
+    pairs = sorted({(one.arm.keep, one.arm.way) for one in measured if one.arm.scores})
+    for keep, way in pairs:
+        arms = [one for one in measured if one.arm.shape == "full" or one.arm.keep == keep]
+        arms = [one for one in arms if one.arm.way == way or not one.arm.scores]
+        chosen = next((one for one in arms if one.arm.selector == choice["selector"]), None)
+        if chosen is None:
+            continue
+        lines = [_line(one, chosen, facts, seed) for one in arms]
+        groups.append(
+            {"keep": keep, "way": way, "arms": lines, "verdict": _verdict(lines, choice["selector"])}
+        )
+    sharp = np.array([one.sharpness for one in facts.values()])
+    return {
+        "choice": dict(choice),
+        "scenes": len(facts),
+        "objects": len({one.object for one in facts.values()}),
+        "backgrounds": len({one.background for one in facts.values()}),
+        "object_sharper_by": [float(q) for q in np.quantile(sharp[:, 0] / sharp[:, 1], (0.1, 0.5, 0.9))],
+        "groups": groups,
+    }
+
+
+def _line(one: Measured, chosen: Measured, facts: Mapping[int, Facts], seed: int) -> dict[str, Any]:
+    both, here, there = np.intersect1d(one.numbers, chosen.numbers, return_indices=True)
+    named = [facts[number] for number in both.tolist()]
+    columns = [chosen.right[there], one.right[here]]
+    names = [each.object for each in named], [each.background for each in named]
+
+    def interval(columns: Sequence[NDArray[Any]], of: Any) -> dict[str, float]:
+        return _as_json(crossed_bootstrap(columns, of, *names, seed=seed))
+
+    return {
+        "selector": one.arm.selector,
+        "tokens": one.tokens,
+        "scenes": len(both),
+        "share": interval([one.share[here]], lambda mean: mean),
+        "recognition": interval(columns[1:], lambda mean: mean),
+        "chosen_minus_this": interval(columns, lambda a, b: a - b),
+        "chosen_over_this": interval(columns, lambda a, b: a / b),
+    }
+
+
+def _as_json(interval: Interval) -> dict[str, float]:
+    return {"value": interval.value, "low": interval.low, "high": interval.high}
+
+
+def _verdict(lines: Sequence[Mapping[str, Any]], chosen: str) -> str:
+    told = next(line for line in lines if line["selector"].startswith("told"))
+    own = next(line for line in lines if line["selector"] == chosen)
+    others = [line for line in lines if line not in (told, own)]
+    ahead, even, behind = [], [], []
+    for line in others:
+        gap = line["chosen_minus_this"]
+        (ahead if gap["low"] > 0 else behind if gap["high"] < 0 else even).append(line["selector"])
+    parts = [f"{chosen} names {own['recognition']['value']:.3f} of the objects"]
+    for words, names in (("ahead of", ahead), ("not told apart from", even), ("behind", behind)):
+        if names:
+            parts.append(f"{words} {', '.join(names)}")
+    small = next((line["chosen_over_this"] for line in lines if line["selector"] == "resized"), None)
+    if small is not None:
+        parts.append(
+            f"{small['value']:.2f} ({small['low']:.2f} to {small['high']:.2f}) times the image of equal tokens"
+        )
+    if told["recognition"]["value"] > 0:
+        parts.append(
+            f"{own['recognition']['value'] / told['recognition']['value']:.2f} of the bound "
+            f"({told['recognition']['value']:.3f}, told where it is)"
+        )
+    advice = "keep windows" if not behind and not even else "nothing shows that selecting pays"
+    if behind:
+        advice = "resize instead" if "resized" in behind else f"{behind[0]} is better"
+    elif even and small is not None and small["low"] > 1:
+        advice = "select rather than resize; the scores are not what wins"
+    return f"{advice}: {'; '.join(parts)}"
+
+
+def print_report(found: Mapping[str, Any]) -> None:
+    """Tables on the terminal, each with its verdict."""
+    columns = ("arm", "tokens", "scenes", "share kept", "recognition", "chosen minus this")
+    for group in found["groups"]:
+        rows = [
+            (
+                line["selector"],
+                str(line["tokens"]),
+                str(line["scenes"]),
+                f"{line['share']['value']:.3f}",
+                _span(line["recognition"]),
+                "" if line["selector"] == found["choice"]["selector"] else _span(line["chosen_minus_this"]),
+            )
+            for line in sorted(group["arms"], key=lambda line: -line["recognition"]["value"])
+        ]
+        show(f"{group['keep']:.0%} of the tokens; {SAID[group['way']]}", columns, rows)
+        print(group["verdict"])
+    if found["texture"]:
+        rows = [
+            (name, *(f"{shares[filling]:.3f}" for filling in ("object", "texture", "nothing")))
+            for name, shares in found["texture"]["shares"].items()
+        ]
+        show("share of the ellipse kept at 25 %", ("selector", "object", "texture", "nothing"), rows)
+
+
+def _span(interval: Mapping[str, float]) -> str:
+    return f"{interval['value']:.3f} ({interval['low']:.3f} to {interval['high']:.3f})"
+
+
+def draw(found: Mapping[str, Any], path: Path) -> None:
+    """Recognition of every arm with its interval, a panel for each ratio and way."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    groups = found["groups"]
+    if not groups:
+        return
+    figure, axes = pyplot.subplots(
+        1, len(groups), figsize=(4.6 * len(groups), 4.4), squeeze=False, sharex=True
+    )
+    for axis, group in zip(axes[0], groups, strict=True):
+        lines = sorted(group["arms"], key=lambda line: line["recognition"]["value"])
+        value, low, high = (
+            np.array([line["recognition"][end] for line in lines]) for end in ("value", "low", "high")
+        )
+        colours = [
+            "#c44e52" if line["selector"] == found["choice"]["selector"] else "#4878a8" for line in lines
+        ]
+        names = [f"{line['selector']} ({line['tokens']})" for line in lines]
+        axis.barh(names, value, xerr=[value - low, high - value], color=colours, capsize=2)
+        axis.set_title(f"{group['keep']:.0%} of the tokens, {group['way']}, {lines[0]['scenes']} scenes")
+        axis.set_xlabel("objects named (95 % interval)")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    print(f"written: {path}")
