@@ -92,20 +92,23 @@ def read_head(material: Material, options: argparse.Namespace, probe: Lite0) -> 
 
 
 def choose(store: Store, head: Head, options: argparse.Namespace) -> dict[str, Any]:
-    """The selector that is best on validation scenes, the mean over keep ratios; written before test is opened."""
+    """The selector that is best on validation scenes at the first ratio; written before test scenes are opened."""
     path: Path = options.work / "choice.json"
     if path.exists():
         found: dict[str, Any] = json.loads(path.read_text())
         return found
-    arms = [arm for keep in KEEPS for arm in candidates(keep, "crop")]
+    arms = candidates(KEEPS[0], "crop")
     store.fill(arms, options.validation_scenes, lambda text: say(f"validation: {text}"))
     facts = store.facts(options.validation_scenes)
-    table: dict[str, list[float]] = {}
+    table = {}
     for arm in arms:
         seen = store.read(arm, options.validation_scenes)
-        table.setdefault(arm.selector, []).append(float(right(seen, head, facts).mean()))
-    best = max(table, key=lambda name: float(np.mean(table[name])))
-    found = {"selector": best, "keeps": KEEPS, "validation": table, "scenes": options.validation_scenes}
+        table[arm.selector] = {
+            "recognition": float(right(seen, head, facts).mean()),
+            "share": float(seen.share.mean()),
+        }
+    best = max(table, key=lambda name: table[name]["recognition"])
+    found = {"selector": best, "keep": KEEPS[0], "scenes": options.validation_scenes, "validation": table}
     path.write_text(json.dumps(found, indent=2) + "\n")
     return found
 
