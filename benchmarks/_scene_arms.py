@@ -31,12 +31,14 @@ the whole scene with every dropped block in its mean colour or as the thumbnail 
 GRID = 14
 SEEN = GRID * PATCH
 """The ranker and all baselines see the whole scene at this side."""
+_NEAR = 2.0
+"""Blocks."""
 BASELINES = ("random", "grid", "centre", "edge", "variance", "gradient")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Arm:
-    """`scores`: `ranker`, a baseline, `place` (a random one), `told`, or `""` for whole images.
+    """`scores`: `ranker`, a baseline, `place` (a random one), `told` (the object's) or `near` it, `""` for whole images.
 
     `shape`: topk, window or region, resized or full; `background`: side in pixels of a thumbnail that is paid
     from what is kept.
@@ -114,6 +116,12 @@ def controls(keep: float, way: Way) -> list[Arm]:
     return [told, *(Arm(scores=name, shape="topk", keep=keep, way=way) for name in BASELINES), *whole]
 
 
+def head_arms(keep: float) -> list[Arm]:
+    """What the probe's head learns from: windows that hold an object somewhere, and the smaller image."""
+    window = Arm(scores="near", shape="window", keep=keep, way="crop")
+    return [window, Arm(scores="", shape="resized", keep=keep, way="crop")]
+
+
 def resized_grid(keep: float, size: int) -> int:
     """Tokens along a side of the smaller image that comes nearest to the same number."""
     return round(math.sqrt(selection.keep_count(GRID**2, keep)) * size / SEEN)
@@ -131,9 +139,13 @@ class Scorer:
     def __call__(self, name: str, scene: Scene, number: int) -> NDArray[np.float32]:
         """By the ranker or a baseline on the scene at 224 px; around a random place, or around the object's middle."""
         size = scene.pixels.shape[1]
-        if name == "told":
+        if name in ("told", "near"):
             top, left, height, width = scene.box
-            return _nearness(((top + height / 2) / size * GRID, (left + width / 2) / size * GRID))
+            row, column = (top + height / 2) / size * GRID, (left + width / 2) / size * GRID
+            if name == "near":
+                down, right = (KeyedRandom(self._seed, "", "near", number).uniform(2) - 0.5) * 2 * _NEAR
+                row, column = row + down, column + right
+            return _nearness((row, column))
         if name == "place":
             row, column = KeyedRandom(self._seed, "", "random place", number).uniform(2).tolist()
             return _nearness((3.5 + row * (GRID - 7), 3.5 + column * (GRID - 7)))

@@ -97,15 +97,15 @@ class Head:
         return {scene: name for scene, (_, name) in answers.items()}
 
 
-def fit_head(features_ND: NDArray[np.float16], labels: Sequence[str], fifth_N: NDArray[np.bool_]) -> Head:
-    """The head of these pictures, at the penalty that is best on those of `fifth_N`, fitted on the others."""
+def fit_head(features_ND: NDArray[np.float16], labels: Sequence[str], chosen_on_N: NDArray[np.bool_]) -> Head:
+    """The head of these pictures, at the penalty that is best on those of `chosen_on`, fitted on the others."""
     classes = tuple(sorted(set(labels)))
     labels_N = np.array([classes.index(label) for label in labels], np.int64)
     penalty, probe = choose_penalty(
         features_ND.astype(np.float32),
         labels_N,
-        fitted_N=~fifth_N,
-        chosen_on_N=fifth_N,
+        fitted_N=~chosen_on_N,
+        chosen_on_N=chosen_on_N,
         classes=len(classes),
         penalties=PENALTIES,
     )
