@@ -38,7 +38,7 @@ BASELINES = ("random", "grid", "centre", "edge", "variance", "gradient")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Arm:
-    """`scores`: `ranker`, a baseline, `place` (a random one), `told` (the object's) or `near` it, `""` for whole images.
+    """`scores`: `ranker`, a baseline, `place` (a random one), `told` (the object's) or `near` it, `""`: whole images.
 
     `shape`: topk, window or region, resized or full; `background`: side in pixels of a thumbnail that is paid
     from what is kept.

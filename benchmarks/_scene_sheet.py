@@ -39,5 +39,5 @@ def draw_scenes(scenes: Sequence[Scene], arms: Sequence[Arm], scorer: Scorer, pa
             at = (column * (_SIDE + 4), top)
             sheet.paste(Image.fromarray(pixels.astype(np.uint8)).resize((_SIDE, _SIDE)), at)
             pen.text((at[0], top + _SIDE), f"{share_kept(scene, keep_L):.2f} of the object", fill="black")
-    sheet.save(path)
+    sheet.save(path, quality=85)
     print(f"written: {path}")

@@ -5,7 +5,7 @@
 
 A scene is a photo in a feathered ellipse, somewhere on a background (`--tiles`: on a mosaic of them). A selector is
 chosen on scenes of train photos; then scenes of test photos are opened, for it and its controls. A run goes on where
-one was stopped, and `--report-only` says what is known so far. Writes DIR/scenes.json, scenes.png and sheet.png.
+one was stopped, and `--report-only` says what is known so far. Writes DIR/scenes.json, scenes.png and sheet.jpg.
 """
 
 from __future__ import annotations
@@ -235,7 +235,7 @@ def run(options: argparse.Namespace) -> None:
     print_report(found)
     draw(found, options.work / "scenes.png")
     shown = [arm for stage in stages[:2] for arm in stage.arms]
-    draw_scenes([test(number) for number in range(8)], shown, scorer, options.work / "sheet.png")
+    draw_scenes([test(number) for number in range(8)], shown, scorer, options.work / "sheet.jpg")
 
 
 if __name__ == "__main__":
