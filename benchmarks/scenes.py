@@ -19,14 +19,12 @@ import time
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
-from numpy.typing import NDArray
-
 from benchmarks._common import machine
-from benchmarks._scene_arms import Arm, Scorer, Way, candidates, controls, head_arms
+from benchmarks._scene_arms import Arm, Scorer, Way, candidates, controls
+from benchmarks._scene_head import fitted_head
 from benchmarks._scene_maker import Filling, Maker, Scene, make_scene
 from benchmarks._scene_photos import Material, class_names, read_material, split_material
-from benchmarks._scene_probe import Head, Lite0, fit_head, photo_pictures
+from benchmarks._scene_probe import Head, Lite0
 from benchmarks._scene_report import Measured, draw, print_report, report
 from benchmarks._scene_sheet import draw_scenes
 from benchmarks._scene_store import Store, right
@@ -64,44 +62,19 @@ def maker(material: Material, options: argparse.Namespace, split: str) -> Maker:
 
 
 def read_head(material: Material, options: argparse.Namespace, probe: Lite0, scorer: Scorer) -> Head:
-    """The probe's head: fitted on train photos, and on scenes of them as windows and as the smaller image show them.
+    """The probe's head: fitted on train photos, and on what is object and what is not in scenes of them.
 
     Its penalty is the best on a fifth of those scenes. Features are kept.
     """
-    labels, parts = photo_features(material, options, probe)
-    chosen_on = [np.zeros(len(labels), np.bool_)]
-    store = Store(options.work, "head", maker(material, options, "head"), scorer, probe)
-    arms = head_arms(KEEPS[0])
-    store.fill(arms, options.head_scenes, lambda text: say(f"head: {text}"))
-    facts = store.facts(options.head_scenes)
-    for arm in arms:
-        seen = store.read(arm, options.head_scenes)
-        labels += [facts[number].label for number in seen.numbers.tolist()]
-        parts.append(seen.features)
-        chosen_on.append(np.asarray(seen.numbers % 5 == 0))
-    return fit_head(np.concatenate(parts), labels, np.concatenate(chosen_on))
-
-
-def photo_features(
-    material: Material, options: argparse.Namespace, probe: Lite0
-) -> tuple[list[str], list[NDArray[np.float16]]]:
-    """Labels and features of some train photos of each class."""
-    path: Path = options.work / "head-photos.npz"
-    chosen = [
+    photos = [
         (name, photo)
-        for name, photos in material.objects.items()
-        for photo in sorted(photos, key=lambda one: KeyedRandom(options.seed, one.key, "head").words(1)[0])[
+        for name, some in material.objects.items()
+        for photo in sorted(some, key=lambda one: KeyedRandom(options.seed, one.key, "head").words(1)[0])[
             : options.head_photos
         ]
     ]
-    if not path.exists():
-        say(f"head: {len(chosen)} train photos")
-        pictures = [picture for _, photo in chosen for picture in photo_pictures(photo)]
-        with path.with_suffix(".part").open("wb") as file:
-            np.savez(file, features=probe.features(pictures))
-        path.with_suffix(".part").replace(path)
-    with np.load(path) as stored:
-        return [name for name, _ in chosen for _ in (0, 1)], [stored["features"]]
+    make = maker(material, options, "head")
+    return fitted_head(options.work / "head", photos, make, options.head_scenes, probe, scorer, KEEPS[0], say)
 
 
 def choose(store: Store, head: Head, options: argparse.Namespace) -> dict[str, Any]:
