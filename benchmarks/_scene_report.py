@@ -43,8 +43,8 @@ def report(
         arms = [one for one in measured if one.arm.shape == "full" or one.arm.keep == keep]
         arms = [one for one in arms if one.arm.way == way or not one.arm.scores]
         chosen = next((one for one in arms if one.arm.selector == choice["selector"]), None)
-        if chosen is None:
-            continue
+        if chosen is None or not any(one.arm.scores == "told" for one in arms):
+            continue  # not measured to its end
         lines = [_line(one, chosen, facts, seed) for one in arms]
         groups.append(
             {"keep": keep, "way": way, "arms": lines, "verdict": _verdict(lines, choice["selector"])}
