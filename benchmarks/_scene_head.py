@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from benchmarks._scene_arms import GRID, PATCH, Arm, Scorer, kept, pieces, resized_grid, views
-from benchmarks._scene_maker import Maker, Photo
+from benchmarks._scene_arms import GRID, Arm, Scorer, kept, pieces, resized_grid, views
+from benchmarks._scene_maker import PATCH, Maker, Photo
 from benchmarks._scene_probe import NOTHING, SIDES, Head, Lite0, fit_head, photo_pictures, square_means
 
 _CHUNK = 100

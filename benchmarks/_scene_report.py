@@ -88,7 +88,9 @@ def _verdict(lines: Sequence[Mapping[str, Any]], chosen: str) -> str:
     told = next(line for line in lines if line["selector"].startswith("told"))
     own = next(line for line in lines if line["selector"] == chosen)
     others = [line for line in lines if line not in (told, own)]
-    ahead, even, behind = [], [], []
+    ahead: list[str] = []
+    even: list[str] = []
+    behind: list[str] = []
     for line in others:
         gap = line["chosen_minus_this"]
         (ahead if gap["low"] > 0 else behind if gap["high"] < 0 else even).append(line["selector"])

@@ -84,7 +84,7 @@ class Store:
 
     def facts(self, scenes: int) -> dict[int, Facts]:
         """Of the first so many scenes that were made, by number."""
-        found = {}
+        found: dict[int, Facts] = {}
         for start in range(0, scenes, CHUNK):
             path = self._folder / "facts" / f"{start:05d}.json"
             if path.exists():

@@ -186,11 +186,8 @@ def run(options: argparse.Namespace) -> None:
     stages = test_stages(choice["selector"], options)
     if not options.report_only:
         for stage in stages:
-            store.fill(
-                stage.arms,
-                stage.scenes,
-                lambda text, its=stage: say(f"test, {its.way} at {its.keep}: {text}"),
-            )
+            name = f"test, {stage.way} at {stage.keep}"
+            store.fill(stage.arms, stage.scenes, lambda text, name=name: say(f"{name}: {text}"))  # type: ignore[misc]
     facts = store.facts(options.scenes)
     measured = {}
     for arm in (arm for stage in stages for arm in stage.arms):

@@ -7,6 +7,7 @@ from functools import partial
 
 from patchsieve.jobs.command_line import run_job
 from patchsieve.pipeline.runs.config_file import config_to_yaml
+from patchsieve.pipeline.shown import say
 from patchsieve.ranker.prove.config import ProveConfig
 
 
@@ -26,11 +27,11 @@ def run(config: ProveConfig) -> int:
     run_id = new_run_id()
     # With --json, standard output is the JSON alone.
     talk = sys.stderr if config.json else sys.stdout
-    proof = prove(config, lambda line: print(line, file=talk, flush=True), run_id=run_id)
-    print(to_json(proof, run_id=run_id) if config.json else "\n".join(["", *report_lines(proof)]))
+    proof = prove(config, lambda line: say(line, file=talk), run_id=run_id)
+    say(*(to_json(proof, run_id=run_id).splitlines() if config.json else ["", *report_lines(proof)]))
     plot = draw_proof(proof) if config.plot else None
     write_report(proof, config.out, settings=config_to_yaml(config), plot=plot, run_id=run_id)
-    print(f"written    {config.out}", file=talk)
+    say(f"written    {config.out}", file=talk)
     return 0
 
 
