@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ def _line(one: Measured, chosen: Measured, facts: Mapping[int, Facts], seed: int
     columns = [chosen.right[there], one.right[here]]
     names = [each.object for each in named], [each.background for each in named]
 
-    def interval(columns: Sequence[NDArray[Any]], of: Any) -> dict[str, float]:
+    def interval(columns: Sequence[NDArray[Any]], of: Any) -> dict[str, float | None]:
         return _as_json(crossed_bootstrap(columns, of, *names, seed=seed))
 
     return {
@@ -80,8 +81,10 @@ def _line(one: Measured, chosen: Measured, facts: Mapping[int, Facts], seed: int
     }
 
 
-def _as_json(interval: Interval) -> dict[str, float]:
-    return {"value": interval.value, "low": interval.low, "high": interval.high}
+def _as_json(interval: Interval) -> dict[str, float | None]:
+    """None where a draw had nothing to divide by: JSON knows no NaN."""
+    values = {"value": interval.value, "low": interval.low, "high": interval.high}
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def _verdict(lines: Sequence[Mapping[str, Any]], chosen: str) -> str:
@@ -100,9 +103,7 @@ def _verdict(lines: Sequence[Mapping[str, Any]], chosen: str) -> str:
             parts.append(f"{words} {', '.join(names)}")
     small = next((line["chosen_over_this"] for line in lines if line["selector"] == "resized"), None)
     if small is not None:
-        parts.append(
-            f"{small['value']:.2f} ({small['low']:.2f} to {small['high']:.2f}) times the image of equal tokens"
-        )
+        parts.append(f"{_span(small, 2)} times the image of equal tokens")
     if told["recognition"]["value"] > 0:
         parts.append(
             f"{own['recognition']['value'] / told['recognition']['value']:.2f} of the bound "
@@ -111,7 +112,7 @@ def _verdict(lines: Sequence[Mapping[str, Any]], chosen: str) -> str:
     advice = "keep windows" if not behind and not even else "nothing shows that selecting pays"
     if behind:
         advice = "resize instead" if "resized" in behind else f"{behind[0]} is better"
-    elif even and small is not None and small["low"] > 1:
+    elif even and small is not None and (small["low"] or 0) > 1:
         advice = "select rather than resize; the scores are not what wins"
     return f"{advice}: {'; '.join(parts)}"
 
@@ -141,8 +142,12 @@ def print_report(found: Mapping[str, Any]) -> None:
         show("share of the ellipse kept at 25 %", ("selector", "object", "texture", "nothing"), rows)
 
 
-def _span(interval: Mapping[str, float]) -> str:
-    return f"{interval['value']:.3f} ({interval['low']:.3f} to {interval['high']:.3f})"
+def _span(interval: Mapping[str, float | None], digits: int = 3) -> str:
+    value, low, high = (
+        "?" if number is None else f"{number:.{digits}f}"
+        for number in (interval[k] for k in ("value", "low", "high"))
+    )
+    return f"{value} ({low} to {high})"
 
 
 def draw(found: Mapping[str, Any], path: Path) -> None:
