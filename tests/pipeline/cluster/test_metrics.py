@@ -66,10 +66,11 @@ def test_prometheus_scrapes_what_the_summary_says(tmp_path: Path) -> None:
         ("text", {"jpg": b"no picture"}),
         ("bare", {"txt": b"no image"}),
     ]
+    (empty := tmp_path / "empty.tar").touch()
     shards = [
         write_shard(tmp_path / "half-bad.tar", half_bad),
         write_shard(tmp_path / "good.tar", photo_samples(4, 2, 64, 64)),
-        write_shard(tmp_path / "empty.tar", []),
+        empty,
     ]
     teacher = save_small_teacher(tmp_path)
     summary = run_score(score_config(shards, tmp_path / "out", teacher, max_bad=0.5))
@@ -108,7 +109,7 @@ def test_prometheus_scrapes_what_the_summary_says(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("ray_cluster")
 def test_prune_tells_the_same_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shards = [write_shard(tmp_path / f"shards/{n}.tar", photo_samples(3 + n, n, 64, 64)) for n in range(2)]
-    empty = write_shard(tmp_path / "shards/empty.tar", [])
+    (empty := tmp_path / "shards/empty.tar").touch()
     out = tmp_path / "out"
     config = prune_config([*shards, empty], out, save_small_ranker(tmp_path), log_format="json")
     summary = prune(make_prune_request(config), make_display("json"), settings=config_to_yaml(config))
