@@ -11,6 +11,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from socket import socketpair
 
+import psutil
 import pytest
 
 from patchsieve.pipeline.errors import ContentError, InfrastructureError
@@ -21,6 +22,7 @@ from patchsieve.pipeline.score.shard import ShardScoring
 from patchsieve.pipeline.score.view_feed import views_here
 from patchsieve.pipeline.scoring.views import View
 from tests.helpers.photos import photo, photo_samples, write_shard
+from tests.helpers.score_processes import wait_until
 from tests.helpers.score_runs import local_scoring, rows_of, save_small_teacher, score_config
 from tests.helpers.tables import CONFIG
 
@@ -146,8 +148,16 @@ def test_decoders_end_with_who_made_them() -> None:
     ).replace("tests.test_decoders", __name__)
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stdout
     child = int(told)
-    # Its pipe to us is closed when it is gone; `run` has waited for that.
-    assert not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text().split()[2]
+
+    def gone() -> bool:
+        """Also where nobody is there to reap it."""
+        try:
+            return psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
+
+    # Its pipe to us, for whose end `run` has waited, is closed a moment before.
+    wait_until(gone, "the decoder ends")
 
 
 def test_a_table_is_the_same_by_processes(tmp_path: Path, teacher: str) -> None:
@@ -161,7 +171,7 @@ def test_a_table_is_the_same_by_processes(tmp_path: Path, teacher: str) -> None:
                 scoring._teacher,
                 scoring._rows,
                 scoring._output,
-                provenance={},
+                provenance={"run_id": "r"},
                 threads=2,
                 processes=processes,
             )
