@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         shown = list_corpora(config)
         say(*([json.dumps(shown)] if config.json else list_lines(shown)))
-        return 0
+        return int(any(corpus["problem"] for corpus in shown))
 
     if action == "once":
         run_job("schedule once", OnceConfig, once, own)

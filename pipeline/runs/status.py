@@ -71,7 +71,7 @@ def read_status(url: str) -> FolderStatus:
         raise UserError(
             f"{url} is no output folder of patchsieve: it has neither {CONFIG_FILE} nor {RUNS_FOLDER}/"
         )
-    if run is None and owner is None:
+    if run is None and owner is None and not output.all_records():
         raise UserError(
             f"{url} holds no run over shards, which is what status tells of: {RUNS_FOLDER}/ is missing"
         )

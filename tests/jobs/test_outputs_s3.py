@@ -190,8 +190,8 @@ def test_a_corpus_whose_output_is_away_does_not_keep_the_others(
     with pytest.raises(SystemExit) as ended:
         schedule(["list", "--source", *corpora.source, "--out", s3.url("tables")])
     assert ended.value.code == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("patchsieve schedule list: listing s3://test-bucket/corpora")
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("s3://test-bucket/corpora: 0/0 shards, listing s3://test-bucket/corpora")
 
 
 def values(sample: PrunedSample) -> tuple[object, ...]:

@@ -28,7 +28,7 @@ def other_teacher(folder: Path) -> list[str]:
 
 
 def other_grid(folder: Path) -> list[str]:
-    other = dataclasses.replace(SMALL_TEACHER, grid=8, patch_size=4)
+    other = dataclasses.replace(SMALL_TEACHER, grid=8)
     return [a_table(folder / "a.parquet"), a_table(folder / "b.parquet", teacher=other)]
 
 

@@ -104,7 +104,7 @@ def test_keys_draw_the_masks(teacher: Teacher) -> None:
         (PHOTOS, {"metric": "l3"}, "metric is 'l3'"),
         ([PHOTOS[0].astype(np.float32)], {}, r"torch\.float32 \[3, 60, 80\]"),
         ([PHOTOS[0][..., :2]], {}, r"torch\.uint8 \[2, 60, 80\]"),
-        ([torch.zeros(1, 3, 8, 8, dtype=torch.uint8)], {}, "neither a PIL image"),
+        ([torch.zeros(1, 3, 8, 8, dtype=torch.uint8)], {}, "neither a file, a PIL image"),
         (PHOTOS[0], {}, "into a list"),
         (Image.fromarray(PHOTOS[0]), {}, "into a list"),
     ],

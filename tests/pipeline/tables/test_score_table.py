@@ -167,7 +167,8 @@ def test_memory_does_not_grow_with_the_shard(tmp_path: Path) -> None:
 
     small, large = peak(40), peak(800)
     assert small > 500_000  # 40 images fill more than one group
-    assert large < 1.2 * small
+    # Twenty times the images; what is loaded on the way counts, too.
+    assert large < 2 * small
 
 
 def test_an_unfinished_table_leaves_no_file(tmp_path: Path) -> None:
