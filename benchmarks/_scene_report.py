@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from benchmarks._common import show
 from benchmarks._scene_arms import Arm
 from benchmarks._scene_intervals import crossed_bootstrap
 from benchmarks._scene_store import Facts
+from patchsieve.ranker.evaluate.report_parts import plain
 from patchsieve.ranker.learning.agreement import Interval
 
 SAID = {
@@ -83,8 +83,7 @@ def _line(one: Measured, chosen: Measured, facts: Mapping[int, Facts], seed: int
 
 def _as_json(interval: Interval) -> dict[str, float | None]:
     """None where a draw had nothing to divide by: JSON knows no NaN."""
-    values = {"value": interval.value, "low": interval.low, "high": interval.high}
-    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+    return {name: plain(getattr(interval, name)) for name in ("value", "low", "high")}
 
 
 def _verdict(lines: Sequence[Mapping[str, Any]], chosen: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -26,12 +27,18 @@ def at_least_one(what: str, count: object) -> None:
 def typed(kind: type[T], values: Mapping[str, Any]) -> T:
     """A dataclass of these values, which come from a file: TypeError for one of another type than its field's."""
     made = kind(**values)
-    hints = get_type_hints(kind)
-    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
-        value = getattr(made, field.name)
-        if not _is_a(value, hints[field.name]):
-            raise TypeError(f"{field.name} is a {type(value).__name__}")
+    for name, hint in _fields(kind):  # type: ignore[arg-type]
+        value = getattr(made, name)
+        if not _is_a(value, hint):
+            raise TypeError(f"{name} is a {type(value).__name__}")
     return made
+
+
+@functools.cache
+def _fields(kind: type) -> list[tuple[str, Any]]:
+    # Once for all: an output has thousands of records.
+    hints = get_type_hints(kind)
+    return [(field.name, hints[field.name]) for field in dataclasses.fields(kind)]
 
 
 def _is_a(value: object, hint: Any) -> bool:

@@ -82,7 +82,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Tensor:
 def size_of(data: bytes) -> int:
     """Pixels that an image file announces; 0 for one that announces none, which `decode_image` refuses."""
     try:
-        header = read_header(data)
+        header = read_header(data, scans=False)  # `decode_image` counts them
         if header is not None:
             return header.height * header.width
         _quieten_pillow()

@@ -71,12 +71,13 @@ def read_status(url: str) -> FolderStatus:
         raise UserError(
             f"{url} is no output folder of patchsieve: it has neither {CONFIG_FILE} nor {RUNS_FOLDER}/"
         )
-    if run is None and owner is None and not output.all_records():
+    records = output.all_records()
+    if run is None and owner is None and not records:
         raise UserError(
             f"{url} holds no run over shards, which is what status tells of: {RUNS_FOLDER}/ is missing"
         )
     identity = config["identity"] if config is not None else None
-    done = {key: record for key, record in output.all_records().items() if record.identity == identity}
+    done = {key: record for key, record in records.items() if record.identity == identity}
     asked, outdated = _shards_of(run, done) if run is not None else ({}, set())
     failures = {}
     for key, failure in output.failed().items():

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from patchsieve import __version__
 from patchsieve.pipeline.runs.config_file import with_run_id
-from patchsieve.pipeline.storage import absolute_url, commit_bytes, join
 from patchsieve.ranker.evaluate.measure import RANKER, TOP_SHARES, Agreement, Evaluation
 from patchsieve.ranker.evaluate.reconstruction import SHARES, SPACES, ReconstructionCurve
+from patchsieve.ranker.evaluate.report_parts import columns, commit_files, plain
 from patchsieve.ranker.learning.agreement import Interval
 
 REPORT_FILE = "evaluation.json"
@@ -28,11 +28,9 @@ def write_report(
     evaluation: Evaluation, folder: str, *, settings: bytes, plot: bytes | None, run_id: str
 ) -> None:
     """Write the settings (YAML), the plot if there is one, and the JSON last, in a folder (path or URL)."""
-    folder = absolute_url(folder)
-    commit_bytes(with_run_id(settings, run_id), join(folder, REPORT_SETTINGS), run_id=run_id)
-    if plot is not None:
-        commit_bytes(plot, join(folder, REPORT_PLOT), run_id=run_id)
-    commit_bytes(to_json(evaluation, run_id=run_id).encode(), join(folder, REPORT_FILE), run_id=run_id)
+    report = to_json(evaluation, run_id=run_id).encode()
+    files = {REPORT_SETTINGS: with_run_id(settings, run_id), REPORT_PLOT: plot, REPORT_FILE: report}
+    commit_files(folder, files, run_id=run_id)
 
 
 def to_json(evaluation: Evaluation, *, run_id: str) -> str:
@@ -67,23 +65,12 @@ def to_json(evaluation: Evaluation, *, run_id: str) -> str:
         },
         "notes": evaluation.notes,
     }
-    return json.dumps(_plain(about), indent=2, allow_nan=False) + "\n"
+    return json.dumps(plain(about), indent=2, allow_nan=False) + "\n"
 
 
 def _agreement_json(agreement: Agreement) -> dict[str, Any]:
     names = [field.name for field in dataclasses.fields(agreement) if field.name != "per_image"]
     return {name: getattr(agreement, name) for name in names}
-
-
-def _plain(value: Any) -> Any:
-    """What JSON can hold: intervals as objects, numbers that are none as null."""
-    if isinstance(value, Interval):
-        value = dataclasses.asdict(value)
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def report_lines(evaluation: Evaluation) -> list[str]:
@@ -151,19 +138,6 @@ def _reconstruction_table(curves: Mapping[str, ReconstructionCurve]) -> list[str
         less = curve.versus_ranker.get("pixel")
         rows.append([name, *cells, _interval(less[1], signed=True, digits=4) if less else ""])
     return columns([head, *rows])
-
-
-def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of equal length as lines, with columns as wide as they need; the first one to the left."""
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    return ["  " + "  ".join(_aligned(row, widths)).rstrip() for row in rows]
-
-
-def _aligned(row: Sequence[str], widths: Sequence[int]) -> Iterable[str]:
-    return (
-        cell.rjust(width) if place else cell.ljust(width)
-        for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-    )
 
 
 def _interval(interval: Interval, *, signed: bool = False, digits: int = 3) -> str:

@@ -8,18 +8,18 @@ arms/ARM.json           what the arm gets right on the test images
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-import safetensors
 import safetensors.torch
 import torch
 
 from patchsieve.pipeline import storage
-from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.errors import DamagedFileError, UserError
 from patchsieve.pipeline.output.owner import create_once
 from patchsieve.ranker.prove.arms import Arm
 from patchsieve.ranker.prove.measure import ArmResult, Cost, Fitted
@@ -44,16 +44,17 @@ class Records:
 
     def fitted(self, arm: Arm) -> Fitted | None:
         """What was fitted before, None where nothing was."""
-        data = self._read(FITS_FOLDER, f"{arm.id}.safetensors")
-        if data is None:
+        url = self._url(FITS_FOLDER, f"{arm.id}.safetensors")
+        if (data := _content(url)) is None:
             return None
-        url = storage.join(self._folder, FITS_FOLDER, f"{arm.id}.safetensors")
-        try:
+        with _reading(url):
             tensors = safetensors.torch.load(data)
             length = int.from_bytes(data[:8], "little")
             about = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][_ABOUT])
+            identity = about["identity"]
+        self._check(identity, url)
+        with _reading(url):
             probe = Probe(**{name: tensors[name].numpy() for name in _probe_fields()})
-            self._check(about, url)
             return Fitted(
                 arm=arm,
                 numbers=about["numbers"],
@@ -61,8 +62,6 @@ class Records:
                 cost=Cost(**about["cost"]),
                 probe=probe,
             )
-        except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
-            raise _damaged(url, error) from None
 
     def write_fitted(self, fitted: Fitted) -> None:
         """Keep the classifier of an arm."""
@@ -79,15 +78,16 @@ class Records:
 
     def tested(self, arm: Arm, images: int, contents: str) -> ArmResult | None:
         """What was tested before on as many images of shards of these contents, None where nothing was."""
-        data = self._read(ARMS_FOLDER, f"{arm.id}.json")
-        if data is None:
+        url = self._url(ARMS_FOLDER, f"{arm.id}.json")
+        if (data := _content(url)) is None:
             return None
-        url = storage.join(self._folder, ARMS_FOLDER, f"{arm.id}.json")
-        try:
+        with _reading(url):
             about = json.loads(data)
-            self._check(about, url)
-            if (about["images"], about["contents"]) != (images, contents):
-                raise UserError(f"{url} was tested on other images: the test shards have changed since")
+            identity, tested_on = about["identity"], (about["images"], about["contents"])
+        self._check(identity, url)
+        if tested_on != (images, contents):
+            raise UserError(f"{url} was tested on other images: the test shards have changed since")
+        with _reading(url):
             packed = {
                 name: np.frombuffer(bytes.fromhex(bits), np.uint8) for name, bits in about["right"].items()
             }
@@ -99,8 +99,6 @@ class Records:
                 test_cost=Cost(**about["test_cost"]),
                 right={name: np.unpackbits(bits, count=images) == 1 for name, bits in packed.items()},
             )
-        except (ValueError, KeyError, TypeError) as error:
-            raise _damaged(url, error) from None
 
     def write_tested(self, tested: ArmResult, contents: str) -> None:
         """Keep what an arm gets right; `contents`: digest of what was tested on."""
@@ -126,30 +124,42 @@ class Records:
         data = json.dumps(content, indent=1, sort_keys=True, allow_nan=False).encode()
         if create_once(url, data, run_id=self._run_id):
             return content
-        try:
-            stored: dict[str, Any] = json.loads(storage.read_bytes(url))
-            self._check(stored, url)
-            return stored
-        except (ValueError, KeyError, TypeError) as error:
-            raise _damaged(url, error) from None
+        with _reading(url):
+            stored = storage.read_object(url)
+            identity = stored["identity"]
+        self._check(identity, url)
+        return stored
 
-    def _check(self, about: Mapping[str, Any], url: str) -> None:
-        if about["identity"] != self._identity:
+    def _check(self, identity: object, url: str) -> None:
+        if identity != self._identity:
             raise UserError(f"{url} is of another measurement: write to another folder, or remove it")
 
-    def _read(self, folder: str, name: str) -> bytes | None:
-        try:
-            return storage.read_bytes(storage.join(self._folder, folder, name))
-        except FileNotFoundError:
-            return None
+    def _url(self, folder: str, name: str) -> str:
+        return storage.join(self._folder, folder, name)
 
     def _write(self, data: bytes, folder: str, name: str) -> None:
-        storage.commit_bytes(data, storage.join(self._folder, folder, name), run_id=self._run_id)
+        storage.commit_bytes(data, self._url(folder, name), run_id=self._run_id)
+
+
+def _content(url: str) -> bytes | None:
+    try:
+        return storage.read_bytes(url)
+    except FileNotFoundError:
+        return None
 
 
 def _probe_fields() -> list[str]:
     return [field.name for field in dataclasses.fields(Probe)]
 
 
-def _damaged(url: str, error: Exception) -> UserError:
-    return UserError(f"{url} was not written by patchsieve prove, or is damaged ({error!r}): remove it")
+@contextlib.contextmanager
+def _reading(url: str) -> Iterator[None]:
+    """`storage.parsing`, with the way out of it."""
+    try:
+        with storage.parsing(url):
+            yield
+    except DamagedFileError as error:
+        cause = error.__cause__ or error
+        raise UserError(
+            f"{url} was not written by patchsieve prove, or is damaged ({cause!r}): remove it"
+        ) from None

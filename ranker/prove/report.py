@@ -5,14 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from patchsieve import __version__
 from patchsieve.pipeline.runs.config_file import with_run_id
-from patchsieve.pipeline.storage import absolute_url, commit_bytes, join
-from patchsieve.ranker.evaluate.report import columns
+from patchsieve.ranker.evaluate.report_parts import columns, commit_files, plain
 from patchsieve.ranker.learning.agreement import Interval, mean_interval
 from patchsieve.ranker.prove.arms import Axis
 from patchsieve.ranker.prove.measure import REGIMES, ArmResult
@@ -68,11 +66,9 @@ class Proof:
 
 def write_report(proof: Proof, folder: str, *, settings: bytes, plot: bytes | None, run_id: str) -> None:
     """Write the settings (YAML), the plot if there is one, and the JSON last, in a folder (path or URL)."""
-    folder = absolute_url(folder)
-    commit_bytes(with_run_id(settings, run_id), join(folder, REPORT_SETTINGS), run_id=run_id)
-    if plot is not None:
-        commit_bytes(plot, join(folder, REPORT_PLOT), run_id=run_id)
-    commit_bytes(to_json(proof, run_id=run_id).encode(), join(folder, REPORT_FILE), run_id=run_id)
+    report = to_json(proof, run_id=run_id).encode()
+    files = {REPORT_SETTINGS: with_run_id(settings, run_id), REPORT_PLOT: plot, REPORT_FILE: report}
+    commit_files(folder, files, run_id=run_id)
 
 
 def to_json(proof: Proof, *, run_id: str) -> str:
@@ -92,7 +88,7 @@ def to_json(proof: Proof, *, run_id: str) -> str:
         "verdicts": [dataclasses.asdict(one) for one in proof.verdicts],
         "notes": list(proof.notes),
     }
-    return json.dumps(_plain(about), indent=1, allow_nan=False) + "\n"
+    return json.dumps(plain(about), indent=1, allow_nan=False) + "\n"
 
 
 def _arm_json(proof: Proof, arm: ArmResult) -> dict[str, Any]:
@@ -106,19 +102,8 @@ def _arm_json(proof: Proof, arm: ArmResult) -> dict[str, Any]:
         "penalty": arm.penalty.value,
         "train_cost": dataclasses.asdict(arm.train_cost),
         "test_cost": dataclasses.asdict(arm.test_cost),
-        "accuracy": {
-            name: dataclasses.asdict(found) for name, found in accuracy.items() if found is not None
-        },
+        "accuracy": {name: found for name, found in accuracy.items() if found is not None},
     }
-
-
-def _plain(value: Any) -> Any:
-    """What JSON can hold: numbers that are none as null."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def report_lines(proof: Proof) -> list[str]:

@@ -277,10 +277,10 @@ class _Run:
 
     def choose(self, shards: Sequence[str], run_id: str) -> dict[str, Any]:
         """Fix the selector that is tested, once for this folder: the best on the validation split, over all ratios."""
+        ratios = self._config.ratios
         found = {
             name: sum(self._fitted[selector_arm(name, keep).id].penalty.accuracy for keep in ratios)
             / len(ratios)
-            for ratios in [self._config.ratios]
             for name in self._candidates
         }
         why = "the best on the validation split" if self._config.selector == "auto" else "as asked for"
