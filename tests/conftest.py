@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import tests.helpers.quick_start.sitecustomize  # noqa: F401 -- for this process
-from tests.helpers.checkout import python_path
+from tests.helpers.checkout import QUICK_START, python_path
 
 if TYPE_CHECKING:
     from tests.helpers.pretended_gpu.device import Device
@@ -41,6 +42,22 @@ os.environ.update(
 TORCH_THREADS = 1
 
 _known_sessions: set[Path] = set()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Of this process Ray's workers are forked, for all processes of the suite."""
+    if "PATCHSIEVE_ZYGOTE" in os.environ or not hasattr(os, "pidfd_open"):
+        return
+    RAY_TEMPORARY.mkdir()
+    os.environ["PATCHSIEVE_ZYGOTE"] = address = str(RAY_TEMPORARY / "zygote")
+    zygote = subprocess.Popen(
+        [sys.executable, QUICK_START / "zygote.py", address, str(os.getpid())],
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # no threads that forks would lack
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    config.add_cleanup(zygote.wait)
+    config.add_cleanup(zygote.kill)
 
 
 def pytest_unconfigure() -> None:

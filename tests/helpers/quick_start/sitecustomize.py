@@ -2,13 +2,15 @@
 
 That takes half of what the start of a process takes, and the tests start hundreds. Python imports a module of this
 name at its start; tests/conftest.py puts this folder where every process of a test looks for it. What asks for the
-compiler later gets the real one.
+compiler later gets the real one. Ray's workers do not even start themselves: see zygote.py.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.abc
 import importlib.machinery
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +19,9 @@ from typing import Any
 
 PACKAGES = ("timm", "torchvision")
 COMPILER = "torch._dynamo"
+WORKERS = tuple(
+    os.path.join("ray", "_private", "workers", f"{name}_worker.py") for name in ("setup", "default")
+)
 
 
 def _disable(
@@ -75,3 +80,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 if not any(type(finder).__name__ == _Finder.__name__ for finder in sys.meta_path):
     sys.meta_path.insert(0, _Finder())
+
+zygote = os.environ.get("PATCHSIEVE_ZYGOTE")
+if zygote is not None and sys.orig_argv[1:] and sys.orig_argv[1].endswith(WORKERS):
+    importlib.import_module("hand_over").hand_over(zygote)

@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 from ray.cluster_utils import Cluster
 
 from tests.helpers.checkout import ROOT, python_path
+from tests.helpers.forks import above
 
 STORE_BYTES = 100 * 2**20
 SHUTDOWN_S = 60
@@ -109,8 +109,8 @@ def main() -> None:
 
 
 def _node_of(nodes: list[Any], pid: int) -> Any:
-    above = {parent.pid for parent in psutil.Process(pid).parents()}
-    (node,) = [node for node in nodes if node.all_processes["raylet"][0].process.pid in above]
+    starters = {process.pid for process in above(pid)}
+    (node,) = [node for node in nodes if node.all_processes["raylet"][0].process.pid in starters]
     return node
 
 

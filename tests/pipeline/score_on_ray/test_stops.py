@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.helpers.faults import Faults
+from tests.helpers.forks import below
 from tests.helpers.photos import photo_samples, write_shard
 from tests.helpers.score_processes import leftovers, run_here, score_process
 from tests.helpers.score_runs import rows_of, save_small_teacher, score_config, score_here
@@ -45,7 +46,7 @@ def test_stopped_by_signals_with_a_second_run_refused_meanwhile(
                 (line,) = [line for line in capsys.readouterr().err.splitlines() if "in use" in line]
                 assert f"{out} is in use by run " in line
                 assert f"(process {run.process.pid})" in line
-            below = psutil.Process(run.process.pid).children(recursive=True)
+            its_own = below(run.process.pid)
             assert run.stop(number, group=group) == 128 + number, run.output
         # By the main thread, or where that is held up for a second by the one that watches.
         assert re.search(rf"stopped by {number.name}(: |, tidied up)", run.output)
@@ -54,7 +55,7 @@ def test_stopped_by_signals_with_a_second_run_refused_meanwhile(
         assert list(scratch.iterdir()) == []
         for table in (out / "scores").iterdir():
             pq.read_table(table)
-        _gone, left = psutil.wait_procs(below, timeout=90)
+        _gone, left = psutil.wait_procs(its_own, timeout=90)
         assert left == [], "Ray ends with the run"
     # Nobody tells the actor of this one, which holds a shard; the next run does not wait until it is gone.
     (tmp_path / "SIGKILL").mkdir()

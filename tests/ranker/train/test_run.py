@@ -19,6 +19,7 @@ from patchsieve.jobs.train import main
 from patchsieve.ranker.model.checkpoint import LoadedRanker, load_ranker
 from patchsieve.ranker.train import run as run_module
 from patchsieve.ranker.train.progress import finished, read_curve
+from tests.helpers.forks import below
 from tests.helpers.pixel_tables import SIDE, write_pixel_table
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -84,7 +85,7 @@ def wait_for(found: Callable[[], bool], process: subprocess.Popen[str]) -> None:
 def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
     """The processes of Ray Train that fit the ranker."""
     found = []
-    for child in psutil.Process(process.pid).children(recursive=True):
+    for child in below(process.pid):
         with contextlib.suppress(psutil.NoSuchProcess):  # ended meanwhile
             if "RayTrainWorker" in " ".join(child.cmdline()):
                 found.append(child)
