@@ -31,6 +31,11 @@ class ActorSize:
     gpus: float
 
 
+def per_place(size: ActorSize) -> int:
+    """Actors that share one place: a GPU where each takes a part of one, else each has its own."""
+    return int(1 / size.gpus) if 0 < size.gpus < 1 else 1
+
+
 def choose_size(
     nodes: Sequence[NodeResources],
     *,

@@ -102,7 +102,7 @@ class _PruneRun:
         self._record.begin()
         if self._request.source.needs_precision:
             session.start()
-            size, slots = actor_size(self._request.config)
+            size, slots, _ = actor_size(self._request.config)
             chosen = precision_on_cluster(self._request.source, size, slots, session.stop.check)
             self._request = self._request.with_precision(chosen)
         self._read_plan()

@@ -7,6 +7,8 @@ worker on a GPU that is taken out never comes up: it holds the GPU, and Ray Data
 from __future__ import annotations
 
 import dataclasses
+import time
+from collections.abc import Callable
 from typing import Literal
 
 from patchsieve.pipeline.cluster.places import Place, Places
@@ -14,32 +16,44 @@ from patchsieve.pipeline.cluster.places import Place, Places
 MOST_DEATHS = 3
 """Of workers while they start, one after the other: then no more are tried."""
 
+PATIENCE_S = 120.0
+"""For how long one on a GPU that is taken out waits for the other workers of its wave to come up."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Leave:
-    """What a worker that comes up may do: `start`, `hold` its GPU and no more, or say `why` nobody can work."""
+    """What a worker that comes up may do: `start`, `hold` its GPU and no more, `pass` its shards on to the next wave,
+    which reaches other GPUs, or say `why` nobody can work.
+    """
 
-    to: Literal["start", "hold", "complain"]
+    to: Literal["start", "hold", "pass", "complain"]
     why: str = ""
 
 
 class Starts:
     """An actor that workers tell how they fare; each is named by its id, and keeps that when it is started again."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        """`now`: seconds."""
+        self._now = now
         self._places = Places()
         self._starting: dict[str, Place] = {}
         self._ready: dict[str, tuple[Place, int]] = {}
         self._deaths = 0
+        self.begin_wave(workers=0, places=0)
         self.reasons: dict[int, str] = {}
 
-    def begin_wave(self) -> None:
-        """The workers that there were are no more."""
+    def begin_wave(self, *, workers: int, places: int) -> None:
+        """The workers that there were are no more. `workers`: asked for now; `places`: of the cluster's GPUs."""
         self._starting.clear()
         self._ready.clear()
+        self._begun: set[str] = set()
+        self._workers, self._devices = workers, places
+        self._patience = self._now() + PATIENCE_S
 
     def begin(self, worker: str, place: Place) -> Leave:
         """A worker begins to start; one that was starting before has died of it."""
+        self._begun.add(worker)
         self._ready.pop(worker, None)
         before = self._starting.pop(worker, None)
         if before is not None and before.gpus:
@@ -55,10 +69,14 @@ class Starts:
         return Leave("start")
 
     def hold(self) -> Leave:
-        """Whether a worker whose GPU is taken out goes on holding it: while another one is at work, or may be soon."""
-        if self._starting or self._ready:
+        """What a worker does whose GPU is taken out. It holds that while another one is at work, or may be soon."""
+        to_come = len(self._begun) < self._workers and self._now() < self._patience
+        if self._starting or self._ready or to_come:
             return Leave("hold")
-        told = "; ".join(f"{place}: {reason}" for place, reason in self._places.out.items())
+        out = self._places.out
+        told = "; ".join(f"{place}: {reason}" for place, reason in out.items())
+        if len(out) < self._devices:
+            return Leave("pass", f"every worker came up on a device that is taken out: {told}")
         return Leave("complain", f"no device is left to work on: {told}")
 
     def end(self, worker: str) -> None:

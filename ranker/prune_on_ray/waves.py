@@ -18,7 +18,7 @@ from ray.util.annotations import RayDeprecationWarning
 
 from patchsieve.pipeline.cluster.nodes import autoscaler_gpus, cluster_nodes
 from patchsieve.pipeline.cluster.places import Place
-from patchsieve.pipeline.cluster.slots import ActorSize, choose_size, count_slots
+from patchsieve.pipeline.cluster.slots import ActorSize, choose_size, count_slots, per_place
 from patchsieve.pipeline.errors import PatchsieveError, UserError
 from patchsieve.pipeline.shards.specs import Shard
 from patchsieve.ranker.prune.config import PruneConfig
@@ -67,7 +67,7 @@ class PruneWaves:
 
         Raises UserError where an actor proved that the run cannot work, PatchsieveError where none comes up.
         """
-        size, slots = actor_size(self._request.config)
+        size, slots, coming = actor_size(self._request.config)
         order = PruneOrder(
             request=ray.put(self._request),
             starts=ray.remote(Starts).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote(),
@@ -76,33 +76,47 @@ class PruneWaves:
             threads=size.cpus,
         )
         try:
-            self._rounds(list(todo), order, size, slots)
+            self._rounds(list(todo), order, size, slots, coming)
         finally:
             # Workers that hold a GPU which is taken out end with it.
             ray.kill(order.starts, no_restart=True)
 
-    def _rounds(self, left: list[Shard], order: PruneOrder, size: ActorSize, slots: int) -> None:
-        for attempt in range(1, ROUNDS + 1):
+    def _rounds(self, left: list[Shard], order: PruneOrder, size: ActorSize, slots: int, coming: int) -> None:
+        attempt = 1
+        while left:
             reasons: dict[str, str] = {}
+            out = len(self.taken_out)
             for start in range(0, len(left), WAVE_SHARDS):
-                self._wave(left[start : start + WAVE_SHARDS], order, size, slots, reasons)
+                self._wave(left[start : start + WAVE_SHARDS], order, size, slots, coming, reasons)
             left = [shard for shard in left if shard.id in reasons]
-            if not left:
-                return
+            if len(self.taken_out) > out:
+                continue  # the next round is without those: this one was theirs
             if attempt == ROUNDS:
                 for shard in left:
                     self._fail(shard, attempt, reasons[shard.id])
                     self._show(self)
+                return
+            attempt += 1
 
     def _wave(
-        self, shards: Sequence[Shard], order: PruneOrder, size: ActorSize, slots: int, reasons: dict[str, str]
+        self,
+        shards: Sequence[Shard],
+        order: PruneOrder,
+        size: ActorSize,
+        slots: int,
+        coming: int,
+        reasons: dict[str, str],
     ) -> None:
         """Try each of the shards once; `reasons` gets why another attempt is needed."""
         unheard = {shard.id: shard for shard in shards}
-        most = self._request.config.max_actors or max(1, slots)
-        most = min(most, len(shards))
-        self.actors = most
-        ray.get(order.starts.begin_wave.remote())
+        each = per_place(size)
+        useful = min(self._request.config.max_actors or max(1, slots), len(shards))
+        # Workers on GPUs that are taken out hold those, so that Ray gives others to the useful ones.
+        most = useful + min(each * len(self.taken_out), max(0, slots - useful))
+        least = max(1, min(slots, most))
+        self.actors = useful
+        places = max(slots, coming) // each if size.gpus else 0
+        ray.get(order.starts.begin_wave.remote(workers=least, places=places))
         with _tolerant(), warnings.catch_warnings():
             # Ray 2.60 has no other way to bound an actor's retries; it warns of the one it has.
             warnings.simplefilter("ignore", RayDeprecationWarning)
@@ -112,7 +126,7 @@ class PruneWaves:
                 PruneWorker,
                 fn_constructor_args=(order,),
                 compute=ray.data.ActorPoolStrategy(
-                    min_size=max(1, min(slots, most)), max_size=most, max_tasks_in_flight_per_actor=1
+                    min_size=least, max_size=most, max_tasks_in_flight_per_actor=1
                 ),
                 num_cpus=size.cpus,
                 num_gpus=size.gpus,
@@ -154,8 +168,8 @@ class PruneWaves:
         self._give_up(shard, attempts, reason)
 
 
-def actor_size(config: PruneConfig) -> tuple[ActorSize, int]:
-    """CPUs and GPUs of an actor, and how many the cluster holds now."""
+def actor_size(config: PruneConfig) -> tuple[ActorSize, int, int]:
+    """CPUs and GPUs of an actor, how many of them the cluster holds now, and how many its autoscaler's GPUs would."""
     nodes = cluster_nodes()
     growing = autoscaler_gpus()
     size = choose_size(
@@ -171,7 +185,7 @@ def actor_size(config: PruneConfig) -> tuple[ActorSize, int]:
             f"no node holds an actor of {size.cpus} CPUs and {size.gpus:g} GPUs: change --cpus-per-actor or "
             "--gpus-per-actor"
         )
-    return size, slots
+    return size, slots, int(growing / size.gpus) if size.gpus else 0
 
 
 @contextlib.contextmanager

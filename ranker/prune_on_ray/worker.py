@@ -91,14 +91,17 @@ class PruneWorker:
     def __init__(self, order: PruneOrder) -> None:
         self._order = order
         self._device = ""
-        self._unusable = ""
+        self._unusable = self._passes_on = ""
         self._id, self._place = ray.get_runtime_context().get_actor_id(), this_place()
         leave: Leave = ray.get(order.starts.begin.remote(self._id, self._place))
         while leave.to == "hold":
             time.sleep(HOLD_S)
             leave = ray.get(order.starts.hold.remote())
-        self._unusable = leave.why
-        if self._unusable:
+        if leave.to == "pass":
+            self._passes_on = leave.why
+        elif leave.to == "complain":
+            self._unusable = leave.why
+        if leave.to != "start":
             return
         try:
             with device_faults(memory=True):
@@ -141,6 +144,8 @@ class PruneWorker:
         if self._unusable:
             told = f"the ranker's actor on {self._place.node} cannot start: {self._unusable}"
             return [PruneAnswer(index=index, device=self._device, error=told, unusable=True).to_row()]
+        if self._passes_on:
+            return [PruneAnswer(index=index, device=self._device, error=self._passes_on).to_row()]
         shard = self._request.shards[index]
         try:
             if not self._proven:

@@ -1,4 +1,4 @@
-"""Which process belongs to which, where Ray's workers are forks of the zygote (quick_start)."""
+"""Which process belongs to which, where many are forks of the zygote (quick_start)."""
 
 from __future__ import annotations
 
@@ -8,15 +8,21 @@ import re
 import psutil
 
 
+def worker_of(pid: int) -> int:
+    """The fork that works for a process, or the process itself."""
+    fork = re.fullmatch(r"for (\d+)", psutil.Process(pid).name())
+    return int(fork[1]) if fork else pid
+
+
 def below(pid: int) -> list[psutil.Process]:
     """All processes that a process started, theirs, and the forks that work for them."""
     found = [psutil.Process(pid)]
     for process in found:  # which grows meanwhile
         with contextlib.suppress(psutil.NoSuchProcess):  # ended meanwhile
             found += process.children()
-            fork = re.fullmatch(r"for (\d+)", process.name())
-            if fork:
-                found.append(psutil.Process(int(fork[1])))
+            fork = worker_of(process.pid)
+            if fork != process.pid:
+                found.append(psutil.Process(fork))
     return found[1:]
 
 

@@ -22,6 +22,7 @@ from patchsieve.pipeline.runs.config_file import config_to_yaml
 from patchsieve.pipeline.score.config import ScoreConfig
 from tests.helpers.checkout import ROOT, python_path
 from tests.helpers.faults import Faults
+from tests.helpers.forks import worker_of
 
 DEADLINE_S = 240.0
 STOP_S = 2.2
@@ -66,6 +67,11 @@ class ScoreProcess:
         """What it has printed so far."""
         return self.log.read_text()
 
+    @property
+    def pid(self) -> int:
+        """The process that runs the job, which leads a group."""
+        return worker_of(self.process.pid)
+
     def wait_for(self, condition: Callable[[], object], what: str) -> None:
         """Return when the condition holds; fails when the process ends before."""
         wait_until(lambda: condition() or self.process.poll() is not None, what)
@@ -85,7 +91,7 @@ class ScoreProcess:
         """
         with _standstill(self.log.parent) as lost:
             began = time.monotonic()
-            (os.killpg if group else os.kill)(self.process.pid, number)
+            (os.killpg if group else os.kill)(self.pid, number)
             code = self.end()
             seconds = time.monotonic() - began
         print(f"{number.name}: ended after {seconds:.2f} s, {sum(lost):.2f} s of them lost")

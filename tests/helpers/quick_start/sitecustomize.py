@@ -2,7 +2,7 @@
 
 That takes half of what the start of a process takes, and the tests start hundreds. Python imports a module of this
 name at its start; tests/conftest.py puts this folder where every process of a test looks for it. What asks for the
-compiler later gets the real one. Ray's workers do not even start themselves: see zygote.py.
+compiler later gets the real one. Many processes do not even start themselves: see zygote.py.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 PACKAGES = ("timm", "torchvision")
 COMPILER = "torch._dynamo"
+MODULES = ("patchsieve", "tests.")
 WORKERS = tuple(
     os.path.join("ray", "_private", "workers", f"{name}_worker.py") for name in ("setup", "default")
 )
@@ -81,6 +82,16 @@ class _Finder(importlib.abc.MetaPathFinder):
 if not any(type(finder).__name__ == _Finder.__name__ for finder in sys.meta_path):
     sys.meta_path.insert(0, _Finder())
 
+
+def _is_handed_over(words: list[str]) -> bool:
+    """Ray's workers, and modules of ours, but for those that measure memory."""
+    if words[:1] == ["-m"]:
+        return (
+            words[1].startswith(MODULES) and "memory" not in words[1] and not words[1].endswith("reading_run")
+        )
+    return bool(words) and words[0].endswith(WORKERS)
+
+
 zygote = os.environ.get("PATCHSIEVE_ZYGOTE")
-if zygote is not None and sys.orig_argv[1:] and sys.orig_argv[1].endswith(WORKERS):
+if zygote is not None and _is_handed_over(sys.orig_argv[1:]):
     importlib.import_module("hand_over").hand_over(zygote)

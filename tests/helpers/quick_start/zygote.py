@@ -1,7 +1,7 @@
-"""A process with the heavy imports behind it, of which the Ray workers of tests are forked.
+"""A process with the heavy imports behind it, of which Ray's workers and commands that tests start are forked.
 
-`import torch, ray` takes four seconds of a core, and the suite starts some hundreds of workers. hand_over.py asks for
-a fork that goes on as the new process would: Ray's own program with its arguments, environment, folder, files, limits,
+`import torch, ray` takes four seconds of a core, and the suite starts some hundreds of them. hand_over.py asks for a
+fork that goes on as the new process would: the same program with its arguments, environment, folder, files, limits,
 priority and process group. Ray and what is tested are imported by the fork, so that both see the fork's environment.
 """
 
@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import resource
+import runpy
 import selectors
 import signal
 import socket
@@ -86,9 +87,7 @@ class Zygote:
         if request is not None and _loaded_alike(request["environ"]):
             pid = os.fork()
             if not pid:
-                for key in list(self._selector.get_map().values()):
-                    os.close(key.fd)
-                self._selector.close()
+                self._forget()
                 link.close()
                 return request, files
         for file in files:
@@ -101,6 +100,16 @@ class Zygote:
         else:
             link.close()
         return None
+
+    def _forget(self) -> None:
+        """Close all that is the zygote's, each by its owner: one that is collected later would close a stranger's."""
+        for key in list(self._selector.get_map().values()):
+            for source in (key.fileobj, *(key.data if isinstance(key.data, tuple) else ())):
+                if isinstance(source, socket.socket):
+                    source.close()
+            if isinstance(key.fileobj, int):
+                os.close(key.fileobj)
+        self._selector.close()
 
     def _ended(self, ended: int, pid: int, link: socket.socket) -> None:
         self._selector.unregister(ended)
@@ -167,14 +176,21 @@ class _Environ(type(os.environ)):  # type: ignore[misc]
 
 
 def run(arguments: list[str]) -> None:
-    """As `python FILE ...` would."""
-    sys.orig_argv, sys.argv = [sys.executable, *arguments], list(arguments)
-    sys.path.insert(0, os.path.dirname(os.path.realpath(arguments[0])))
+    """As `python FILE ...` would, or `python -m MODULE ...`."""
+    sys.orig_argv = [sys.executable, *arguments]
+    first, *rest = arguments
     main = ModuleType("__main__")
-    vars(main).update(__file__=arguments[0], __builtins__=__builtins__)
+    vars(main).update(__builtins__=__builtins__)
     sys.modules["__main__"] = main
-    with open(arguments[0], "rb") as file:
-        code = compile(file.read(), arguments[0], "exec")
+    sys.path.insert(0, os.getcwd() if first == "-m" else os.path.dirname(os.path.realpath(first)))
+    if first == "-m":
+        sys.argv = ["-m", *rest[1:]]
+        runpy._run_module_as_main(rest[0])  # type: ignore[attr-defined]
+        return
+    sys.argv = [first, *rest]
+    main.__file__ = first
+    with open(first, "rb") as file:
+        code = compile(file.read(), first, "exec")
     exec(code, vars(main))
 
 

@@ -45,7 +45,7 @@ def test_stopped_by_signals_with_a_second_run_refused_meanwhile(
                 assert run_here(config, tmp_path) == 2
                 (line,) = [line for line in capsys.readouterr().err.splitlines() if "in use" in line]
                 assert f"{out} is in use by run " in line
-                assert f"(process {run.process.pid})" in line
+                assert f"(process {run.pid})" in line
             its_own = below(run.process.pid)
             assert run.stop(number, group=group) == 128 + number, run.output
         # By the main thread, or where that is held up for a second by the one that watches.

@@ -116,6 +116,24 @@ def test_a_fault_of_the_gpu_ends_the_process_and_its_shard_is_tried_again(
     assert pids.count((tmp_path / "broke").read_text()) == 1
 
 
+def test_fewer_actors_than_gpus_reach_another_gpu_where_the_first_one_fails(
+    shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Worker(PruneWorker):
+        def _start(self) -> None:
+            if not (tmp_path / "first").exists():
+                (tmp_path / "first").write_text(self._place.gpus[0])
+            if self._place.gpus == ((tmp_path / "first").read_text(),):
+                dead()
+            super()._start()
+
+    summary = run_with(Worker, shards[:2], tmp_path, monkeypatch, max_actors=1)
+    assert (summary.exit_code, summary.done, summary.failed) == (0, 2, {})
+    ((name, fault),) = summary.taken_out.items()
+    assert name.startswith(f"GPU {(tmp_path / 'first').read_text()} of node ")
+    assert "ECC error" in fault
+
+
 def test_where_every_gpu_fails_the_run_says_so(
     shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,7 +141,9 @@ def test_where_every_gpu_fails_the_run_says_so(
         def _start(self) -> None:
             dead()
 
-    with pytest.raises(PatchsieveError, match=r"no device is left to work on: GPU . of node .*ECC error"):
+    with pytest.raises(
+        PatchsieveError, match=r"no device is left to work on: GPU . of .*ECC error.*; GPU . of"
+    ):
         run_with(Worker, shards[:2], tmp_path, monkeypatch, max_actors=1)
 
 

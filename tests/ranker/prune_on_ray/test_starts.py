@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from patchsieve.pipeline.cluster.places import DEATHS, Place
-from patchsieve.ranker.prune_on_ray.starts import MOST_DEATHS, Leave, Starts
+from patchsieve.ranker.prune_on_ray.starts import MOST_DEATHS, PATIENCE_S, Leave, Starts
 
 START, HOLD = Leave("start"), Leave("hold")
 BAD, GOOD, CPUS = (Place("host", "0123456789", gpus) for gpus in (("0",), ("1",), ()))
@@ -50,8 +50,28 @@ def test_workers_of_the_wave_before_are_not_waited_for() -> None:
     starts.begin("good", GOOD)
     starts.end("good")
     break_down(starts, DEATHS)
-    starts.begin_wave()
+    starts.begin_wave(workers=1, places=1)
     assert starts.begin("next", BAD).to == "complain"
+
+
+def test_one_that_comes_up_first_on_a_gpu_taken_out_waits_for_the_others_and_then_passes_its_shards_on() -> (
+    None
+):
+    clock = [0.0]
+    starts = Starts(lambda: clock[0])
+    break_down(starts, DEATHS)
+    starts.begin_wave(workers=2, places=2)
+    assert starts.begin("bad", BAD) == HOLD
+    assert starts.begin("good", GOOD) == START
+    starts.begin_wave(workers=2, places=2)
+    assert starts.begin("bad", BAD) == HOLD
+    clock[0] += PATIENCE_S
+    assert starts.hold() == Leave(
+        "pass", f"every worker came up on a device that is taken out: {BAD}: {DEAD}"
+    )
+    # Where there are no other places it is not only this wave that cannot work.
+    starts.begin_wave(workers=1, places=1)
+    assert starts.begin("bad", BAD).to == "complain"
 
 
 def test_a_worker_that_finishes_a_shard_ends_the_row() -> None:
