@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -37,7 +38,7 @@ from patchsieve.pipeline.storage import absolute_url, read_bytes, redact
 from patchsieve.pipeline.teacher.build import build_teacher
 from patchsieve.pipeline.teacher.checkpoint import TeacherFile, read_teacher
 from patchsieve.pipeline.teacher.model import MaskedAutoencoder
-from patchsieve.pipeline.teacher.ready import choose_precision
+from patchsieve.pipeline.teacher.ready import choose_precision, prepare_teacher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,11 @@ class Teacher:
     model: MaskedAutoencoder
     device: torch.device
     precision: Precision
+
+    @functools.cached_property
+    def ready(self) -> MaskedAutoencoder:
+        """The model as it is evaluated on the device in this precision: made once."""
+        return prepare_teacher(self.model, self.precision, self.device)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,6 @@ from patchsieve.pipeline.images.patches import IMAGENET_STD, normalise, take_pat
 from patchsieve.pipeline.scoring.api import Teacher
 from patchsieve.pipeline.scoring.changes import hidden_patches_pixels
 from patchsieve.pipeline.scoring.scorer import reconstruct
-from patchsieve.pipeline.teacher.ready import prepare_teacher
 from patchsieve.ranker.learning.agreement import Interval, mean_interval, paired_difference
 from patchsieve.ranker.select.selection import Mask, keep_count, topk
 
@@ -98,7 +97,7 @@ def mask_errors(
     teacher: Teacher, patches_ILP: Tensor, keep_IL: Mask, *, batch_size: int = 32
 ) -> NDArray[np.float64]:
     """The errors of `errors_by_share`, float64 `[2, I]`, when each image keeps the patches of its own mask."""
-    model = prepare_teacher(teacher.model, teacher.precision, teacher.device)
+    model = teacher.ready
     positions = patches_ILP.shape[1]
     deviation_P = torch.tensor(IMAGENET_STD, device=teacher.device).repeat(patches_ILP.shape[2] // 3)
     errors = np.zeros((len(SPACES), len(patches_ILP)))
