@@ -93,5 +93,5 @@ def _is_handed_over(words: list[str]) -> bool:
 
 
 zygote = os.environ.get("PATCHSIEVE_ZYGOTE")
-if zygote is not None and _is_handed_over(sys.orig_argv[1:]):
+if zygote and _is_handed_over(sys.orig_argv[1:]):
     importlib.import_module("hand_over").hand_over(zygote)
