@@ -90,6 +90,10 @@ class ProveConfig:
     """Seed of the validation split, of what is random in arms, and of intervals."""
     image_field: str = IMAGE_FIELDS
     """Fields that may hold a sample's image; the first one present is taken."""
+    workers: int | None = None
+    """Share the arms out on Ray, to so many workers; by default all is done in this process."""
+    gpus_per_worker: float | None = None
+    """With --workers: GPUs of each, where the cluster has some; 1 by default, 0 takes processors."""
     plot: bool = True
     """Draw prove.png in OUT."""
     json: bool = False
@@ -98,11 +102,16 @@ class ProveConfig:
     def __post_init__(self) -> None:
         if not self.shards or not self.test:
             raise UserError("name shards to train on, and others to test on with --test")
-        for name in ("limit_train", "limit_test", "background", "seeds", "steps", "batch_size"):
+        for name in ("limit_train", "limit_test", "background", "seeds", "steps", "batch_size", "workers"):
             at_least_one(flag(name), getattr(self, name))
         for name in ("seeds", "steps", "batch_size", "lr"):
             if self.protocol != "finetune" and getattr(self, name) is not None:
                 raise UserError(f"{flag(name)} is for --protocol finetune")
+        if self.gpus_per_worker is not None:
+            if self.workers is None:
+                raise UserError("--gpus-per-worker is for --workers")
+            if not 0 <= self.gpus_per_worker <= 1:
+                raise UserError(f"--gpus-per-worker is {self.gpus_per_worker}, must be from 0 to 1")
         if self.lr is not None and not 0 < self.lr < 1:
             raise UserError(f"--lr is {self.lr}, must lie between 0 and 1")
         for name in ("validation", "tolerance"):

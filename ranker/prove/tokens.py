@@ -119,6 +119,8 @@ class TokenClassifier(nn.Module):
     ) -> None:
         """Copies the transformer, of a masked autoencoder its encoder; `seed`: of the linear layer."""
         super().__init__()
+        assert vit.cls_token is not None, "see check_plain"
+        assert vit.pos_embed is not None, "see check_plain"
         self.grid = grid
         weight, bias = vit.patch_embed.proj.weight, vit.patch_embed.proj.bias
         self.width, self.patch_values = int(weight.shape[0]), 3 * patch_size**2
@@ -147,7 +149,7 @@ class TokenClassifier(nn.Module):
 
     def forward(self, patches_NKP: Tensor, places_NK2: Tensor) -> Tensor:
         """Logits `[N, C]` of uint8 patches at their places."""
-        pixels = patches_NKP.unflatten(-1, (-1, 3)).float() / 255
+        pixels = patches_NKP.reshape(*patches_NKP.shape[:-1], -1, 3).float() / 255
         normal_NKP = ((pixels - self.mean) / self.deviation).flatten(-2)
         logits: Tensor = self.head(encode_tokens(self, normal_NKP, places_NK2, self.grid))
         return logits

@@ -159,6 +159,8 @@ def test_what_cannot_be_measured(small: Path, tmp_path: Path, changes: dict[str,
         ({"seeds": 2}, "--seeds is for --protocol finetune"),
         ({"lr": 1e-3}, "--lr is for --protocol finetune"),
         ({"protocol": "finetune", "seeds": 0}, "--seeds is 0"),
+        ({"workers": 0}, "--workers is 0"),
+        ({"gpus_per_worker": 0.5}, "--gpus-per-worker is for --workers"),
         ({"protocol": "finetune", "lr": 2.0}, "--lr is 2.0, must lie between 0 and 1"),
     ],
 )
