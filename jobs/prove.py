@@ -21,13 +21,19 @@ def run(config: ProveConfig) -> int:
     from patchsieve.pipeline.output.folder import new_run_id
     from patchsieve.ranker.prove.plot import draw_proof
     from patchsieve.ranker.prove.report import report_lines, to_json, write_report
-    from patchsieve.ranker.prove.run import prove
+    from patchsieve.ranker.prove.run import alone, prove
 
     keep_freed_memory()
     run_id = new_run_id()
     # With --json, standard output is the JSON alone.
     talk = sys.stderr if config.json else sys.stdout
-    proof = prove(config, lambda line: say(line, file=talk), run_id=run_id)
+    hire = alone
+    if config.workers is not None:
+        from patchsieve.ranker.prove_on_ray.crew import on_ray
+
+        gpus = 1.0 if config.gpus_per_worker is None else config.gpus_per_worker
+        hire = partial(on_ray, workers=config.workers, gpus_per_worker=gpus)
+    proof = prove(config, lambda line: say(line, file=talk), run_id=run_id, hire=hire)
     say(*(to_json(proof, run_id=run_id).splitlines() if config.json else ["", *report_lines(proof)]))
     plot = draw_proof(proof) if config.plot else None
     write_report(proof, config.out, settings=config_to_yaml(config), plot=plot, run_id=run_id)

@@ -62,6 +62,24 @@ class Arm:
         return self.name if self.keep is None else f"{self.name} at {self.keep:.3g}"
 
 
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """An arm, measured once. `seed`: of what its learning draws, None where it draws nothing."""
+
+    arm: Arm
+    seed: int | None = None
+
+    @property
+    def id(self) -> str:
+        """Name of its files."""
+        return self.arm.id if self.seed is None else f"{self.arm.id}-seed{self.seed}"
+
+    @property
+    def title(self) -> str:
+        """As messages say it."""
+        return self.arm.title if self.seed is None else f"{self.arm.title}, seed {self.seed}"
+
+
 def selector_names(background: int) -> list[str]:
     """All selectors, without a thumbnail and, if there is to be one, with it."""
     return [*SELECTORS, *(f"{way}+{background}" for way in SELECTORS if background)]

@@ -11,7 +11,29 @@ from patchsieve.pipeline.checks import at_least_one, flag
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.row_config import IMAGE_FIELDS
 
-Protocol = Literal["probe"]
+Protocol = Literal["probe", "finetune"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a transformer is fine-tuned, the same for every arm: AdamW, linear warm-up, then half a cosine to 0.
+
+    `lr`: the highest learning rate; `weight_decay`: of matrices alone; `clip`: largest norm of a gradient.
+    """
+
+    steps: int = 1000
+    batch_size: int = 64
+    lr: float = 3e-4
+    weight_decay: float = 0.05
+    clip: float = 1.0
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps in which the learning rate rises: a tenth."""
+        return self.steps // 10
+
+
+DEFAULT_SEEDS = 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,9 +55,19 @@ class ProveConfig:
     teacher: str = "tiny"
     """Teacher whose encoder reads the kept tokens, and whose attention is a control, as for score."""
     backbone: str | None = None
-    """Read images by a model of timm instead: NAME with the weights that timm has, or NAME=FILE with a file's."""
+    """Take a model of timm instead: NAME with the weights that timm has, or NAME=FILE with a file's. Fine-tuning takes
+    a plain ViT, such as vit_small_patch16_224."""
     protocol: Protocol = "probe"
-    """Frozen encoder, and a linear classifier on what it gives."""
+    """probe: a linear classifier on a frozen encoder; finetune: a whole ViT learns, which takes far longer."""
+    seeds: int | None = None
+    """With --protocol finetune: trainings of each arm, that differ by what is drawn; 3 by default, more may be added
+    to a folder later."""
+    steps: int | None = None
+    """With --protocol finetune: optimiser steps, as many for every arm; 1000 by default."""
+    batch_size: int | None = None
+    """With --protocol finetune: images of a step; 64 by default."""
+    lr: float | None = None
+    """With --protocol finetune: the highest learning rate; 3e-4 by default."""
     keep: str = "0.25,0.5"
     """Shares of the patches to keep, with commas between them."""
     background: int | None = None
@@ -58,6 +90,10 @@ class ProveConfig:
     """Seed of the validation split, of what is random in arms, and of intervals."""
     image_field: str = IMAGE_FIELDS
     """Fields that may hold a sample's image; the first one present is taken."""
+    workers: int | None = None
+    """Share the arms out on Ray, to so many workers; by default all is done in this process."""
+    gpus_per_worker: float | None = None
+    """With --workers: GPUs of each, where the cluster has some; 1 by default, 0 takes processors."""
     plot: bool = True
     """Draw prove.png in OUT."""
     json: bool = False
@@ -66,8 +102,18 @@ class ProveConfig:
     def __post_init__(self) -> None:
         if not self.shards or not self.test:
             raise UserError("name shards to train on, and others to test on with --test")
-        for name in ("limit_train", "limit_test", "background"):
+        for name in ("limit_train", "limit_test", "background", "seeds", "steps", "batch_size", "workers"):
             at_least_one(flag(name), getattr(self, name))
+        for name in ("seeds", "steps", "batch_size", "lr"):
+            if self.protocol != "finetune" and getattr(self, name) is not None:
+                raise UserError(f"{flag(name)} is for --protocol finetune")
+        if self.gpus_per_worker is not None:
+            if self.workers is None:
+                raise UserError("--gpus-per-worker is for --workers")
+            if not 0 <= self.gpus_per_worker <= 1:
+                raise UserError(f"--gpus-per-worker is {self.gpus_per_worker}, must be from 0 to 1")
+        if self.lr is not None and not 0 < self.lr < 1:
+            raise UserError(f"--lr is {self.lr}, must lie between 0 and 1")
         for name in ("validation", "tolerance"):
             if not 0 < getattr(self, name) < 1:
                 raise UserError(f"{flag(name)} is {getattr(self, name)}, must lie between 0 and 1")
@@ -79,6 +125,19 @@ class ProveConfig:
         if not self.label.strip(":"):
             raise UserError("--label names no field")
         _ = self.ratios
+
+    @property
+    def drawn(self) -> tuple[int | None, ...]:
+        """The seed of each training of an arm; None alone where nothing is drawn."""
+        if self.protocol == "probe":
+            return (None,)
+        return tuple(range(self.seed, self.seed + (DEFAULT_SEEDS if self.seeds is None else self.seeds)))
+
+    @property
+    def recipe(self) -> Recipe:
+        """How an arm is fine-tuned."""
+        asked = {name: getattr(self, name) for name in ("steps", "batch_size", "lr")}
+        return Recipe(**{name: value for name, value in asked.items() if value is not None})
 
     @property
     def ratios(self) -> tuple[float, ...]:

@@ -1,9 +1,11 @@
 """What a measurement leaves behind, so that a rerun does what is missing: a file for each arm, and the choice.
 
 config.json             what decides the figures (pipeline/output/settings.py)
-fits/ARM.safetensors    the classifier of an arm, fitted to train images
+fits/ARM.safetensors    what was learned from an arm's train images: a classifier, or a transformer
 choice.json             the selector that is tested, written before the test shards are opened
 arms/ARM.json           what the arm gets right on the test images
+
+ARM is followed by -seedN where arms are trained with several.
 """
 
 from __future__ import annotations
@@ -16,14 +18,13 @@ from typing import Any
 
 import numpy as np
 import safetensors.torch
-import torch
 
 from patchsieve.pipeline import storage
 from patchsieve.pipeline.errors import DamagedFileError, UserError
 from patchsieve.pipeline.output.owner import create_once
-from patchsieve.ranker.prove.arms import Arm
-from patchsieve.ranker.prove.measure import ArmResult, Cost, Fitted
-from patchsieve.ranker.prove.probe import Penalty, Probe
+from patchsieve.ranker.prove.arms import Trial
+from patchsieve.ranker.prove.learners import Weights
+from patchsieve.ranker.prove.measure import Cost, Fitted, Tested
 
 FITS_FOLDER, ARMS_FOLDER, CHOICE_FILE = "fits", "arms", "choice.json"
 _ABOUT = "patchsieve"
@@ -42,43 +43,36 @@ class Records:
                 storage.join(self._folder, name) if name else self._folder, keep_run_id=None
             )
 
-    def fitted(self, arm: Arm) -> Fitted | None:
+    def fitted(self, trial: Trial) -> Fitted | None:
         """What was fitted before, None where nothing was."""
-        url = self._url(FITS_FOLDER, f"{arm.id}.safetensors")
+        url = self._fit_url(trial)
         if (data := _content(url)) is None:
             return None
         with _reading(url):
-            tensors = safetensors.torch.load(data)
+            safetensors.torch.load(data)
             length = int.from_bytes(data[:8], "little")
             about = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][_ABOUT])
             identity = about["identity"]
         self._check(identity, url)
         with _reading(url):
-            probe = Probe(**{name: tensors[name].numpy() for name in _probe_fields()})
-            return Fitted(
-                arm=arm,
-                numbers=about["numbers"],
-                penalty=Penalty(**about["penalty"]),
-                cost=Cost(**about["cost"]),
-                probe=probe,
-            )
+            return _fitted(about, trial)
 
-    def write_fitted(self, fitted: Fitted) -> None:
-        """Keep the classifier of an arm."""
-        about = {
-            "identity": self._identity,
-            "arm": fitted.arm.id,
-            "numbers": fitted.numbers,
-            "penalty": dataclasses.asdict(fitted.penalty),
-            "cost": dataclasses.asdict(fitted.cost),
-        }
-        tensors = {name: torch.from_numpy(getattr(fitted.probe, name).copy()) for name in _probe_fields()}
+    def weights(self, trial: Trial) -> Weights:
+        """What was learned in a trial that was fitted before."""
+        url = self._fit_url(trial)
+        with _reading(url):
+            return safetensors.torch.load(storage.read_bytes(url))
+
+    def write_fitted(self, fitted: Fitted, weights: Weights) -> None:
+        """Keep what was learned."""
+        about = {"identity": self._identity, **_about(fitted)}
+        tensors = {name: value.contiguous() for name, value in weights.items()}
         data = safetensors.torch.save(tensors, metadata={_ABOUT: json.dumps(about, sort_keys=True)})
-        self._write(data, FITS_FOLDER, f"{fitted.arm.id}.safetensors")
+        storage.commit_bytes(data, self._fit_url(fitted.trial), run_id=self._run_id)
 
-    def tested(self, arm: Arm, images: int, contents: str) -> ArmResult | None:
+    def tested(self, trial: Trial, images: int, contents: str) -> Tested | None:
         """What was tested before on as many images of shards of these contents, None where nothing was."""
-        url = self._url(ARMS_FOLDER, f"{arm.id}.json")
+        url = self._test_url(trial)
         if (data := _content(url)) is None:
             return None
         with _reading(url):
@@ -91,31 +85,25 @@ class Records:
             packed = {
                 name: np.frombuffer(bytes.fromhex(bits), np.uint8) for name, bits in about["right"].items()
             }
-            return ArmResult(
-                arm=arm,
-                numbers=about["numbers"],
-                penalty=Penalty(**about["penalty"]),
-                train_cost=Cost(**about["train_cost"]),
-                test_cost=Cost(**about["test_cost"]),
+            return Tested(
+                fitted=_fitted(about, trial),
+                cost=Cost(**about["test_cost"]),
                 right={name: np.unpackbits(bits, count=images) == 1 for name, bits in packed.items()},
             )
 
-    def write_tested(self, tested: ArmResult, contents: str) -> None:
-        """Keep what an arm gets right; `contents`: digest of what was tested on."""
+    def write_tested(self, tested: Tested, contents: str) -> None:
+        """Keep what a trial gets right; `contents`: digest of what was tested on."""
         about = {
             "identity": self._identity,
-            "arm": tested.arm.id,
-            "numbers": tested.numbers,
-            "penalty": dataclasses.asdict(tested.penalty),
-            "train_cost": dataclasses.asdict(tested.train_cost),
-            "test_cost": dataclasses.asdict(tested.test_cost),
+            **_about(tested.fitted),
+            "test_cost": dataclasses.asdict(tested.cost),
             "images": len(next(iter(tested.right.values()))),
             "contents": contents,
             "accuracy": {name: float(right_N.mean()) for name, right_N in tested.right.items()},
             "right": {name: np.packbits(right_N).tobytes().hex() for name, right_N in tested.right.items()},
         }
         data = json.dumps(about, indent=1, sort_keys=True, allow_nan=False).encode()
-        self._write(data, ARMS_FOLDER, f"{tested.arm.id}.json")
+        storage.commit_bytes(data, self._test_url(tested.fitted.trial), run_id=self._run_id)
 
     def fix_choice(self, choice: Mapping[str, Any]) -> dict[str, Any]:
         """Write down what is tested, unless that was done; returns what stands."""
@@ -134,11 +122,31 @@ class Records:
         if identity != self._identity:
             raise UserError(f"{url} is of another measurement: write to another folder, or remove it")
 
-    def _url(self, folder: str, name: str) -> str:
-        return storage.join(self._folder, folder, name)
+    def _fit_url(self, trial: Trial) -> str:
+        return storage.join(self._folder, FITS_FOLDER, f"{trial.id}.safetensors")
 
-    def _write(self, data: bytes, folder: str, name: str) -> None:
-        storage.commit_bytes(data, self._url(folder, name), run_id=self._run_id)
+    def _test_url(self, trial: Trial) -> str:
+        return storage.join(self._folder, ARMS_FOLDER, f"{trial.id}.json")
+
+
+def _about(fitted: Fitted) -> dict[str, Any]:
+    return {
+        "trial": fitted.trial.id,
+        "numbers": fitted.numbers,
+        "validation": fitted.validation,
+        "penalty": fitted.penalty,
+        "train_cost": dataclasses.asdict(fitted.cost),
+    }
+
+
+def _fitted(about: Mapping[str, Any], trial: Trial) -> Fitted:
+    return Fitted(
+        trial=trial,
+        numbers=about["numbers"],
+        validation=about["validation"],
+        penalty=about["penalty"],
+        cost=Cost(**about["train_cost"]),
+    )
 
 
 def _content(url: str) -> bytes | None:
@@ -146,10 +154,6 @@ def _content(url: str) -> bytes | None:
         return storage.read_bytes(url)
     except FileNotFoundError:
         return None
-
-
-def _probe_fields() -> list[str]:
-    return [field.name for field in dataclasses.fields(Probe)]
 
 
 @contextlib.contextmanager

@@ -11,8 +11,9 @@ from typing import Any
 from patchsieve import __version__
 from patchsieve.pipeline.runs.config_file import with_run_id
 from patchsieve.ranker.evaluate.report_parts import columns, commit_files, plain
-from patchsieve.ranker.learning.agreement import Interval, mean_interval
+from patchsieve.ranker.learning.agreement import Interval
 from patchsieve.ranker.prove.arms import Axis
+from patchsieve.ranker.prove.intervals import interval
 from patchsieve.ranker.prove.measure import REGIMES, ArmResult
 from patchsieve.ranker.prove.verdict import HEADLINE, Comparison, Verdict
 
@@ -52,15 +53,15 @@ class Proof:
         return None
 
     def interval(self, arm: ArmResult, regime: str) -> Interval | None:
-        """The accuracy of an arm, and its interval over test images; None for a regime that it does not have."""
+        """An arm's accuracy and its interval over test images and seeds; None for a regime that it does not have."""
         return self._intervals.get((arm.arm.id, regime))
 
     @functools.cached_property
     def _intervals(self) -> dict[tuple[str, str], Interval]:
         return {
-            (arm.arm.id, regime): mean_interval(right_N, seed=self.seed)
+            (arm.arm.id, regime): interval(right_SN, seed=self.seed)
             for arm in self.arms
-            for regime, right_N in arm.right.items()
+            for regime, right_SN in arm.right.items()
         }
 
 
@@ -99,10 +100,12 @@ def _arm_json(proof: Proof, arm: ArmResult) -> dict[str, Any]:
         "keep": arm.arm.keep,
         "equal": arm.arm.axis,
         "numbers": arm.numbers,
-        "penalty": arm.penalty.value,
+        "validation": arm.validation,
+        "penalty": arm.penalty,
         "train_cost": dataclasses.asdict(arm.train_cost),
         "test_cost": dataclasses.asdict(arm.test_cost),
         "accuracy": {name: found for name, found in accuracy.items() if found is not None},
+        "by_seed": {name: right_SN.mean(axis=1).tolist() for name, right_SN in arm.right.items()},
     }
 
 
@@ -117,7 +120,7 @@ def report_lines(proof: Proof) -> list[str]:
         f"selector   {proof.choice['selector']}, {proof.choice['why']} ({candidates})",
         f"test       opened once, at {proof.choice['opened']}",
         "",
-        "accuracy by what the classifier was trained on and tested on, and how far the selector is ahead (95 %)",
+        "accuracy by what was trained on and tested on, and how far the selector is ahead (95 %)",
         *_table(proof),
     ]
     for title, found in (("not compared", proof.refused), ("note", proof.notes)):
@@ -165,7 +168,7 @@ def _table(proof: Proof) -> list[str]:
                 f"  {arm.arm.name}" if arm.arm.keep else arm.arm.name,
                 f"{arm.train_cost.tokens:.1f}",
                 f"{arm.train_cost.nbytes / 1000:.2f}",
-                f"{arm.penalty.accuracy:.3f}",
+                f"{arm.validation:.3f}",
                 *("-" if value is None else f"{value:.3f}" for value in accuracies),
                 arm.arm.axis or "",
                 "" if ahead is None else f"{ahead.value:+.3f} ({ahead.low:+.3f} to {ahead.high:+.3f})",

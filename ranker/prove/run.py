@@ -1,4 +1,4 @@
-"""From the configuration of `patchsieve prove` to what was measured, in one process.
+"""From the configuration of `patchsieve prove` to what was measured; who does the work is given.
 
 Train images first: every arm is fitted, and a selector chosen on the validation split. Only then are the test shards
 opened, and that selector and the controls tested.
@@ -6,29 +6,22 @@ opened, and that selector and the controls tested.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from patchsieve.pipeline.compute.device import this_device
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.identity import digest_of
 from patchsieve.pipeline.output.settings import adopt_config
-from patchsieve.pipeline.pruned.codec import ImageCodec
-from patchsieve.pipeline.row_config import DECODER
 from patchsieve.pipeline.shards.specs import Shard, expand_shards
 from patchsieve.pipeline.storage import absolute_url
-from patchsieve.pipeline.teacher.build import build_teacher
-from patchsieve.pipeline.teacher.checkpoint import TeacherFile, read_teacher
-from patchsieve.ranker.baselines.baselines import BaselineSources
-from patchsieve.ranker.baselines.fits import FITS
 from patchsieve.ranker.evaluate.images import trained_contents
 from patchsieve.ranker.prove.arms import (
-    CONTROLS,
-    FITTED,
     FULL,
     Arm,
+    Trial,
     byte_controls,
     references,
     selector_arm,
@@ -36,8 +29,8 @@ from patchsieve.ranker.prove.arms import (
     token_controls,
 )
 from patchsieve.ranker.prove.config import ProveConfig
-from patchsieve.ranker.prove.encoders import Encoder, TeacherEncoder, TimmEncoder
-from patchsieve.ranker.prove.measure import ArmResult, Fitted, Measurement
+from patchsieve.ranker.prove.measure import ArmResult, Fitted, Tested
+from patchsieve.ranker.prove.parts import Inputs, read_inputs
 from patchsieve.ranker.prove.photos import (
     LabelField,
     LabelledPhotos,
@@ -46,56 +39,79 @@ from patchsieve.ranker.prove.photos import (
     usable_test,
     validation_split,
 )
-from patchsieve.ranker.prove.records import ARMS_FOLDER, Records
+from patchsieve.ranker.prove.records import ARMS_FOLDER
 from patchsieve.ranker.prove.report import Proof
 from patchsieve.ranker.prove.verdict import compare_all, judge, over_thumbnail
-from patchsieve.ranker.prove.views import Canvas
-from patchsieve.ranker.prove.workbench import Workbench
-from patchsieve.ranker.select.patch_scorer import PatchScorer, open_patch_source
+from patchsieve.ranker.prove.worker import Alone, Crew, FitOrder, Job, ProveWorker, TestSet
 
-PROVE_VERSION = 1
-"""Raised only when the same settings give other figures. Part of the identity."""
+Hire = Callable[[Job], AbstractContextManager[Crew]]
+"""Who does the work of a job."""
 
 
-def prove(config: ProveConfig, say: Callable[[str], None], *, run_id: str) -> Proof:
+def alone(job: Job) -> AbstractContextManager[Crew]:
+    """All of it in this process."""
+    return nullcontext(Alone(ProveWorker(job, this_device())))
+
+
+def prove(config: ProveConfig, say: Callable[[str], None], *, run_id: str, hire: Hire = alone) -> Proof:
     """Measure, or go on where an earlier run on this folder ended; `say` gets a line on each step.
 
     Raises UserError for what cannot be measured; InfrastructureError where a store fails.
     """
-    parts = _Parts(config)
+    inputs = read_inputs(config)
     train_shards, test_shards = expand_shards(config.shards), expand_shards(config.test)
-    label = LabelField(config.label, config.merged)
-    train = parts.read(train_shards, "train", label, config.limit_train)
+    train = _read(inputs, train_shards, "train", config.limit_train)
     _check_merged(config, train)
     classes = class_names(train)
-    chosen_on_N = validation_split(train, config.validation, config.seed)
-    say(f"train      {len(train)} images of {len(classes)} classes, {int(chosen_on_N.sum())} to choose on")
-    records = parts.adopt(train, test_shards, run_id)
-    measurement = Measurement(train, chosen_on_N, classes, parts.bench, parts.encoder)
-    run = _Run(config, measurement, records, say)
-    run.fit_train(parts.controls)
-    choice = run.choose([shard.name for shard in test_shards], run_id)
-    run.fit_bytes(choice["selector"], parts.controls)
-    test = parts.read(test_shards, "test", label, config.limit_test)
-    if set(test.contents) & trained_contents(parts.ranker):
-        raise UserError(f"{config.ranker} was trained on a test shard: name others with --test")
-    usable, notes = usable_test(test, train, set(classes))
-    say(f"test       {len(usable)} images, to test {choice['selector']} and the controls on")
-    arms = run.test(choice["selector"], parts.controls, usable)
-    return run.conclude(
-        arms,
-        choice,
-        {
-            "protocol": config.protocol,
-            "encoder": parts.encoder.name,
-            "ranker": parts.ranker.name,
-            "train_images": len(train),
-            "validation_images": int(chosen_on_N.sum()),
-            "test_images": len(usable),
-            "classes": len(classes),
-        },
-        [*_notes(train, test, parts.lacking, config), *notes],
+    chosen_on = int(validation_split(train, config.validation, config.seed).sum())
+    say(f"train      {len(train)} images of {len(classes)} classes, {chosen_on} to choose on")
+    job = _adopt(inputs, train, test_shards, run_id)
+    with hire(job) as crew:
+        run = _Run(job, crew, say)
+        run.fit_first()
+        choice = run.choose([shard.name for shard in test_shards])
+        run.fit_rest(choice["selector"])
+        test = _read(inputs, test_shards, "test", config.limit_test)
+        if set(test.contents) & trained_contents(inputs.ranker):
+            raise UserError(f"{config.ranker} was trained on a test shard: name others with --test")
+        usable, notes = usable_test(test, train, set(classes))
+        say(f"test       {len(usable)} images, to test {choice['selector']} and the controls on")
+        arms = run.test(choice["selector"], usable)
+    about = {
+        "protocol": config.protocol,
+        "encoder": inputs.encoder,
+        "ranker": inputs.ranker.name,
+        "seeds": len(config.drawn),
+        "train_images": len(train),
+        "validation_images": chosen_on,
+        "test_images": len(usable),
+        "classes": len(classes),
+    }
+    return run.conclude(arms, choice, about, [*_notes(train, test, inputs.lacking, config), *notes])
+
+
+def _read(inputs: Inputs, shards: Sequence[Shard], split: str, limit: int | None) -> LabelledPhotos:
+    """The labelled images of a split."""
+    config, ranker = inputs.config, inputs.ranker.config
+    return read_photos(
+        shards,
+        split,
+        LabelField(config.label, config.merged),
+        grid=ranker.grid,
+        patch_size=ranker.patch_size,
+        image_field=config.image_field,
+        limit=limit,
     )
+
+
+def _adopt(inputs: Inputs, train: LabelledPhotos, test: Sequence[Shard], run_id: str) -> Job:
+    """The job in its folder; UserError where that holds another measurement."""
+    folder = absolute_url(inputs.config.out)
+    fields = inputs.identity(train, test)
+    stored = adopt_config(folder, fields, other={}, run_id=run_id, records=ARMS_FOLDER)
+    job = Job(inputs=inputs, train=train, folder=folder, identity=stored["identity"], run_id=run_id)
+    job.records().remove_temporaries()
+    return job
 
 
 def _check_merged(config: ProveConfig, train: LabelledPhotos) -> None:
@@ -124,117 +140,13 @@ def _notes(
     return notes
 
 
-def _check_background(config: ProveConfig, grid: int, patch_size: int) -> None:
-    """Refuse a thumbnail that patches do not fill, or that leaves none of what may be kept."""
-    side = config.background or 0
-    least = int(config.ratios[0] * grid**2)
-    if side and (side % patch_size or (side // patch_size) ** 2 >= least):
-        raise UserError(
-            f"--background {side} must be a multiple of {patch_size} px, and take less than the {least} of "
-            f"{grid**2} patches that --keep {config.ratios[0]:g} leaves"
-        )
-
-
-class _Parts:
-    """Ranker, teacher, encoder and what makes views of images."""
-
-    def __init__(self, config: ProveConfig) -> None:
-        names = selector_names(config.background or 0)
-        if config.selector != "auto" and config.selector not in names:
-            raise UserError(f"--selector is {config.selector!r}, must be auto or one of {', '.join(names)}")
-        if config.ranker.startswith("baseline:"):
-            raise UserError(f"--ranker is {config.ranker}: baselines are controls already, name a ranker")
-        strange = set(config.named_controls or ()) - set(CONTROLS)
-        if strange:
-            raise UserError(f"--controls: there is no {min(strange)!r}, only all or {', '.join(CONTROLS)}")
-        self.config, device = config, this_device()
-        source = open_patch_source(config.ranker, fits=None, teacher=None, seed=config.seed)
-        assert source.ranker is not None, "baselines are refused above"
-        self.ranker = source.ranker
-        self.fits: dict[str, Any] = self.ranker.extra.get(FITS) or {}
-        wanted = CONTROLS if config.named_controls is None else config.named_controls
-        self.lacking = [name for name in FITTED if name in wanted and name not in self.fits]
-        self.controls = [name for name in wanted if name not in self.lacking]
-        self.teacher: TeacherFile = read_teacher(config.teacher)
-        ours, theirs = self.ranker.config, self.teacher.config
-        if (ours.grid, ours.patch_size) != (theirs.grid, theirs.patch_size):
-            raise UserError(
-                f"{self.ranker.name} ranks {ours.grid} x {ours.grid} patches of {ours.patch_size} px, --teacher "
-                f"{self.teacher.name} sees {theirs.grid} x {theirs.grid} of {theirs.patch_size} px: name another"
-            )
-        _check_background(config, ours.grid, ours.patch_size)
-        model = build_teacher(self.teacher, device=str(device))
-        self.encoder: Encoder = (
-            TeacherEncoder(model, self.teacher.name, self.teacher.digest, device)
-            if config.backbone is None
-            else TimmEncoder(config.backbone, device)
-        )
-        self.bench = Workbench(
-            Canvas(ours.grid, ours.patch_size, ImageCodec("jpeg", config.quality)),
-            PatchScorer(dataclasses.replace(source, precision="fp32"), device=device, batch_size=32),
-            BaselineSources(
-                grid=ours.grid, patch_size=ours.patch_size, seed=config.seed, fits=self.fits, teacher=model
-            ),
-        )
-
-    def read(
-        self, shards: Sequence[Shard], split: str, label: LabelField, limit: int | None
-    ) -> LabelledPhotos:
-        """The labelled images of a split."""
-        ranker = self.ranker.config
-        return read_photos(
-            shards,
-            split,
-            label,
-            grid=ranker.grid,
-            patch_size=ranker.patch_size,
-            image_field=self.config.image_field,
-            limit=limit,
-        )
-
-    def adopt(self, train: LabelledPhotos, test: Sequence[Shard], run_id: str) -> Records:
-        """The records of this measurement; UserError where the folder holds those of another."""
-        config = self.config
-        taken = (
-            "label",
-            "protocol",
-            "selector",
-            "validation",
-            "seed",
-            "image_field",
-            "quality",
-            "background",
-        )
-        fields = {
-            "job": "prove",
-            "prove_version": PROVE_VERSION,
-            **{name: getattr(config, name) for name in taken},
-            "merge": config.merged,
-            "keep": list(config.ratios),
-            "limit_train": config.limit_train,
-            "limit_test": config.limit_test,
-            "decoder": DECODER,
-            "ranker": self.ranker.digest,
-            "fits": digest_of(self.fits),
-            "teacher": self.teacher.digest,
-            **self.encoder.fields,
-            "train": digest_of(list(train.contents)),
-            "test": digest_of([[shard.name, shard.size] for shard in test]),
-        }
-        folder = absolute_url(config.out)
-        stored = adopt_config(folder, fields, other={}, run_id=run_id, records=ARMS_FOLDER)
-        records = Records(folder, stored["identity"], run_id=run_id)
-        records.remove_temporaries()
-        return records
-
-
 class _Run:
-    """Fits and tests what no record has yet."""
+    """Has fitted and tested what no record has yet."""
 
-    def __init__(
-        self, config: ProveConfig, measurement: Measurement, records: Records, say: Callable[[str], None]
-    ) -> None:
-        self._config, self._measurement, self._records, self._say = config, measurement, records, say
+    def __init__(self, job: Job, crew: Crew, say: Callable[[str], None]) -> None:
+        self._job, self._crew, self._say = job, crew, say
+        self._config, self._records = job.inputs.config, job.records()
+        self._controls = job.inputs.controls
         self._fitted: dict[str, Fitted] = {}
 
     @property
@@ -246,40 +158,50 @@ class _Run:
     def _background(self) -> int:
         return self._config.background or 0
 
-    def fit_train(self, controls: Sequence[str]) -> None:
-        """Fit whole images, all selectors that may be chosen, and the controls of equal tokens."""
-        for arm in references(self._background):
-            self._fit(arm)
+    def fit_first(self) -> None:
+        """With the first seed fit whole images, all selectors that may be chosen, and the controls of equal tokens."""
+        arms = references(self._background)
         for keep in self._config.ratios:
-            selectors = [selector_arm(name, keep) for name in self._candidates]
-            for arm in (*selectors, *token_controls(keep, controls, self._background)):
-                self._fit(arm)
+            arms += [selector_arm(name, keep) for name in self._candidates]
+            arms += token_controls(keep, self._controls, self._background)
+        self._fit([FitOrder(trial=Trial(arm, self._config.drawn[0])) for arm in arms])
 
-    def fit_bytes(self, selector: str, controls: Sequence[str]) -> None:
-        """Fit the controls of the chosen selector's bytes."""
+    def fit_rest(self, selector: str) -> None:
+        """Fit the chosen selector and all controls with every seed, among them those of the selector's bytes."""
+        first, *others = self._config.drawn
+        orders = [FitOrder(trial=Trial(arm, seed)) for seed in others for arm in self._arms(selector)]
+        whole = self._fitted[Trial(Arm(FULL, "reference"), first).id].cost
         for keep in self._config.ratios:
-            equal = self._fitted[selector_arm(selector, keep).id]
-            for arm in byte_controls(keep, controls):
-                self._fit(arm, equal)
+            equal = self._fitted[Trial(selector_arm(selector, keep), first).id].cost
+            orders += [
+                FitOrder(trial=Trial(arm, seed), equal=equal, whole=whole)
+                for seed in self._config.drawn
+                for arm in byte_controls(keep, self._controls)
+            ]
+        self._fit(orders)
 
-    def _fit(self, arm: Arm, equal: Fitted | None = None) -> None:
-        fitted = self._records.fitted(arm)
-        if fitted is None:
-            start = time.monotonic()
-            whole = None if equal is None else self._fitted[FULL].cost
-            fitted = self._measurement.fit(arm, equal=None if equal is None else equal.cost, whole=whole)
-            self._records.write_fitted(fitted)
+    def _arms(self, selector: str) -> list[Arm]:
+        """What is tested, but for the controls of bytes."""
+        arms = references(self._background)
+        for keep in self._config.ratios:
+            arms.append(selector_arm(selector, keep))
+            arms += token_controls(keep, self._controls, self._background)
+        return arms
+
+    def _fit(self, orders: Sequence[FitOrder]) -> None:
+        found = {order.trial.id: self._records.fitted(order.trial) for order in orders}
+        for fitted, seconds in self._crew.fit([one for one in orders if found[one.trial.id] is None]):
+            found[fitted.trial.id] = fitted
             self._say(
-                f"fitted     {arm.title:18} {fitted.penalty.accuracy:.3f} on the validation split, "
-                f"{time.monotonic() - start:.1f} s"
+                f"fitted     {fitted.trial.title:18} {fitted.validation:.3f} on the validation split, {seconds:.1f} s"
             )
-        self._fitted[arm.id] = fitted
+        self._fitted.update({key: fitted for key, fitted in found.items() if fitted is not None})
 
-    def choose(self, shards: Sequence[str], run_id: str) -> dict[str, Any]:
+    def choose(self, shards: Sequence[str]) -> dict[str, Any]:
         """Fix the selector that is tested, once for this folder: the best on the validation split, over all ratios."""
-        ratios = self._config.ratios
+        ratios, seed = self._config.ratios, self._config.drawn[0]
         found = {
-            name: sum(self._fitted[selector_arm(name, keep).id].penalty.accuracy for keep in ratios)
+            name: sum(self._fitted[Trial(selector_arm(name, keep), seed).id].validation for keep in ratios)
             / len(ratios)
             for name in self._candidates
         }
@@ -290,31 +212,28 @@ class _Run:
                 "why": why,
                 "candidates": found,
                 "opened": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                "run_id": run_id,
+                "run_id": self._job.run_id,
                 "test_shards": list(shards),
             }
         )
 
-    def test(self, selector: str, controls: Sequence[str], test: LabelledPhotos) -> list[ArmResult]:
+    def test(self, selector: str, photos: LabelledPhotos) -> list[ArmResult]:
         """Test whole images, the selector and all controls."""
-        arms = references(self._background)
+        arms = self._arms(selector)
         for keep in self._config.ratios:
-            arms += [
-                selector_arm(selector, keep),
-                *token_controls(keep, controls, self._background),
-                *byte_controls(keep, controls),
-            ]
-        contents = digest_of([list(test.contents), list(test.files)])
-        return [self._test(arm, test, contents) for arm in arms]
-
-    def _test(self, arm: Arm, test: LabelledPhotos, contents: str) -> ArmResult:
-        tested = self._records.tested(arm, len(test), contents)
-        if tested is None:
-            start = time.monotonic()
-            tested = self._measurement.test(self._fitted[arm.id], self._fitted[FULL], test)
-            self._records.write_tested(tested, contents)
-            self._say(f"tested     {arm.title:18} {time.monotonic() - start:.1f} s")
-        return tested
+            last = max(place for place, arm in enumerate(arms) if arm.keep == keep)
+            arms[last + 1 : last + 1] = byte_controls(keep, self._controls)
+        test = TestSet(photos=photos, contents=digest_of([list(photos.contents), list(photos.files)]))
+        trials = [Trial(arm, seed) for seed in self._config.drawn for arm in arms]
+        tested: dict[str, Tested] = {}
+        for trial in trials:
+            if (found := self._records.tested(trial, len(photos), test.contents)) is not None:
+                tested[trial.id] = found
+        left = [self._fitted[trial.id] for trial in trials if trial.id not in tested]
+        for one, seconds in self._crew.test(left, test):
+            tested[one.fitted.trial.id] = one
+            self._say(f"tested     {one.fitted.trial.title:18} {seconds:.1f} s")
+        return [ArmResult.of([tested[Trial(arm, seed).id] for seed in self._config.drawn]) for arm in arms]
 
     def conclude(
         self, arms: list[ArmResult], choice: dict[str, Any], about: dict[str, Any], notes: list[str]
@@ -334,7 +253,7 @@ class _Run:
         return Proof(
             about=about,
             choice=choice,
-            validation={name: fitted.penalty.accuracy for name, fitted in self._fitted.items()},
+            validation={name: fitted.validation for name, fitted in self._fitted.items()},
             arms=arms,
             comparisons=comparisons,
             refused=refused,

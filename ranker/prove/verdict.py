@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 
 from patchsieve.pipeline.errors import UserError
-from patchsieve.ranker.learning.agreement import Interval, paired_difference
+from patchsieve.ranker.learning.agreement import Interval
 from patchsieve.ranker.prove.arms import FEWER, JPEG, RESIZE, THUMBNAIL, Axis
+from patchsieve.ranker.prove.intervals import difference
 from patchsieve.ranker.prove.measure import REGIMES, ArmResult, Cost
 
 HEADLINE: dict[Axis, str] = {"tokens": "pruned-pruned", "bytes": "pruned-full"}
@@ -28,7 +29,7 @@ _SAID = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A selector's accuracy less a control's, at one cost and in one regime; paired over test images."""
+    """A selector's accuracy less a control's, at one cost and in one regime; paired over test images and seeds."""
 
     selector: str
     control: str
@@ -70,7 +71,7 @@ def compare(
         keep=selector.arm.keep,
         axis=axis,
         regime=regime,
-        ahead=paired_difference(selector.right[regime], control.right[regime], seed=seed),
+        ahead=difference(selector.right[regime], control.right[regime], seed=seed),
     )
 
 
@@ -109,7 +110,7 @@ def over_thumbnail(selector: ArmResult, arms: Sequence[ArmResult], *, seed: int)
     if alone is None or not selector.arm.background:
         return []
     regime = HEADLINE["tokens"]
-    ahead = paired_difference(selector.right[regime], alone.right[regime], seed=seed)
+    ahead = difference(selector.right[regime], alone.right[regime], seed=seed)
     return [
         f"{selector.arm.title} less its thumbnail alone, which costs {alone.train_cost.tokens:.0f} tokens: "
         f"{_span(ahead, 1)}, {_SAID[regime]}"

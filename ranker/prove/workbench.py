@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -138,7 +138,7 @@ class Workbench:
         self, arm: Arm, photos: LabelledPhotos, numbers: Mapping[str, float], rows: Sequence[int]
     ) -> list[View]:
         """What the arm leaves of some of the images."""
-        with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="views") as pool:
+        with ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="views") as pool:
             return list(pool.map(self._maker(arm, photos, numbers), rows))
 
     def _maker(self, arm: Arm, photos: LabelledPhotos, numbers: Mapping[str, float]) -> Callable[[int], View]:

@@ -18,7 +18,7 @@ from patchsieve.ranker.model.checkpoint import save_ranker
 from patchsieve.ranker.model.ranker import Ranker
 from patchsieve.ranker.prove.config import ProveConfig
 from patchsieve.ranker.prove.report import Proof
-from patchsieve.ranker.prove.run import prove
+from patchsieve.ranker.prove.run import Hire, alone, prove
 from tests.helpers.evaluations import made_up_fits, model_for_teacher, small_teacher
 from tests.helpers.photos import Pixels, encode, write_shard
 from tests.helpers.teachers import SMALL
@@ -109,6 +109,8 @@ def proof_config(folder: Path, **changes: Any) -> ProveConfig:
     return ProveConfig(**{**settings, **changes})
 
 
-def measured(folder: Path, say: Callable[[str], None] = lambda line: None, **changes: Any) -> Proof:
+def measured(
+    folder: Path, say: Callable[[str], None] = lambda line: None, *, hire: Hire = alone, **changes: Any
+) -> Proof:
     """That measurement, done."""
-    return prove(proof_config(folder, **changes), say, run_id="run")
+    return prove(proof_config(folder, **changes), say, run_id="run", hire=hire)

@@ -27,12 +27,12 @@ FLOORS = """
     ranker/select ranker/train
     ranker/evaluate
     ranker/prune ranker/prove
-    ranker/prune_on_ray
+    ranker/prune_on_ray ranker/prove_on_ray
     ranker/demo
     jobs
 """
 FLOOR = {room: number for number, line in enumerate(FLOORS.split("\n")) for room in line.split()}
-RAY_ROOMS = {"pipeline/cluster", "pipeline/score_on_ray", "ranker/prune_on_ray"}
+RAY_ROOMS = {"pipeline/cluster", "pipeline/score_on_ray", "ranker/prune_on_ray", "ranker/prove_on_ray"}
 RAY_FILES = {"ranker/train/run.py"}
 
 

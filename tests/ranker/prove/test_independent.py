@@ -78,5 +78,5 @@ def test_random_patches_are_worth_what_an_independent_script_says(tmp_path: Path
             for name in ("train.tar", "test.tar")
             for labels in [[label for _, label in read(folder / name)]]
         )
-        found.append(accuracy(train, test, arm.penalty.value))
+        found.append(accuracy(train, test, arm.penalty))
     assert interval.low < np.mean(found) < interval.high

@@ -156,6 +156,12 @@ def test_what_cannot_be_measured(small: Path, tmp_path: Path, changes: dict[str,
         ({"quality": 101}, "--quality is 101"),
         ({"limit_test": 0}, "--limit-test is 0"),
         ({"label": ":"}, "--label names no field"),
+        ({"seeds": 2}, "--seeds is for --protocol finetune"),
+        ({"lr": 1e-3}, "--lr is for --protocol finetune"),
+        ({"protocol": "finetune", "seeds": 0}, "--seeds is 0"),
+        ({"workers": 0}, "--workers is 0"),
+        ({"gpus_per_worker": 0.5}, "--gpus-per-worker is for --workers"),
+        ({"protocol": "finetune", "lr": 2.0}, "--lr is 2.0, must lie between 0 and 1"),
     ],
 )
 def test_settings_that_cannot_be(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -11,7 +11,6 @@ import pytest
 from patchsieve.pipeline.errors import UserError
 from patchsieve.ranker.prove.arms import Arm, Axis
 from patchsieve.ranker.prove.measure import REGIMES, ArmResult, Cost
-from patchsieve.ranker.prove.probe import Penalty
 from patchsieve.ranker.prove.verdict import compare, compare_all, judge, over_thumbnail
 
 IMAGES = 200
@@ -33,10 +32,11 @@ def arm(
     return ArmResult(
         arm=Arm(name, role, 0.25, axis),
         numbers={},
-        penalty=Penalty(0.1, 0.5),
+        validation=0.5,
+        penalty=0.1,
         train_cost=cost,
         test_cost=tested,
-        right=dict.fromkeys(regimes, right),
+        right=dict.fromkeys(regimes, right[None]),
     )
 
 
@@ -126,7 +126,7 @@ def test_what_patches_add_to_their_thumbnail() -> None:
     selector = arm("topk", first(120), axis=None)
     mixed = dataclasses.replace(selector, arm=dataclasses.replace(selector.arm, background=48))
     alone = dataclasses.replace(selector, arm=Arm("thumbnail", "reference", background=48))
-    alone = dataclasses.replace(alone, right=dict.fromkeys(REGIMES, first(100)))
+    alone = dataclasses.replace(alone, right=dict.fromkeys(REGIMES, first(100)[None]))
     (note,) = over_thumbnail(mixed, [alone, mixed], seed=0)
     assert note.startswith("topk+48 at 0.25 less its thumbnail alone, which costs 49 tokens: 0.100 (0.0")
     assert over_thumbnail(selector, [alone, selector], seed=0) == []

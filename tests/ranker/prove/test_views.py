@@ -13,8 +13,8 @@ from patchsieve.pipeline.images.decode import decode_image
 from patchsieve.pipeline.images.patches import patchify
 from patchsieve.pipeline.pruned.codec import ImageCodec, pack_mosaic
 from patchsieve.pipeline.pruned.format import PackedRecord, mosaic_columns
-from patchsieve.ranker.prove.encoders import positions_at
 from patchsieve.ranker.prove.quadtree import quadtree
+from patchsieve.ranker.prove.tokens import positions_at
 from patchsieve.ranker.prove.views import (
     Canvas,
     grid_places,

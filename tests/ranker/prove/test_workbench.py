@@ -17,7 +17,7 @@ from patchsieve.pipeline.pruned.codec import ImageCodec
 from patchsieve.pipeline.shards.specs import expand_shards
 from patchsieve.ranker.baselines.baselines import BaselineSources
 from patchsieve.ranker.prove.arms import FULL, Arm, selector_arm, selector_names
-from patchsieve.ranker.prove.encoders import TeacherEncoder, TimmEncoder
+from patchsieve.ranker.prove.encoders import TeacherEncoder, TimmEncoder, load_backbone
 from patchsieve.ranker.prove.photos import LabelField, LabelledPhotos, read_photos
 from patchsieve.ranker.prove.views import Canvas
 from patchsieve.ranker.prove.workbench import Workbench
@@ -89,7 +89,7 @@ def test_fewer_images_are_as_many_as_their_bytes_pay_for(bench: Workbench, photo
 def test_the_teacher_encodes_kept_tokens_as_itself(bench: Workbench, photos: LabelledPhotos) -> None:
     """Whatever else is in the batch, and whole images as its own method does."""
     model = random_teacher(SMALL)
-    encoder = TeacherEncoder(model, "small", "d", CPU)
+    encoder = TeacherEncoder(model, CPU)
     kept = bench.views(Arm("random", "control", 0.25, "tokens"), photos, {}, range(3))
     whole = bench.views(Arm(FULL, "reference"), photos, {}, range(3))
     found = encoder.features([*kept, *whole])
@@ -107,14 +107,15 @@ def test_a_model_of_timm_reads_whole_images(bench: Workbench, photos: LabelledPh
         torch.manual_seed(0)
         model = timm.create_model("test_resnet")
     safetensors.torch.save_file(model.state_dict(), tmp_path / "weights.safetensors")
-    encoder = TimmEncoder(f"test_resnet={tmp_path / 'weights.safetensors'}", CPU)
+    backbone = load_backbone(f"test_resnet={tmp_path / 'weights.safetensors'}")
+    encoder = TimmEncoder(backbone.model, CPU)
     views = bench.views(Arm("random", "control", 0.25, "tokens"), photos, {}, range(3))
     features = encoder.features(views)
     assert features.shape == (3, model.num_features)
     assert len({row.tobytes() for row in features}) == 3
     assert encoder.flops(9) == encoder.flops(36) > 1e6
-    assert encoder.fields == TimmEncoder(f"test_resnet={tmp_path / 'weights.safetensors'}", CPU).fields
+    assert backbone.digest == load_backbone(f"test_resnet={tmp_path / 'weights.safetensors'}").digest
     with pytest.raises(UserError, match=r"--backbone test_vit: cannot load its weights"):
-        TimmEncoder(f"test_vit={tmp_path / 'weights.safetensors'}", CPU)
+        load_backbone(f"test_vit={tmp_path / 'weights.safetensors'}")
     with pytest.raises(UserError, match=r"--backbone: timm has no weights for nest_tiny"):
-        TimmEncoder("nest_tiny", CPU)
+        load_backbone("nest_tiny")

@@ -1,0 +1,1 @@
+"""The arms of `patchsieve prove` shared out on Ray: one trial is one task."""
