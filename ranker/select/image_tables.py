@@ -52,7 +52,13 @@ def find_image_tables(sources: Sequence[str], shards: Sequence[Shard]) -> ImageT
         by_content[file.sha256].append(file)
     sizes = {file.size for file in files}
     unnamed = [shard for shard in shards if shard.name not in by_name and shard.size in sizes]
-    content = dict(zip((shard.id for shard in unnamed), map_threads(content_digest, unnamed), strict=True))
+    content = dict(
+        zip(
+            (shard.id for shard in unnamed),
+            map_threads(lambda shard: content_digest(shard.url), unnamed),
+            strict=True,
+        )
+    )
     content |= {shard.id: _named(shard, by_name[shard.name]) for shard in shards if shard.name in by_name}
     of = {
         key: ScoredShard(urls=tuple(file.url for file in by_content[sha256]), sha256=sha256)
