@@ -46,8 +46,8 @@ class FolderStatus:
     `failed` the shards of the last run, as it found them: shards are not looked at. `errors`: samples by
     stage and reason, most frequent first; `failures`: reason by shard name; `lost`: what is gone of a shard that was
     done, by its name, as far as listings tell: its tar, or its record where the last run ended and did not leave it
-    undone; `last_run`: what `runs/` says of it, without its shards; `owner`: content of `owner.json`, None where no run is writing (or one that died
-    was not followed by another).
+    undone; `last_run`: what `runs/` says of it, without its shards; `owner`: content of `owner.json`, None where no
+    run is writing (or one that died was not followed by another).
     """
 
     url: str

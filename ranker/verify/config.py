@@ -17,7 +17,7 @@ class VerifyConfig:
     out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """Output folder of score, prune or train (any fsspec URL)."""
     sample: float = 0.0
-    """Share of a score table's rows that is scored again from its stored pixels, one of each table at least; 0: none."""
+    """Share of the rows of score tables to score again from stored pixels, one of each table at least; 0: none."""
     teacher: str | None = None
     """Where the teacher lies, for --sample, if it is not where the run found it."""
     fix: bool = False

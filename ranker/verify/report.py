@@ -12,9 +12,9 @@ from patchsieve.pipeline.units import byte_size
 class Report:
     """What was found of the output `url`. `files` and `bytes` were read and are as they were written.
 
-    By path below the output: `damaged`, why; `unverifiable`, what cannot be told. `missing`: what is gone of a shard, by
-    its name. `rows` were scored again and are right, `equal` of them bit for bit. `marked`: records that were moved away,
-    so that the next run makes them again. `owner`: the run that writes there now, "" for none.
+    By path below the output: `damaged`, why; `unverifiable`, what cannot be told. `missing`: what is gone of a shard,
+    by its name. `rows` were scored again and are right, `equal` of them bit for bit. `marked`: records that were moved
+    away, so that the next run makes them again. `owner`: the run that writes there now, "" for none.
     """
 
     url: str
