@@ -16,6 +16,7 @@ COMMANDS = {
     "prune": "write smaller shards with the patches that a ranker puts first",
     "schedule": "have new corpora scored: one tick, or ticks at the times of a cron expression",
     "status": "say what of an output folder is done, missing or failed",
+    "verify": "hold an output against what was recorded of it, bytes and scores",
     "pretrain": "pretrain a small masked autoencoder as a teacher",
     "demo": "score real photographs with the bundled teacher and draw what it found",
 }

@@ -63,13 +63,13 @@ def compare(shard: Shard, record: Record, *, known_tag: str = "") -> State:
 
 def same_content(shard: Shard, record: Record) -> bool:
     """Read the whole shard and compare its SHA-256; raises InfrastructureError where it cannot be read."""
-    return content_digest(shard) == record.sha256
+    return content_digest(shard.url) == record.sha256
 
 
-def content_digest(shard: Shard) -> str:
-    """SHA-256, in hex, of the whole shard; raises InfrastructureError where it cannot be read."""
+def content_digest(url: str) -> str:
+    """SHA-256, in hex, of a whole file; raises InfrastructureError where it cannot be read."""
     digest = hashlib.sha256()
-    with storage.open_stream(shard.url) as stream:
+    with storage.open_stream(url) as stream:
         while chunk := stream.read(_READ_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
@@ -161,7 +161,8 @@ class RecordFolder:
             for name, entry in entries.items()
         ]
         local_buffer = pa.BufferOutputStream()
-        pq.write_table(pa.Table.from_pylist(rows, _CACHE_SCHEMA), local_buffer, compression="zstd")
+        made = pa.Table.from_pylist(rows, _CACHE_SCHEMA)
+        pq.write_table(made, local_buffer, compression="zstd", write_page_checksum=True)
         storage.commit_bytes(local_buffer.getvalue().to_pybytes(), self._cache_url, run_id=run_id)
         self._stale = False
 
@@ -190,7 +191,8 @@ def _read_cache(url: str) -> dict[str, _Entry]:
     """What a cache file holds; nothing for one of another release."""
     entries: dict[str, _Entry] = {}
     with storage.parsing(url):
-        table = pq.read_table(pa.BufferReader(storage.read_bytes(url, limit=_CACHE_LIMIT)))
+        data = pa.BufferReader(storage.read_bytes(url, limit=_CACHE_LIMIT))
+        table = pq.read_table(data, page_checksum_verification=True)
         if table.schema.equals(_CACHE_SCHEMA):
             for batch in table.to_batches(1000):
                 entries.update(_entry(row) for row in batch.to_pylist())

@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from patchsieve.pipeline import storage
 from patchsieve.pipeline.errors import DamagedFileError
 from patchsieve.pipeline.identity import canonical_json
-from patchsieve.pipeline.output.records import METADATA_KEY, verify_file
+from patchsieve.pipeline.output.records import METADATA_KEY
+from patchsieve.pipeline.output.sealed import finish_file
 from patchsieve.pipeline.shards.feed import ShardRecord
 from patchsieve.pipeline.shards.reader import Fault
 
@@ -30,7 +31,7 @@ _LONGEST_COUNTED = 500
 _OTHER_REASONS = "other reasons"
 _GROUP_BYTES = 8 * 2**20
 
-ERRORS_VERSION = 1
+ERRORS_VERSION = 2
 """Raised when columns or metadata of errors files change."""
 
 ERRORS_SCHEMA = pa.schema(
@@ -118,7 +119,7 @@ class FaultLog:
         return {"rows": self.count, "digest": digest.hexdigest()}
 
     def finish(self) -> Path | None:
-        """Write the rest and the footer, and verify the file; where it lies, None where there were no faults."""
+        """Write the rest and the footer, seal and verify the file; where it lies, None where there were no faults."""
         if not self.count:
             return None
         self._flush()
@@ -127,10 +128,8 @@ class FaultLog:
             "digest": self.summary["digest"],
             "run_id": self._run_id,
         }
-        self._writer.add_key_value_metadata({METADATA_KEY.decode(): canonical_json(metadata)})
-        self._writer.close()
+        finish_file(self._writer, self._path, schema=ERRORS_SCHEMA, rows=self.count, metadata=metadata)
         self._writer = None
-        verify_file(self._path, schema=ERRORS_SCHEMA, rows=self.count, metadata=metadata)
         return self._path
 
     def _flush(self) -> None:

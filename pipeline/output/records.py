@@ -45,8 +45,9 @@ class RecordKind:
 class Record:
     """What an output folder needs to know of one record file: small, as there may be 100,000 of them.
 
-    `errors` is the digest of the errors file that belongs to it, "" where there is none. `output_size`: bytes of the
-    file that was written beside it (the tar of a pruned shard), -1 where there is none.
+    `errors` is the digest of the errors file that belongs to it, "" where there is none. `output` and
+    `output_size`: path below the output folder and bytes of the file that was written beside it (the tar of a pruned
+    shard), "" and -1 where there is none.
     """
 
     identity: str
@@ -60,6 +61,7 @@ class Record:
     damaged: bool
     errors: str
     run_id: str
+    output: str = ""
     output_size: int = -1
 
 
@@ -77,12 +79,17 @@ class RecordFooter:
         """The short form; raises DamagedFileError where the metadata lacks what every record has."""
         with storage.parsing(self.url):
             shard = typed(ShardRecord, self.metadata["shard"])
+            output = self.metadata.get("output", {})
+            path = output.get("path", "")
+            if path and {"", ".", ".."} & set(path.split("/")):
+                raise ValueError(f"its output lies at {path!r}")
             values = {
                 "identity": self.metadata["identity"],
                 "rows": self.rows,
                 "errors": self.metadata["errors"]["digest"],
                 "run_id": self.metadata["provenance"]["run_id"],
-                "output_size": self.metadata.get("output", {}).get("size", -1),
+                "output": path,
+                "output_size": output.get("size", -1),
                 **dataclasses.asdict(shard),
             }
             return typed(Record, values)
@@ -94,6 +101,11 @@ def read_footer(url: str, *, size: int | None = None, newest_schema: int | None 
     Raises DamagedFileError for a file that is no record, UserError for one of a schema above `newest_schema`,
     FileNotFoundError where there is none, InfrastructureError where the store fails.
     """
+    return parse_footer(url, pa.py_buffer(read_tail(url, size=size)[0]), newest_schema=newest_schema)
+
+
+def read_tail(url: str, *, size: int | None = None) -> tuple[bytes, int]:
+    """The last bytes of a Parquet file, its footer among them, and the size of the file; errors as in `read_footer`."""
     if size is None:
         size = storage.stat(url).size
     if size is None:
@@ -104,7 +116,7 @@ def read_footer(url: str, *, size: int | None = None, newest_schema: int | None 
         raise DamagedFileError(f"{url} is not a complete Parquet file")
     if needed > len(tail):
         tail = storage.read_range(url, size - needed, size)
-    return parse_footer(url, pa.py_buffer(tail), newest_schema=newest_schema)
+    return tail, size
 
 
 def parse_footer(url: str, tail: pa.Buffer, *, newest_schema: int | None = None) -> RecordFooter:

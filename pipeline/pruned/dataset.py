@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import IterableDataset
 
 from patchsieve.pipeline import storage
-from patchsieve.pipeline.errors import ContentError, UserError
+from patchsieve.pipeline.errors import ContentError, DamagedFileError, UserError
 from patchsieve.pipeline.pruned.format import MAX_SIDE
 from patchsieve.pipeline.pruned.sample import PrunedSample
 from patchsieve.pipeline.pruned.sources import (
@@ -158,7 +158,10 @@ class PrunedDataset(IterableDataset[PrunedSample]):
 
     def _read(self, shard: Shard) -> Generator[PrunedSample, None, bool]:
         """The samples of a shard; returns whether to go on with the next one."""
-        read = self._source.open(shard)
+        try:
+            read = self._source.open(shard)
+        except DamagedFileError as error:
+            return self._handler(error)
         with ShardReader(shard) as reader:
             for item in reader:
                 if isinstance(item, Fault) and item.sample_key is None and item.stage == "sample":

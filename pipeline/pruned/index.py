@@ -15,11 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from patchsieve.pipeline.identity import canonical_json, digest_of
-from patchsieve.pipeline.output.records import METADATA_KEY, RecordKind, verify_file
+from patchsieve.pipeline.identity import digest_of
+from patchsieve.pipeline.output.records import RecordKind
+from patchsieve.pipeline.output.sealed import finish_file
 from patchsieve.pipeline.shards.feed import ShardRecord
 
-INDEX = RecordKind("index", schema_version=1)
+INDEX = RecordKind("index", schema_version=2)
 """Its version is raised when columns or metadata change; older ones stay readable. Not part of the identity."""
 
 SHARDS_FOLDER = "shards"
@@ -149,12 +150,10 @@ class IndexWriter:
             self._flush()
 
     def close(self, metadata: dict[str, Any]) -> None:
-        """Write the rest and the footer with `metadata` (see `index_metadata`), and verify the file."""
+        """Write the rest and the footer with `metadata` (see `index_metadata`), seal and verify the file."""
         self._flush()
-        self._writer.add_key_value_metadata({METADATA_KEY.decode(): canonical_json(metadata)})
-        self._writer.close()
+        finish_file(self._writer, self._local_path, schema=INDEX_SCHEMA, rows=self.rows, metadata=metadata)
         self._writer = None
-        verify_file(self._local_path, schema=INDEX_SCHEMA, rows=self.rows, metadata=metadata)
 
     def _flush(self) -> None:
         if self._pending:

@@ -12,6 +12,7 @@ import tyro
 
 from patchsieve.pipeline import storage
 from patchsieve.pipeline.errors import DamagedFileError, UserError
+from patchsieve.pipeline.output.beside import lost_outputs
 from patchsieve.pipeline.output.faults import read_errors
 from patchsieve.pipeline.output.folder import RUNS_FOLDER, OutputFolder
 from patchsieve.pipeline.output.owner import owner_of
@@ -43,9 +44,10 @@ class FolderStatus:
 
     `done`, `rows` and what follows cover every record with the identity of `config.json`; `missing` and
     `failed` the shards of the last run, as it found them: shards are not looked at. `errors`: samples by
-    stage and reason, most frequent first; `failures`: reason by shard name; `last_run`: what `runs/` says of
-    it, without its shards; `owner`: content of `owner.json`, None where no run is writing (or one that died
-    was not followed by another).
+    stage and reason, most frequent first; `failures`: reason by shard name; `lost`: what is gone of a shard that was
+    done, by its name, as far as listings tell: its tar, or its record where the last run ended and did not leave it
+    undone; `last_run`: what `runs/` says of it, without its shards; `owner`: content of `owner.json`, None where no
+    run is writing (or one that died was not followed by another).
     """
 
     url: str
@@ -58,6 +60,7 @@ class FolderStatus:
     quarantined: int
     errors: dict[str, int]
     failures: dict[str, str]
+    lost: dict[str, str]
     last_run: dict[str, Any] | None
     owner: dict[str, Any] | None
 
@@ -87,10 +90,18 @@ def read_status(url: str) -> FolderStatus:
         if record is None or key in outdated or (failure.size, failure.tag) != (record.size, record.tag):
             failures[key] = failure
     done = {key: record for key, record in done.items() if key not in outdated and key not in failures}
+    lost = {done[key].name: reason for key, reason in lost_outputs(url, done).items()}
+    done = {key: record for key, record in done.items() if record.name not in lost}
+    missing = asked.keys() - done.keys() - failures.keys()
+    left = run.get("missing") if run is not None else None
+    if isinstance(left, list):
+        # A run that ended says which shards it left undone.
+        gone = sorted(missing - outdated - {shard_id(str(name)) for name in [*left, *lost]})
+        lost |= {asked[key]: f"{records_of(config)}/{key}.parquet is gone, or cannot be read" for key in gone}
     return FolderStatus(
         url=url,
         done=len(done),
-        missing=len(asked.keys() - done.keys() - failures.keys()),
+        missing=len(missing | {shard_id(name) for name in lost}),
         failed=len(failures),
         damaged=sum(record.damaged for record in done.values()),
         rows=sum(record.rows for record in done.values()),
@@ -98,6 +109,7 @@ def read_status(url: str) -> FolderStatus:
         quarantined=sum(record.quarantined for record in done.values()),
         errors=_count_errors(output, done),
         failures={failure.shard: failure.reason for failure in failures.values()},
+        lost=lost,
         last_run=None if run is None else {key: run[key] for key in run.keys() - {"shards", "changed"}},
         owner=owner,
     )
@@ -150,6 +162,7 @@ def status_lines(status: FolderStatus) -> list[str]:
         f"rows     {status.rows:,} of {status.samples:,} samples, {status.quarantined:,} of them without a row",
     ]
     lines += [f"error    {count:>7,}  {reason}" for reason, count in list(status.errors.items())[:LISTED]]
+    lines += listed("missing ", [f"{name}: {reason}" for name, reason in status.lost.items()])
     lines += listed("failed  ", [f"{name}: {reason}" for name, reason in status.failures.items()])
     if status.last_run is not None:
         lines.append(f"last run {status.last_run['run_id']} {status.last_run.get('state', '')}")

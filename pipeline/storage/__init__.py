@@ -32,6 +32,7 @@ from patchsieve.pipeline.storage.writing import (
     commit_file,
     create_exclusive,
     make_folder,
+    move,
     remove,
     remove_temporaries,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "list_folder",
     "local_path",
     "make_folder",
+    "move",
     "open_stream",
     "parquet_source",
     "parsing",

@@ -185,6 +185,23 @@ def remove(url: str) -> None:
     _writing(remove_object, url)
 
 
+def move(url: str, target: str) -> None:
+    """Give an object another name in the same store, in place of what has it. Errors as `commit_file`.
+
+    On an object store it is copied first: killed in between, both names have it.
+    """
+    if is_local(url):
+        make_folder(split_name(local_path(target))[0])
+        _writing(lambda: os.replace(local_path(url), local_path(target)), target)
+        for changed in (target, url):
+            _sync_folder(changed)
+        return
+    _store_for_writing(target)
+    store, path = filesystem(url)
+    _writing(lambda: store.cp_file(path, filesystem(target)[1]), target)
+    remove(url)
+
+
 def remove_temporaries(folder_url: str, *, keep_run_id: str | None) -> int:
     """Remove what killed commits left directly in a folder, but for the run `keep_run_id`; returns how many.
 

@@ -17,7 +17,7 @@ from patchsieve.pipeline.output.records import RecordKind
 from patchsieve.pipeline.row_config import Crop, RowConfig, Store
 from patchsieve.pipeline.shards.feed import ShardRecord
 
-SCORES = RecordKind("scores", schema_version=1)
+SCORES = RecordKind("scores", schema_version=2)
 """Its version is raised when columns or metadata change; older ones stay readable. Not part of the row identity."""
 
 ROWS_VERSION = 1

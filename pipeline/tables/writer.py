@@ -11,8 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from patchsieve.pipeline.identity import canonical_json
-from patchsieve.pipeline.output.records import METADATA_KEY, verify_file
+from patchsieve.pipeline.output.sealed import finish_file
 from patchsieve.pipeline.tables.row_buffer import RowBuffer
 from patchsieve.pipeline.tables.schema import Row
 
@@ -83,14 +82,12 @@ class TableWriter:
             self.rows += 1
 
     def close(self, metadata: dict[str, Any]) -> None:
-        """Write the rest and the footer with `metadata` (see `table_metadata`), and verify the file."""
+        """Write the rest and the footer with `metadata` (see `table_metadata`), seal and verify the file."""
         self._flush()
         self._wait()
         self._thread.shutdown()
-        self._writer.add_key_value_metadata({METADATA_KEY.decode(): canonical_json(metadata)})
-        self._writer.close()
+        finish_file(self._writer, self._local_path, schema=self._schema, rows=self.rows, metadata=metadata)
         self._writer = None
-        verify_file(self._local_path, schema=self._schema, rows=self.rows, metadata=metadata)
 
     def _size_of(self, row: Row) -> int:
         visible: int = self._visible

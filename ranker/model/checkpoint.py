@@ -24,16 +24,19 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from patchsieve.pipeline.errors import DamagedFileError, UserError
+from patchsieve.pipeline.identity import digest_of
 from patchsieve.pipeline.storage import (
     absolute_url,
     canonical_url,
     commit_bytes,
     join,
     list_folder,
+    parsing,
     read_bytes,
     read_object,
     remove,
     split_name,
+    stat,
 )
 from patchsieve.ranker.model.ranker import Ranker, RankerConfig
 
@@ -43,6 +46,7 @@ _WEIGHTS_LIMIT = 16 * 2**30
 """Largest file of weights, in bytes: it goes through memory."""
 
 _FORMAT = "patchsieve ranker"
+_SEAL = "sha256"
 _TEACHER_FIELDS = ("name", "digest", "grid", "patch_size")
 _WEIGHTS_NAME = re.compile(r"ranker-[0-9a-f]{16}\.safetensors")
 
@@ -128,6 +132,8 @@ def save_ranker(
         "temperature": temperature,
         "extra": dict(extra or {}),
     }
+    # As it is read back: what it says of itself is told apart from what was changed later.
+    about[_SEAL] = digest_of(json.loads(json.dumps(about, allow_nan=False)))
     text = json.dumps(about, indent=2, allow_nan=False) + "\n"
     url, weights = absolute_url(folder), _weights_name(digest)
     commit_bytes(safetensors.torch.save(stored), join(url, weights), run_id=run_id)
@@ -178,6 +184,33 @@ def load_ranker(folder: str, *, device: str | None = None) -> LoadedRanker:
         temperature=temperature,
         extra=extra,
     )
+
+
+def is_ranker(folder: str) -> bool:
+    """Whether a folder holds what says that it is a ranker, sound or not."""
+    url = join(folder, RANKER_FILE)
+    try:
+        return read_object(url).get("format") == _FORMAT
+    except FileNotFoundError:
+        return False
+    except DamagedFileError:
+        return any(_WEIGHTS_NAME.fullmatch(split_name(info.url)[1]) for info in list_folder(folder))
+
+
+def check_ranker(folder: str) -> tuple[int, bool]:
+    """Read a ranker whole: bytes of its files, and whether its `config.json` holds a digest of itself.
+
+    Raises UserError where it is not as it was saved; an earlier release wrote no such digest.
+    """
+    url = absolute_url(folder)
+    loaded = load_ranker(folder, device="cpu")
+    about = _read_about(url, canonical_url(url))
+    seal = about.pop(_SEAL, None)
+    with parsing(join(url, RANKER_FILE)):
+        if seal is not None and seal != digest_of(about):
+            raise ValueError("it is not as it was saved")
+    files = (RANKER_FILE, _weights_name(loaded.digest))
+    return sum(stat(join(url, name)).size or 0 for name in files), seal is not None
 
 
 def _weights_name(digest: str) -> str:

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 from patchsieve.pipeline import storage
 from patchsieve.pipeline.errors import DamagedFileError, UserError
-from patchsieve.pipeline.identity import canonical_json, digest_of
+from patchsieve.pipeline.identity import digest_of
 from patchsieve.pipeline.output.folder import OutputFolder
-from patchsieve.pipeline.output.records import METADATA_KEY, RecordKind, verify_file
+from patchsieve.pipeline.output.records import RecordKind
+from patchsieve.pipeline.output.sealed import finish_file
 from patchsieve.pipeline.shards.specs import Shard
 from patchsieve.ranker.prune.ranking import PruneResult, RankedShard, ShardWork
 from patchsieve.ranker.prune.request import PruneRequest
@@ -31,7 +32,7 @@ from patchsieve.ranker.select.patch_scorer import PatchScorer
 from patchsieve.ranker.select.selection import log_masses
 from patchsieve.ranker.select.selector import Selector
 
-SURVEY = RecordKind("survey", schema_version=1)
+SURVEY = RecordKind("survey", schema_version=2)
 _LIMIT = 2**32
 
 
@@ -65,8 +66,7 @@ class ShardSurvey(ShardWork):
                 "errors": {"rows": 0, "digest": ""},
                 "provenance": self._provenance,
             }
-            writer.add_key_value_metadata({METADATA_KEY.decode(): canonical_json(metadata)})
-        verify_file(local_path, schema=schema, rows=ranked.images, metadata=metadata)
+            finish_file(writer, local_path, schema=schema, rows=ranked.images, metadata=metadata)
         failed = ranked.why_failed(record, salvage=self._request.config.salvage)
         if failed is None:
             self._output.commit(ranked.shard, local_path, None)

@@ -11,6 +11,7 @@ from patchsieve.pipeline.cluster.places import Place
 from patchsieve.pipeline.cluster.session import ray_session
 from patchsieve.pipeline.errors import PatchsieveError
 from patchsieve.pipeline.identity import digest_of
+from patchsieve.pipeline.output.beside import lost_outputs
 from patchsieve.pipeline.output.folder import OutputFolder, Plan, new_run_id
 from patchsieve.pipeline.pruned.index import INDEX
 from patchsieve.pipeline.runs.config_file import with_run_id
@@ -19,7 +20,6 @@ from patchsieve.pipeline.runs.owned import RunRecord, run_to_end
 from patchsieve.pipeline.runs.progress import Display, Totals
 from patchsieve.pipeline.runs.stop import StopRequest
 from patchsieve.pipeline.shards.specs import Shard
-from patchsieve.pipeline.threads import map_threads
 from patchsieve.ranker.prune.plan import freeze_plan, read_plan, stored_precision
 from patchsieve.ranker.prune.ranking import PruneResult
 from patchsieve.ranker.prune.request import PruneRequest
@@ -155,11 +155,11 @@ class _PruneRun:
         """The plan with shards to do again whose tar is not there, or of another size than its index says."""
         if self._request.spec.codec is None:
             return plan
-        sizes = _tar_sizes(self._request)
+        lost = lost_outputs(self._request.config.out, plan.done)
         done = {
             key: record
             for key, record in plan.done.items()
-            if sizes.get(self._request.paths[key]) == record.output_size
+            if key not in lost and record.output == self._request.paths[key]
         }
         todo = [shard for shard in self._request.shards if shard.id not in done]
         return Plan(todo=todo, done=done, changed=plan.changed)
@@ -229,19 +229,6 @@ class _PruneRun:
         )
         self._record.end(summary, self._plan.changed)
         return summary
-
-
-def _tar_sizes(request: PruneRequest) -> dict[str, int | None]:
-    """Bytes of every tar that lies in the output, by its path there."""
-    folders = request.tar_folders
-    listed = map_threads(
-        lambda folder: storage.list_folder(storage.join(request.config.out, *folder.split("/"))), folders
-    )
-    return {
-        f"{folder}/{storage.split_name(info.url)[1]}": info.size
-        for folder, infos in zip(folders, listed, strict=True)
-        for info in infos
-    }
 
 
 def _totals(waves: PruneWaves, todo: list[Shard], done: int) -> Totals:

@@ -52,7 +52,8 @@ def find_image_tables(sources: Sequence[str], shards: Sequence[Shard]) -> ImageT
         by_content[file.sha256].append(file)
     sizes = {file.size for file in files}
     unnamed = [shard for shard in shards if shard.name not in by_name and shard.size in sizes]
-    content = dict(zip((shard.id for shard in unnamed), map_threads(content_digest, unnamed), strict=True))
+    digests = map_threads(content_digest, [shard.url for shard in unnamed])
+    content = dict(zip((shard.id for shard in unnamed), digests, strict=True))
     content |= {shard.id: _named(shard, by_name[shard.name]) for shard in shards if shard.name in by_name}
     of = {
         key: ScoredShard(urls=tuple(file.url for file in by_content[sha256]), sha256=sha256)

@@ -26,7 +26,7 @@ FLOORS = """
     ranker/baselines
     ranker/select ranker/train
     ranker/evaluate
-    ranker/prune ranker/prove
+    ranker/prune ranker/prove ranker/verify
     ranker/prune_on_ray ranker/prove_on_ray
     ranker/demo
     jobs

@@ -125,8 +125,8 @@ def test_a_table_that_cannot_be_read_is_missing(
 
 
 def test_a_table_of_a_newer_release_is_not_overwritten(output: OutputFolder, shard_file: Path) -> None:
-    shard = commit(output, shard_file, schema_version=2)
-    with pytest.raises(UserError, match="schema version 2"):
+    shard = commit(output, shard_file, schema_version=3)
+    with pytest.raises(UserError, match="schema version 3"):
         output.check([shard], IDENTITY)
 
 

@@ -69,6 +69,16 @@ def test_every_shard_is_counted_once(output: OutputFolder) -> None:
     assert status.owner is None
 
 
+def test_a_table_that_is_gone_is_named(output: OutputFolder, shards: list[Shard]) -> None:
+    left = [shard.name for shard in shards[3:]]
+    output.write_run({"state": "incomplete", "missing": left}, shards=shards)
+    assert read_status(output.url).lost == {}
+    Path(output.record_url(shards[0])).unlink()
+    status = read_status(output.url)
+    assert (status.done, status.missing, status.failed) == (1, 3, 1)
+    assert status.lost == {shards[0].name: f"scores/{shards[0].id}.parquet is gone, or cannot be read"}
+
+
 def test_the_last_run_says_what_is_missing(output: OutputFolder, shards: list[Shard]) -> None:
     later = OutputFolder(output.url, SCORES, run_id="run-2")
     later.write_run({"state": "running"}, shards=shards[:4])

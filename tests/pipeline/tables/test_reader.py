@@ -136,7 +136,7 @@ def _other_job(path: Path) -> None:
 
 
 def _newer(path: Path) -> None:
-    write_table(path, record_of(b"a"), schema_version=2)
+    write_table(path, record_of(b"a"), schema_version=3)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def _newer(path: Path) -> None:
         (_garbled_footer, "is damaged"),
         (_foreign, "no `patchsieve` metadata"),
         (_other_job, "is damaged, or not what it should be: KeyError"),
-        (_newer, "schema version 2, this patchsieve reads versions up to 1"),
+        (_newer, "schema version 3, this patchsieve reads versions up to 2"),
     ],
 )
 def test_what_is_no_table_is_refused_in_one_line(tmp_path: Path, make, told: str) -> None:

@@ -82,7 +82,7 @@ def test_metadata_says_where_the_rows_come_from(tmp_path: Path) -> None:
     shard = record_of(b"shard", samples=5, quarantined=2, damaged=True)
     path = write_table(tmp_path / "a.parquet", shard, faults=FAULTS)
     assert json.loads(pq.read_metadata(path).metadata[b"patchsieve"]) == {
-        "schema_version": 1,
+        "schema_version": 2,
         "rows_version": 1,
         "identity": row_identity(CONFIG, TEACHER.digest),
         "shard": {

@@ -1,0 +1,1 @@
+"""Outputs held against what was recorded of them: bytes of every file, and rows scored again."""
