@@ -25,10 +25,11 @@ def _with_score_options(config: _Submit, options: Sequence[str]) -> _Submit:
     """The configuration with the options for score, checked as score would."""
     chosen = tuple(options) or config.score_options
     score = read_config("score", ScoreConfig, ["--out", _STAND_IN, *chosen, _STAND_IN])
-    fixed = (score.shards, score.out, score.root, score.dry_run) == ((_STAND_IN,), _STAND_IN, None, False)
+    given = (score.shards, score.out, score.root, score.part, score.dry_run)
+    fixed = given == ((_STAND_IN,), _STAND_IN, None, None, False)
     if not fixed or any(text.partition("=")[0] == "--config" for text in chosen):
         raise UserError(
-            "after -- come options of score, but for shards, --out, --root, --dry-run and --config"
+            "after -- come options of score, but for shards, --out, --root, --part, --dry-run and --config"
         )
     return dataclasses.replace(config, score_options=chosen)
 
