@@ -42,9 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     own, options = rest[:cut], rest[cut + 1 :]
 
     def once(config: OnceConfig) -> int:
-        from patchsieve.pipeline.schedule.run import tick_once
+        from patchsieve.pipeline.schedule.run import run_once
 
-        return tick_once(_with_score_options(config, options), say, tick=config.tick)
+        lines = (lambda line: None) if config.json else say
+        code, told = run_once(_with_score_options(config, options), lines)
+        say(*([json.dumps(told)] if config.json else ()))
+        return code
 
     def run(config: RunConfig) -> int:
         from patchsieve.pipeline.schedule.run import run_schedule
@@ -53,11 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return 0
 
     def show(config: ListConfig) -> int:
-        from patchsieve.pipeline.schedule.run import list_corpora, list_lines
+        from patchsieve.pipeline.schedule.listing import list_corpora, list_lines
 
         shown = list_corpora(config)
         say(*([json.dumps(shown)] if config.json else list_lines(shown)))
-        return int(any(corpus["problem"] for corpus in shown))
+        return int(any(corpus["attention"] for corpus in shown))
 
     if action == "once":
         run_job("schedule once", OnceConfig, once, own)

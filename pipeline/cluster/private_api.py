@@ -40,6 +40,13 @@ def autoscaler_limits() -> dict[str, int]:
     return ray._private.state.state.get_max_resources_from_cluster_config() or {}
 
 
+def forget_auth_token() -> None:
+    """Have Ray read its token again: tokens are rotated, and it keeps the first one as long as the process lives."""
+    from ray._raylet import AuthenticationTokenLoader
+
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
 def node_of_actor(actor: Any) -> str:
     """Id of the node that an actor is on, or waits for its turn at; empty where there was none yet.
 
