@@ -98,6 +98,7 @@ def _line(error: Exception) -> str:
     Ray explains tokens in paragraphs.
     """
     if isinstance(error, AuthenticationError):
-        return f"{first_line(error)[:_SHOWN_CHARACTERS]} (the cluster's token: RAY_AUTH_MODE=token with RAY_AUTH_TOKEN or its file)"
+        shown = first_line(error)[:_SHOWN_CHARACTERS]
+        return f"{shown} (the cluster's token: RAY_AUTH_MODE=token with RAY_AUTH_TOKEN or its file)"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
