@@ -25,10 +25,11 @@ def _with_score_options(config: _Submit, options: Sequence[str]) -> _Submit:
     """The configuration with the options for score, checked as score would."""
     chosen = tuple(options) or config.score_options
     score = read_config("score", ScoreConfig, ["--out", _STAND_IN, *chosen, _STAND_IN])
-    fixed = (score.shards, score.out, score.root, score.dry_run) == ((_STAND_IN,), _STAND_IN, None, False)
+    given = (score.shards, score.out, score.root, score.part, score.dry_run)
+    fixed = given == ((_STAND_IN,), _STAND_IN, None, None, False)
     if not fixed or any(text.partition("=")[0] == "--config" for text in chosen):
         raise UserError(
-            "after -- come options of score, but for shards, --out, --root, --dry-run and --config"
+            "after -- come options of score, but for shards, --out, --root, --part, --dry-run and --config"
         )
     return dataclasses.replace(config, score_options=chosen)
 
@@ -41,9 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     own, options = rest[:cut], rest[cut + 1 :]
 
     def once(config: OnceConfig) -> int:
-        from patchsieve.pipeline.schedule.run import tick_once
+        from patchsieve.pipeline.schedule.run import run_once
 
-        return tick_once(_with_score_options(config, options), say, tick=config.tick)
+        lines = (lambda line: None) if config.json else say
+        code, told = run_once(_with_score_options(config, options), lines)
+        say(*([json.dumps(told)] if config.json else ()))
+        return code
 
     def run(config: RunConfig) -> int:
         from patchsieve.pipeline.schedule.run import run_schedule
@@ -52,11 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return 0
 
     def show(config: ListConfig) -> int:
-        from patchsieve.pipeline.schedule.run import list_corpora, list_lines
+        from patchsieve.pipeline.schedule.listing import list_corpora, list_lines
 
         shown = list_corpora(config)
         say(*([json.dumps(shown)] if config.json else list_lines(shown)))
-        return int(any(corpus["problem"] for corpus in shown))
+        return int(any(corpus["attention"] for corpus in shown))
 
     if action == "once":
         run_job("schedule once", OnceConfig, once, own)

@@ -15,7 +15,7 @@ def run(config: StatusConfig) -> int:
     """Print the status; returns 1 while shards are missing or failed."""
     status = read_status(config.out)
     say(*([json.dumps(dataclasses.asdict(status))] if config.json else status_lines(status)))
-    return int(bool(status.missing or status.failed))
+    return int(not status.complete)
 
 
 main = partial(run_job, "status", StatusConfig, run)

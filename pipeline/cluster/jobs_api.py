@@ -5,13 +5,21 @@ from __future__ import annotations
 import dataclasses
 import shlex
 from collections.abc import Sequence
+from typing import Any
 
-from ray.job_submission import JobSubmissionClient
+from ray.exceptions import AuthenticationError, RayError
+from ray.job_submission import JobStatus, JobSubmissionClient
 
-from patchsieve.pipeline.errors import InfrastructureError
+from patchsieve.pipeline.cluster.known_job import JobEnd, KnownJob, why_of
+from patchsieve.pipeline.cluster.private_api import forget_auth_token
+from patchsieve.pipeline.errors import InfrastructureError, first_line
 
 OUTPUT_KEY = "patchsieve_output"
 """The metadata that says which output folder a job of a schedule writes."""
+
+# What the client raises: its own, those of requests (of which all are OSErrors), and those of tokens.
+_SHOWN_CHARACTERS = 200
+_ERRORS = (OSError, RuntimeError, ValueError, RayError)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,26 +37,24 @@ class JobsApi:
 
     def __init__(self, address: str | None) -> None:
         """`address`: http://HOST:8265, or None for what Ray's environment variables say."""
+        forget_auth_token()
         try:
             self._client = JobSubmissionClient(address)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except _ERRORS as error:
             where = address or "the address of RAY_API_SERVER_ADDRESS or RAY_ADDRESS"
             raise InfrastructureError(f"no Jobs API at {where}: {_line(error)}") from error
 
-    def active(self) -> dict[str, str]:
-        """Submission id by output folder, of the schedules' jobs that have not ended."""
+    def jobs(self) -> list[KnownJob]:
+        """The schedules' jobs that the cluster knows, those that have ended too."""
         try:
-            jobs = self._client.list_jobs()
-        except (ConnectionError, RuntimeError) as error:
+            listed = self._client.list_jobs()
+        except _ERRORS as error:
             raise InfrastructureError(f"jobs cannot be listed: {_line(error)}") from error
-        return {
-            job.metadata[OUTPUT_KEY]: job.submission_id
-            for job in jobs
-            if job.metadata
-            and OUTPUT_KEY in job.metadata
-            and job.submission_id
-            and not job.status.is_terminal()
-        }
+        return [
+            KnownJob(id=job.submission_id, out=job.metadata[OUTPUT_KEY], end=_end_of(job))
+            for job in listed
+            if job.submission_id and job.metadata and OUTPUT_KEY in job.metadata
+        ]
 
     def submit(self, job: Submission) -> bool:
         """Submit a job; False where there is one of this id already, ended or not."""
@@ -60,7 +66,7 @@ class JobsApi:
                 runtime_env=runtime_env,
                 metadata={OUTPUT_KEY: job.out},
             )
-        except (ConnectionError, RuntimeError) as error:
+        except _ERRORS as error:
             if self._knows(job.id):
                 return False
             raise InfrastructureError(f"{job.id} cannot be submitted: {_line(error)}") from error
@@ -69,12 +75,30 @@ class JobsApi:
     def _knows(self, submission_id: str) -> bool:
         try:
             self._client.get_job_info(submission_id)
-        except (ConnectionError, RuntimeError):
+        except _ERRORS:
             return False
         return True
 
 
+def _end_of(job: Any) -> JobEnd | None:
+    if not job.status.is_terminal():
+        return None
+    failed = job.status == JobStatus.FAILED
+    return JobEnd(
+        state=job.status.value.lower(),
+        exit_code=job.driver_exit_code,
+        why=why_of(job.message or "") if failed else "",
+        ended=job.end_time / 1000 if job.end_time else None,
+    )
+
+
 def _line(error: Exception) -> str:
-    """The last line that says something: Ray's messages hold tracebacks of its servers."""
+    """One line: what ended it, as Ray's messages hold tracebacks of its servers; of a token that is wrong, the first.
+
+    Ray explains tokens in paragraphs.
+    """
+    if isinstance(error, AuthenticationError):
+        shown = first_line(error)[:_SHOWN_CHARACTERS]
+        return f"{shown} (the cluster's token: RAY_AUTH_MODE=token with RAY_AUTH_TOKEN or its file)"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import ray
 
 from patchsieve.pipeline.cluster.places import Place
-from patchsieve.pipeline.cluster.private_api import autoscaler_limits, drain_deadlines_ms, is_head
-from patchsieve.pipeline.cluster.slots import NodeResources
+from patchsieve.pipeline.cluster.private_api import (
+    autoscaler_groups,
+    autoscaler_limits,
+    drain_deadlines_ms,
+    free_resources,
+    is_head,
+    jobs_with_actors,
+)
+from patchsieve.pipeline.cluster.room import NodeGroup, Room, holders, room_for
+from patchsieve.pipeline.cluster.slots import ActorSize, NodeResources
 
 
 def this_place() -> Place:
@@ -63,10 +71,30 @@ class ClusterView:
         """Whether an autoscaler may bring more GPUs than there are."""
         return autoscaler_gpus() > sum(node.gpus for node in self.nodes.values())
 
+    def room_for(self, size: ActorSize) -> Room:
+        """What one more actor of this size waits for now; see `room_for`."""
+        free = {key: _resources(left, key) for key, left in free_resources().items()}
+        groups = [
+            NodeGroup(node=_resources(each), most=None if most < 0 else most)
+            for each, most in autoscaler_groups()
+        ]
+        return room_for(size, nodes=list(self.nodes.values()), free=free, groups=groups)
+
     def __str__(self) -> str:
         """What the nodes have, for people."""
         listed = [f"{node.cpus:g} CPUs + {node.gpus:g} GPUs" for node in self.nodes.values()]
         return (", ".join(listed) or "nothing") + (", the head left out" if self._not_on else "")
+
+
+def others_at_work() -> str:
+    """The other jobs of this cluster that have actors, for people; "" for none."""
+    own = ray.get_runtime_context().get_job_id()
+    jobs, commands = jobs_with_actors()
+    return holders((job for job in jobs if job != own), commands)
+
+
+def _resources(told: Mapping[str, float], node_id: str = "") -> NodeResources:
+    return NodeResources(cpus=told.get("CPU", 0.0), gpus=told.get("GPU", 0.0), node_id=node_id)
 
 
 def autoscaler_gpus() -> float:

@@ -40,6 +40,37 @@ def autoscaler_limits() -> dict[str, int]:
     return ray._private.state.state.get_max_resources_from_cluster_config() or {}
 
 
+def autoscaler_groups() -> list[tuple[dict[str, float], int]]:
+    """The kinds of nodes of the cluster's autoscaler: what each has, and how many there may be, -1 for any number.
+
+    Its limits are sums over nodes, and do not tell whether one node could hold an actor.
+    """
+    config = ray._private.state.state.get_cluster_config()
+    groups = config.node_group_configs if config is not None else ()
+    return [(dict(group.resources), group.max_count) for group in groups]
+
+
+def free_resources() -> dict[str, dict[str, float]]:
+    """What is left of each node's resources, by node id. `ray.available_resources` tells the sum alone."""
+    found: dict[str, dict[str, float]] = ray._private.state.available_resources_per_node()
+    return found
+
+
+def jobs_with_actors() -> tuple[list[str], dict[str, str]]:
+    """The job ids of all living actors, one for each actor, and what each job runs, by its id."""
+    actors = ray._private.state.actors(actor_state_name="ALIVE").values()
+    return [actor["JobID"] for actor in actors], {
+        job["JobID"]: job["Entrypoint"] for job in ray._private.state.jobs()
+    }
+
+
+def forget_auth_token() -> None:
+    """Have Ray read its token again: tokens are rotated, and it keeps the first one as long as the process lives."""
+    from ray._raylet import AuthenticationTokenLoader
+
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
 def node_of_actor(actor: Any) -> str:
     """Id of the node that an actor is on, or waits for its turn at; empty where there was none yet.
 

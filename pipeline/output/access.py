@@ -6,6 +6,7 @@ import os
 
 from patchsieve.pipeline import storage
 from patchsieve.pipeline.errors import InfrastructureError, UserError
+from patchsieve.pipeline.output.division import owner_folder
 from patchsieve.pipeline.output.owner import OWNER_FILE
 from patchsieve.pipeline.shards.specs import Shard
 
@@ -23,7 +24,7 @@ def prove_access(out: str, shard: Shard, *, run_id: str, here: str) -> None:
         ) from error
     probe = storage.join(out, f".probe.{run_id}.{os.getpid()}.tmp")
     try:
-        owner = storage.read_bytes(storage.join(out, OWNER_FILE))
+        owner = storage.read_bytes(storage.join(owner_folder(out, run_id), OWNER_FILE))
         storage.commit_bytes(b"", probe, run_id=run_id)
         storage.remove(probe)
     except (OSError, InfrastructureError, UserError) as error:

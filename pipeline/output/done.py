@@ -175,16 +175,25 @@ class RecordFolder:
             _log.warning("%s; its shard counts as missing", error)
             return None
 
+    def add_cache(self, url: str) -> None:
+        """Take in what another run has kept, too."""
+        self._load_cache().update(_known(url))
+
     def _load_cache(self) -> dict[str, _Entry]:
         if self._entries is None:
-            self._entries = {}
-            try:
-                self._entries = _read_cache(self._cache_url)
-            except FileNotFoundError:
-                pass
-            except DamagedFileError as error:
-                _log.warning("%s; it is made again", error)
+            self._entries = _known(self._cache_url)
         return self._entries
+
+
+def _known(url: str) -> dict[str, _Entry]:
+    """What a cache file holds, as far as there is one that can be read."""
+    try:
+        return _read_cache(url)
+    except FileNotFoundError:
+        pass
+    except DamagedFileError as error:
+        _log.warning("%s; it is made again", error)
+    return {}
 
 
 def _read_cache(url: str) -> dict[str, _Entry]:

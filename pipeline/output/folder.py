@@ -9,6 +9,7 @@ Below the folder, for records that lie in `scores`:
     failed/<shard id>.json     attempts and reason of a shard that was given up; never decides anything
     runs/<run id>.json         what a run was asked, its shards, its summary; never decides anything
     cache/scores.parquet       footers read before (done.py); may be deleted
+    parts.json, parts/*/owner.json, cache/scores-*.parquet: where runs of parts work side by side (division.py)
 
 Commit order, safe against a kill at any point: errors file, removal of the failed record, record file, and
 where the shard has no errors now, removal of an errors file of an earlier attempt. What a reader trusts: the
@@ -31,12 +32,14 @@ from typing import Any
 
 from patchsieve.pipeline import storage
 from patchsieve.pipeline.checks import typed
-from patchsieve.pipeline.errors import DamagedFileError
+from patchsieve.pipeline.errors import DamagedFileError, UserError
+from patchsieve.pipeline.output import division
 from patchsieve.pipeline.output import settings as output_settings
 from patchsieve.pipeline.output.done import Check, RecordFolder, State, hash_check
 from patchsieve.pipeline.output.machine import Machine
 from patchsieve.pipeline.output.owner import Owner
 from patchsieve.pipeline.output.records import Record, RecordKind
+from patchsieve.pipeline.part import Part, part_of_run
 from patchsieve.pipeline.shards.specs import Shard
 from patchsieve.pipeline.threads import map_threads
 
@@ -72,11 +75,12 @@ class Plan:
     changed: list[str]
 
 
-def new_run_id() -> str:
-    """A run id that nobody else has; sorted by name, runs are sorted by time."""
+def new_run_id(part: Part | None = None) -> str:
+    """A run id that nobody else has; sorted by name, runs are sorted by time. That of a part ends with its name."""
     now = time.time()
     day = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now))
-    return f"{day}.{int(now % 1 * 1e6):06d}Z-{uuid.uuid4().hex[:8]}"
+    ending = f"-{part.name}" if part is not None else ""
+    return f"{day}.{int(now % 1 * 1e6):06d}Z-{uuid.uuid4().hex[:8]}{ending}"
 
 
 class OutputFolder:
@@ -92,16 +96,19 @@ class OutputFolder:
         machine: Machine | None = None,
         on_lost: Callable[[str], None] | None = None,
     ) -> None:
-        """`kind`: what its records are; `beside`: folders below it that runs write other files to.
+        """`kind`: what its records are; `beside`: folders below it that runs write other files to. A `run_id` that
+        ends with a part is of a run that shares the folder with those of the other parts.
 
         `on_lost` is called, from another thread, with the reason when another run takes the folder over.
         """
         self.url, self.run_id, self._records = url, run_id, kind.folder
         self._beside = tuple(beside)
-        self._owner = Owner(url, run_id, machine=machine, on_lost=on_lost)
+        self._part = part_of_run(run_id)
+        self._whole = Owner(url, run_id, machine=machine)
+        self._owner = Owner(division.owner_folder(url, run_id), run_id, machine=machine, on_lost=on_lost)
         self._folder = RecordFolder(
             storage.join(url, kind.folder),
-            storage.join(url, CACHE_FOLDER, f"{kind.folder}.parquet"),
+            _cache_url(url, kind.folder, self._part),
             newest_schema=kind.schema_version,
         )
 
@@ -123,17 +130,29 @@ class OutputFolder:
     def acquire(self, *, heartbeat: bool = True) -> None:
         """Become the owner of the folder and remove what dead runs left half written.
 
-        Raises UserError where a live run owns it; that may take a minute to find out.
+        Raises UserError where a live run owns it, which may take a minute to find out, or where it is divided into
+        other parts.
         """
+        if self._part is not None:
+            division.divide(self.url, self._part, run_id=self.run_id)
+            self._whole.wait_for_none()
         self._owner.acquire(heartbeat=heartbeat)
+        if self._part is None:
+            try:
+                division.refuse_divided(self.url)
+            except UserError:
+                self._owner.release()
+                raise
         self.remove_temporaries()
 
     def remove_temporaries(self) -> None:
         """Remove what killed processes left half written; for the owner, while none of its own write."""
         folders = (self._records, ERRORS_FOLDER, FAILED_FOLDER, RUNS_FOLDER, CACHE_FOLDER, *self._beside)
+        # Other parts may be writing theirs just now.
+        of_runs = "" if self._part is None else f"-{self._part.name}"
         with self._owner.quiet:
-            for folder in (self.url, *(storage.join(self.url, name) for name in folders)):
-                storage.remove_temporaries(folder, keep_run_id=None)
+            for folder in (self.url, self._owner.folder, *(storage.join(self.url, name) for name in folders)):
+                storage.remove_temporaries(folder, of_runs=of_runs)
 
     @property
     def owner_lost(self) -> bool:
@@ -185,13 +204,18 @@ class OutputFolder:
             if record is not None and not record.errors:
                 storage.remove(info.url)
 
-    def all_records(self) -> dict[str, Record]:
-        """Every record of the folder that can be read, by shard id, whatever its identity."""
+    def all_records(self, parts: int = 0) -> dict[str, Record]:
+        """Every record of the folder that can be read, by shard id, whatever its identity.
+
+        `parts`: how many the folder is divided into; what each of their runs has kept is then read.
+        """
+        for index in range(1, parts + 1):
+            self._folder.add_cache(_cache_url(self.url, self._records, Part(index, parts)))
         return {_stem(name): record for name, record in self._folder.read().items()}
 
-    def keep_records(self) -> None:
-        """For the owner: keep what the records say, so that whoever looks later reads only those that are new."""
-        self._folder.read()
+    def keep_records(self, shards: Sequence[Shard]) -> None:
+        """For the owner: keep what the records of these shards say, so that whoever looks later need not read them."""
+        self._folder.read(f"{shard.id}.parquet" for shard in shards)
         self._folder.save_cache(run_id=self.run_id)
 
     def failed(self) -> dict[str, FailedRecord]:
@@ -258,6 +282,11 @@ class OutputFolder:
         storage.commit_bytes(
             data, storage.join(self.url, RUNS_FOLDER, f"{self.run_id}.json"), run_id=self.run_id
         )
+
+
+def _cache_url(url: str, records: str, part: Part | None) -> str:
+    name = records if part is None else f"{records}-{part.name}"
+    return storage.join(url, CACHE_FOLDER, f"{name}.parquet")
 
 
 def _stem(url: str) -> str:

@@ -108,6 +108,18 @@ class Owner:
             self._thread = threading.Thread(target=self._keep_beating, name="owner heartbeat", daemon=True)
             self._thread.start()
 
+    def wait_for_none(self) -> None:
+        """Return when nobody owns the folder, without becoming its owner; that of a dead run is removed.
+
+        Raises UserError where a live run owns it.
+        """
+        while (found := _read(self.url)) is not None:
+            sight = self._watch(self.url, found)
+            if sight is _Sight.CHANGED:
+                raise UserError(self._refusal(_parse(_read(self.url) or found)))
+            if sight is _Sight.STALE:
+                self._remove_stale(self.url, found)
+
     def beat(self) -> bool:
         """One heartbeat; False, and `lost` set, where another run owns the folder by now."""
         with self.quiet:

@@ -56,10 +56,11 @@ class RunRecord:
 
     def end(self, summary: RunEnd, changed: Collection[str]) -> None:
         """Tell the summary; tidy up and write it down unless the folder is not this run's, or not any more."""
-        if summary.state == "complete" and self._is_ours():
-            # A schedule looks at the output every night, and a footer is a request each.
+        if summary.exit_code < 128 and self._is_ours():
+            # A schedule looks at the output every night, and a footer is a request each. Not of a run that was
+            # stopped: it has no time.
             try:
-                self._output.keep_records()
+                self._output.keep_records(self._shards)
             except PatchsieveError as error:
                 _log.warning("later runs have to read all footers of %s again: %s", self._output.url, error)
         log_event("run ended", dataclasses.asdict(summary))

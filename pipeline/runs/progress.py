@@ -29,7 +29,8 @@ class Totals:
     """Counts at one moment. `waited_share`: of the teachers' time, the share without a batch to score.
 
     `worker`: what works, a teacher on views or a ranker on images; `dropped`: images left out on purpose;
-    `taken_out`: names of devices that failed again and again.
+    `taken_out`: names of devices that failed again and again; `waits_for`: whose work a run without any actor of its
+    own waits for.
     """
 
     shards: int
@@ -46,6 +47,7 @@ class Totals:
     worker: str = "teacher"
     dropped: int = 0
     taken_out: tuple[str, ...] = ()
+    waits_for: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,6 +104,8 @@ def cells(totals: Totals, rates: Rates) -> dict[str, str]:
         shown["taken out"] = ", ".join(totals.taken_out[:SHOWN]) + (
             ", ..." if totals.taken_out[SHOWN:] else ""
         )
+    if totals.waits_for:
+        shown["waits for"] = totals.waits_for
     return shown
 
 

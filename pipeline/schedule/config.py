@@ -25,12 +25,19 @@ class CorporaConfig:
     """Name shards by their path below this URL, so that the corpora may move (score's --root)."""
     min_age: float | None = None
     """A corpus without a file _SUCCESS is complete once its newest shard is this many hours old."""
+    max_age: float | None = None
+    """A corpus that is not scored so many hours after its newest file came is overdue: exit 1."""
+    max_failures: int = 3
+    """A corpus whose last N jobs failed alike is left alone, until --retry-failed: exit 1."""
 
     def __post_init__(self) -> None:
         if not self.source:
             raise UserError("no --source given: name folders of corpora, such as 's3://bucket/corpora/*/'")
         if self.min_age is not None and self.min_age < 0:
             raise UserError(f"--min-age is {self.min_age}, must be 0 hours or more")
+        if self.max_age is not None and not self.max_age > 0:
+            raise UserError(f"--max-age is {self.max_age}, must be above 0 hours")
+        at_least_one(flag("max_failures"), self.max_failures)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,7 +58,7 @@ class SubmitConfig(CorporaConfig):
     working_dir: str | None = None
     """Checkout that is uploaded with each job; by default jobs run the patchsieve installed on the cluster."""
     retry_failed: bool = False
-    """Submit shards again that have been given up and did not change since."""
+    """Submit again what is left alone: shards given up that did not change, corpora whose jobs failed alike."""
     max_jobs: int = 16
     """At most this many jobs of schedules at once; what is beyond them is left to a later tick."""
     dry_run: bool = False
@@ -71,6 +78,10 @@ class OnceConfig(SubmitConfig):
 
     tick: str | None = None
     """Name of this tick, part of the submission ids; by default the time, to the minute."""
+    wait: bool = False
+    """Wait until the jobs of this tick have ended; the exit code is then the worst of theirs and the tick's."""
+    json: bool = False
+    """Print one JSON object at the end instead of lines."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

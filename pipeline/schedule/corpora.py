@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -10,9 +12,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from patchsieve.pipeline import storage
 from patchsieve.pipeline.errors import PatchsieveError, UserError
 from patchsieve.pipeline.output.done import State
-from patchsieve.pipeline.output.folder import OutputFolder
-from patchsieve.pipeline.output.owner import HEARTBEAT_S, OWNER_FILE
-from patchsieve.pipeline.output.settings import stored_config
+from patchsieve.pipeline.output.folder import FAILED_FOLDER, OutputFolder
+from patchsieve.pipeline.output.owner import HEARTBEAT_S, OWNER_FILE, STALE_S
+from patchsieve.pipeline.output.settings import CONFIG_FILE, stored_config
+from patchsieve.pipeline.schedule.history import SCHEDULE_FOLDER, read_history
 from patchsieve.pipeline.schedule.tick import Corpus
 from patchsieve.pipeline.shards.specs import Shard, is_shard_name, listed_shards
 from patchsieve.pipeline.storage import ObjectInfo
@@ -82,6 +85,9 @@ def _places(source: str, base: str) -> list[CorpusPlace]:
     else:
         fixed = storage.split_name(pattern[: storage.pattern_start(pattern) + 1])[0]
         found = [info for info in storage.glob(pattern, unlisted=unlisted) if info.is_folder]
+        if not found and not places:
+            nothing = f"nothing matches --source {storage.redact(source)}"
+            places.append(CorpusPlace(name=storage.redact(source), url=pattern, out="", problem=nothing))
     for info in found:
         name, url = info.url.rstrip("/")[len(fixed) :].strip("/"), info.url.rstrip("/")
         place = CorpusPlace(name=name, url=url, out=storage.join(base, name))
@@ -102,52 +108,68 @@ def _unusable(place: CorpusPlace) -> str:
     return ""
 
 
+@dataclasses.dataclass(frozen=True)
+class _Output:
+    """Names that lie in an output folder, and the bytes of its owner file, None where there is none."""
+
+    names: frozenset[str] = frozenset()
+    owner: bytes | None = None
+
+
 def survey(
     places: Sequence[CorpusPlace],
     *,
     root: str | None,
     min_age_s: float | None,
     busy: Collection[str] = (),
+    watch: bool = True,
     now: Callable[[], float] = time.time,
     sleep: Callable[[float], None] = time.sleep,
 ) -> list[Corpus]:
     """The state of every corpus, in the order given. A corpus that cannot be looked at has a `problem`.
 
     Where outputs have owners, all of them are looked at again after 15 s of `sleep`: one that beats is alive. Not
-    those of `busy`, outputs that are known to have a job.
+    those of `busy`, outputs that are known to have a job. Without `watch` the time of the last heartbeat decides, by
+    the clocks of two machines.
     """
-    before = map_threads(lambda place: None if place.out in busy else _owner(place), places)
-    if any(before):
+    before = map_threads(
+        lambda place: _output(place) if watch and place.out not in busy else _Output(), places
+    )
+    if any(output.owner is not None for output in before):
         sleep(OWNER_LOOK_S)
-    # Read after the wait, so that what a run finished meanwhile is not submitted.
-    corpora = map_threads(lambda place: _look(place, root, min_age_s, now()), places)
-    return [
-        dataclasses.replace(corpus, owned=_beats(place, earlier))
-        for place, earlier, corpus in zip(places, before, corpora, strict=True)
-    ]
+    # Looked at after the wait, so that what a run finished meanwhile is not submitted.
+    return map_threads(
+        lambda pair: _look(pair[0], pair[1].owner, root, min_age_s, watch, now()),
+        list(zip(places, before, strict=True)),
+    )
 
 
-def has_owner(place: CorpusPlace) -> bool:
-    """Whether a run, alive or dead, owns the output now; errors count as none, since the job asks again."""
-    return _owner(place) is not None
-
-
-def _owner(place: CorpusPlace) -> bytes | None:
-    if place.problem:
-        return None
+def _output(place: CorpusPlace) -> _Output:
+    """Errors count as nothing, since what is asked next meets them again."""
     try:
-        return storage.read_bytes(storage.join(place.out, OWNER_FILE))
-    except (FileNotFoundError, PatchsieveError):
-        return None
+        return _Output() if place.problem else _open_output(place.out)
+    except PatchsieveError:
+        return _Output()
 
 
-def _beats(place: CorpusPlace, earlier: bytes | None) -> bool:
-    """Whether the output has an owner that was not there before or has changed: a dead one stays as it is."""
-    found = _owner(place)
-    return found is not None and found != earlier
+def _open_output(out: str) -> _Output:
+    listed = storage.list_folder(out, folders=True)
+    names = frozenset(storage.split_name(info.url.rstrip("/"))[1] for info in listed)
+    owner = None
+    if OWNER_FILE in names:
+        with contextlib.suppress(FileNotFoundError):
+            owner = storage.read_bytes(storage.join(out, OWNER_FILE))
+    return _Output(names, owner)
 
 
-def _look(place: CorpusPlace, root: str | None, min_age_s: float | None, now: float) -> Corpus:
+def _look(
+    place: CorpusPlace,
+    earlier: bytes | None,
+    root: str | None,
+    min_age_s: float | None,
+    watch: bool,
+    now: float,
+) -> Corpus:
     corpus = Corpus(name=place.name, url=place.url, out=place.out, problem=place.problem)
     if corpus.problem:
         return corpus
@@ -155,27 +177,49 @@ def _look(place: CorpusPlace, root: str | None, min_age_s: float | None, now: fl
         listed = storage.list_folder(place.url)
         files = [info for info in listed if is_shard_name(storage.split_name(info.url)[1])]
         shards = listed_shards(files, root=root)
-        done, failed = _outcomes(place.out, shards)
+        output = _open_output(place.out)
+        done, failed = _outcomes(place.out, output.names, shards)
+        history = read_history(place.out) if SCHEDULE_FOLDER in output.names else ()
     except PatchsieveError as error:
         return dataclasses.replace(corpus, problem=str(error))
+    age = heartbeat_age(output.owner, now)
+    # One that changed or came while it was watched is alive; without a time it counts as alive.
+    alive = output.owner != earlier if watch else age is None or age <= STALE_S
+    times = [info.modified for info in listed if info.modified is not None]
     return dataclasses.replace(
         corpus,
         done=len(done),
         failed=tuple(shard for shard in shards if shard.id in failed),
         todo=tuple(shard for shard in shards if shard.id not in done and shard.id not in failed),
         incomplete=_incomplete(listed, files, min_age_s, now),
+        owned=output.owner is not None and alive,
+        dead=output.owner is not None and not alive,
+        heartbeat_age=age,
+        age=now - max(times) if times else None,
+        history=history,
     )
 
 
-def _outcomes(out: str, shards: Sequence[Shard]) -> tuple[set[str], set[str]]:
-    """Ids of the shards that are done, and of those that failed as they are now."""
-    config = stored_config(out)
+def heartbeat_age(owner: bytes | None, now: float) -> float | None:
+    """Seconds since the last heartbeat that an owner file tells, by its own clock; None where it tells none."""
+    if owner is None:
+        return None
+    try:
+        told = json.loads(owner).get("heartbeat")
+    except (ValueError, RecursionError, AttributeError):
+        return None
+    return now - told if isinstance(told, int | float) else None
+
+
+def _outcomes(out: str, names: Collection[str], shards: Sequence[Shard]) -> tuple[set[str], set[str]]:
+    """Ids of the shards that are done, and of those that failed as they are now; `names`: what lies in the output."""
+    config = stored_config(out) if CONFIG_FILE in names else None
     if config is None:
         return set(), set()
     output = OutputFolder(out, SCORES, run_id="schedule")
     checks = output.check(shards, config["identity"])
     done = {key for key, check in checks.items() if check.state is State.DONE}
-    given_up = output.failed()
+    given_up = output.failed() if FAILED_FOLDER in names else {}
     failed = {
         shard.id
         for shard in shards

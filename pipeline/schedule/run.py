@@ -2,37 +2,53 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import time
 import zoneinfo
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 from cronsim import CronSim, CronSimError
 
 from patchsieve.pipeline import storage
 from patchsieve.pipeline.cluster.jobs_api import JobsApi, Submission
-from patchsieve.pipeline.errors import PatchsieveError, UserError
+from patchsieve.pipeline.cluster.known_job import JobEnd, KnownJob
+from patchsieve.pipeline.errors import InfrastructureError, PatchsieveError, UserError
 from patchsieve.pipeline.output.folder import new_run_id
-from patchsieve.pipeline.runs.status import last_run
-from patchsieve.pipeline.schedule.config import ListConfig, RunConfig, SubmitConfig
-from patchsieve.pipeline.schedule.corpora import CorpusPlace, find_corpora, has_owner, shard_list, survey
-from patchsieve.pipeline.schedule.tick import Corpus, Decision, decide, score_command, submission_id
-
-LISTS_FOLDER = "schedule"
-"""Folder of an output with the shard list of every job that a schedule submitted for it."""
+from patchsieve.pipeline.output.owner import Owner
+from patchsieve.pipeline.schedule.config import OnceConfig, RunConfig, SubmitConfig
+from patchsieve.pipeline.schedule.corpora import find_corpora, shard_list, survey
+from patchsieve.pipeline.schedule.history import SCHEDULE_FOLDER, SubmittedJob, settled, write_job
+from patchsieve.pipeline.schedule.renamed import with_renamed
+from patchsieve.pipeline.schedule.tick import Corpus, Decision, Limits, decide, score_command, submission_id
 
 _NAP_S = 60.0
+_ASK_S = 5.0
+"""Seconds between two questions how jobs are that are waited for."""
 
 
 class Jobs(Protocol):
     """What a tick needs of the Jobs API."""
 
-    def active(self) -> dict[str, str]:
-        """As `JobsApi.active`."""
+    def jobs(self) -> list[KnownJob]:
+        """As `JobsApi.jobs`."""
 
     def submit(self, job: Submission) -> bool:
         """As `JobsApi.submit`."""
+
+
+@dataclasses.dataclass
+class TickedCorpus:
+    """What a tick did with one corpus. `job`: the id of the one that it submitted, or has; `end`: where waited for."""
+
+    corpus: str
+    out: str
+    outcome: str
+    attention: bool
+    job: str | None = None
+    submitted: SubmittedJob | None = None
+    end: JobEnd | None = None
 
 
 def tick_once(
@@ -44,49 +60,156 @@ def tick_once(
     now: Callable[[], float] = time.time,
     sleep: Callable[[float], None] = time.sleep,
 ) -> int:
-    """One tick; returns 1 where a corpus could not be looked at or submitted, else 0.
+    """One tick; returns 1 where a person has to act, else 0.
 
     `tick`: its name, by default the time to the minute; two ticks of one name submit a corpus once.
 
     Raises UserError for what cannot work at all, InfrastructureError where the Jobs API does not answer.
     """
-    places = find_corpora(config.source, config.out)
     jobs = connect(config.address)
+    return _code(_tick(config, say, jobs, tick or tick_name(now()), now, sleep))
+
+
+def run_once(
+    config: OnceConfig,
+    say: Callable[[str], None],
+    *,
+    connect: Callable[[str | None], Jobs] = JobsApi,
+    now: Callable[[], float] = time.time,
+    sleep: Callable[[float], None] = time.sleep,
+) -> tuple[int, dict[str, Any]]:
+    """One tick, which waits for its jobs if asked to: exit code, and what it did for JSON. Errors as `tick_once`."""
+    jobs, name = connect(config.address), config.tick or tick_name(now())
+    ticked = _tick(config, say, jobs, name, now, sleep)
+    if config.wait:
+        _wait(ticked, lambda: connect(config.address), say, now, sleep)
+    # A job that was stopped or lost did not do its work, whatever its exit code.
+    ends = [one.end for one in ticked if one.end is not None and one.end.state != "succeeded"]
+    code = max([_code(ticked), *(end.exit_code or 1 for end in ends)])
+    corpora = [
+        {
+            "corpus": one.corpus,
+            "out": one.out,
+            "outcome": one.outcome,
+            "attention": one.attention,
+            "job": one.job,
+            "end": None if one.end is None else dataclasses.asdict(one.end),
+        }
+        for one in ticked
+    ]
+    return code, {"tick": name, "exit_code": code, "corpora": corpora}
+
+
+def _code(ticked: Collection[TickedCorpus]) -> int:
+    return int(any(one.attention for one in ticked))
+
+
+def _tick(
+    config: SubmitConfig,
+    say: Callable[[str], None],
+    jobs: Jobs,
+    name: str,
+    now: Callable[[], float],
+    sleep: Callable[[float], None],
+) -> list[TickedCorpus]:
+    places = find_corpora(config.source, config.out)
     # Asked first: what a job finishes before it ends is then seen by the survey.
-    active = jobs.active()
+    listed_at, known = now(), jobs.jobs()
+    active = {job.out: job.id for job in known if job.end is None}
     corpora = survey(
-        places, root=config.root, min_age_s=_seconds(config.min_age), busy=active, now=now, sleep=sleep
+        places, root=config.root, min_age_s=seconds(config.min_age), busy=active, now=now, sleep=sleep
     )
-    decisions = decide(corpora, active, retry_failed=config.retry_failed, max_jobs=config.max_jobs)
-    name, code = tick or _tick_name(now()), 0
-    if not places:
-        say(f"no corpora: nothing matches {' '.join(map(storage.redact, config.source))}")
+    corpora = [_settle(corpus, known, listed_at, config) for corpus in corpora]
+    corpora = with_renamed(corpora, config.out)
+    limits = Limits(max_failures=config.max_failures, max_age_s=seconds(config.max_age))
+    decisions = decide(
+        corpora, active, retry_failed=config.retry_failed, max_jobs=config.max_jobs, limits=limits
+    )
+    ticked = []
     for decision in decisions:
-        outcome, failed = decision.reason, bool(decision.corpus.problem)
-        if decision.shards and not config.dry_run:
-            try:
-                outcome = f"{_submit(decision, jobs, config, name)}: {decision.reason}"
-            except PatchsieveError as error:
-                outcome, failed = str(error), True
+        ticked.append(_carry_out(decision, jobs, config, name, now()))
+        say(f"{ticked[-1].corpus}: {ticked[-1].outcome}")
+    return ticked
+
+
+def _settle(corpus: Corpus, known: Collection[KnownJob], listed_at: float, config: SubmitConfig) -> Corpus:
+    """The corpus with what the cluster tells of its jobs' ends, which is written down."""
+    ends = {job.id: job.end for job in known if job.out == corpus.out}
+    history = settled(corpus.history, ends, listed_at=listed_at)
+    try:
+        for before, job in zip(corpus.history, history, strict=True):
+            if job != before and not config.dry_run:
+                write_job(corpus.out, job)
+    except PatchsieveError as error:
+        return dataclasses.replace(corpus, problem=str(error))
+    return dataclasses.replace(corpus, history=history)
+
+
+def _carry_out(decision: Decision, jobs: Jobs, config: SubmitConfig, name: str, now: float) -> TickedCorpus:
+    corpus = decision.corpus
+    ticked = TickedCorpus(corpus.name, corpus.out, decision.reason, decision.attention)
+    try:
+        if config.dry_run:
+            ticked.outcome = f"would be submitted: {decision.reason}" if decision.shards else decision.reason
         elif decision.shards:
-            outcome = f"would be submitted: {decision.reason}"
-        code = code or int(failed)
-        say(f"{decision.corpus.name}: {outcome}")
-    return code
+            ticked.submitted, new = _submit(decision, jobs, config, name, now)
+            ticked.job = ticked.submitted.id
+            ticked.outcome = f"submitted {'' if new else 'before '}as {ticked.job}: {decision.reason}"
+        elif decision.tidy:
+            Owner(corpus.out, new_run_id()).wait_for_none()
+    except PatchsieveError as error:
+        ticked.outcome, ticked.attention = str(error), True
+    return ticked
 
 
-def _submit(decision: Decision, jobs: Jobs, config: SubmitConfig, tick: str) -> str:
+def _submit(
+    decision: Decision, jobs: Jobs, config: SubmitConfig, tick: str, now: float
+) -> tuple[SubmittedJob, bool]:
+    """The job of a decision, and whether it is new."""
     corpus = decision.corpus
     key = submission_id(corpus, tick)
-    listed = storage.join(corpus.out, LISTS_FOLDER, f"{key}.txt")
+    listed = storage.join(corpus.out, SCHEDULE_FOLDER, f"{key}.txt")
     # Named one by one: what arrives from now on is a later tick's, and shards that were given up stay out.
     storage.commit_bytes(shard_list(decision.shards), listed, run_id=new_run_id())
     command = score_command(
         corpus, listed, config.score_options, root=config.root, uploaded=config.working_dir is not None
     )
-    job = Submission(id=key, command=command, out=corpus.out, working_dir=config.working_dir)
-    new = jobs.submit(job)
-    return f"submitted as {key}" if new else f"submitted before as {key}"
+    new = jobs.submit(Submission(id=key, command=command, out=corpus.out, working_dir=config.working_dir))
+    job = SubmittedJob(id=key, submitted=now, shards=len(decision.shards), contents=corpus.contents)
+    # A tick of the same name may have been killed before it came to this.
+    if key not in {earlier.id for earlier in corpus.history}:
+        write_job(corpus.out, job)
+    return job, new
+
+
+def _wait(
+    ticked: Collection[TickedCorpus],
+    connect: Callable[[], Jobs],
+    say: Callable[[str], None],
+    now: Callable[[], float],
+    sleep: Callable[[float], None],
+) -> None:
+    """Return when the jobs of a tick have ended. An error of the Jobs API is said once; it is asked again."""
+    said = ""
+    while waiting := [one for one in ticked if one.submitted is not None and one.end is None]:
+        try:
+            # Anew each time: clusters are started again, and tokens change.
+            listed_at, ends = now(), {job.id: job.end for job in connect().jobs()}
+        except InfrastructureError as error:
+            if str(error) != said:
+                said = str(error)
+                say(f"waiting: {said}")
+            sleep(_ASK_S)
+            continue
+        for one in waiting:
+            assert one.submitted is not None
+            (job,) = settled([one.submitted], ends, listed_at=listed_at)
+            if job.end is not None:
+                one.end = job.end
+                write_job(one.out, job)
+                say(f"{one.corpus}: {job.id} {job.end.text}")
+        if any(one.end is None for one in waiting):
+            sleep(_ASK_S)
 
 
 def run_schedule(
@@ -107,7 +230,7 @@ def run_schedule(
         while (left := due.timestamp() - now()) > 0:
             sleep(min(left, _NAP_S))
         try:
-            tick(config, say, tick=_tick_name(due.timestamp()))
+            tick(config, say, tick=tick_name(due.timestamp()))
         except UserError:
             raise
         except PatchsieveError as error:
@@ -115,52 +238,13 @@ def run_schedule(
         due = next_time(config.cron, config.timezone, _aware(max(now(), due.timestamp())))
 
 
-def list_corpora(config: ListConfig, *, now: Callable[[], float] = time.time) -> list[dict[str, Any]]:
-    """What `schedule list` shows of each corpus: plain values, fit for JSON. Writes nothing, waits for nothing."""
-    places = find_corpora(config.source, config.out)
-    corpora = survey(
-        places, root=config.root, min_age_s=_seconds(config.min_age), now=now, sleep=lambda seconds: None
-    )
-    decisions = decide(corpora, {}, retry_failed=False, max_jobs=len(corpora) + 1)
-    return [
-        _shown(place, corpus, decision)
-        for place, corpus, decision in zip(places, corpora, decisions, strict=True)
-    ]
-
-
-def _shown(place: CorpusPlace, corpus: Corpus, decision: Decision) -> dict[str, Any]:
-    run = None if corpus.problem else last_run(corpus.out)
-    owned = has_owner(place)
-    return {
-        "corpus": corpus.name,
-        "state": "a run owns the output" if owned and not corpus.problem else decision.reason,
-        "shards": corpus.shards,
-        "done": corpus.done,
-        "failed": len(corpus.failed),
-        "problem": corpus.problem or None,
-        "last_run": None if run is None else run.get("run_id"),
-        "last_run_state": None if run is None else run.get("state"),
-        "source": corpus.url,
-        "out": corpus.out,
-    }
-
-
-def list_lines(shown: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The listing as lines of text."""
-    lines = [] if shown else ["no corpora"]
-    for corpus in shown:
-        run = f", last run {corpus['last_run']} {corpus['last_run_state']}" if corpus["last_run"] else ""
-        lines.append(
-            f"{corpus['corpus']}: {corpus['done']}/{corpus['shards']} shards, {corpus['state']}{run}"
-        )
-    return lines
-
-
-def _seconds(hours: float | None) -> float | None:
+def seconds(hours: float | None) -> float | None:
+    """Hours in seconds."""
     return None if hours is None else 3600 * hours
 
 
-def _tick_name(seconds: float) -> str:
+def tick_name(seconds: float) -> str:
+    """The name of a tick at a time: to the minute."""
     return time.strftime("%Y%m%dT%H%MZ", time.gmtime(seconds))
 
 

@@ -10,6 +10,7 @@ import tyro
 from patchsieve.pipeline.checks import at_least_one, flag
 from patchsieve.pipeline.cluster.slots import HeadUse
 from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.part import parse_part
 from patchsieve.pipeline.row_config import (
     FROZEN_TOKENS,
     IMAGE_FIELDS,
@@ -74,6 +75,8 @@ class ScoreConfig:
     """Share of the samples to score."""
     limit_shards: int | None = None
     """Score only the first N shards."""
+    part: str | None = None
+    """Score part I/N of the shards, such as 3/8, beside runs of the other parts on the same --out."""
     image_field: str = IMAGE_FIELDS
     """Fields that may hold a sample's image; the first one present is taken."""
     gpus_per_actor: float = 1.0
@@ -113,6 +116,7 @@ class ScoreConfig:
     def __post_init__(self) -> None:
         # What no row can have is refused before anything is looked up; size and decoder come later.
         self.rows(size=1, precision="fp32", decoder="any")
+        parse_part(self.part)
         if self.frozen_tokens != "auto" and self.estimator != "frozen":
             raise UserError(f"--frozen-tokens {self.frozen_tokens} is for --estimator frozen")
         for name in ("max_actors", "limit_shards", "batch_size", "cpus_per_actor", "decode_pixels"):

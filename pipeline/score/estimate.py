@@ -72,6 +72,8 @@ class Estimate:
 
 def estimate(request: ScoreRequest) -> Estimate:
     """Count and measure; nothing is written and Ray is not started."""
+    if not request.shards:
+        raise UserError(f"--part {request.config.part} has no shard: there is nothing to measure")
     device = this_device()
     model = build_teacher(request.teacher, device=str(device))
     rows = request.known_rows(None) or request.rows(choose_precision(model, device))

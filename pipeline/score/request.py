@@ -8,6 +8,7 @@ from typing import Any
 
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.images.patches import visible_count
+from patchsieve.pipeline.part import parse_part
 from patchsieve.pipeline.row_config import DECODER, Precision, RowConfig, count_tokens
 from patchsieve.pipeline.score.config import ScoreConfig
 from patchsieve.pipeline.shards.specs import Shard, expand_shards
@@ -53,6 +54,9 @@ class ScoreRequest:
 def make_request(config: ScoreConfig) -> ScoreRequest:
     """Find shards and teacher; UserError where the combination cannot work."""
     shards = expand_shards(config.shards, root=config.root)[: config.limit_shards]
+    part = parse_part(config.part)
+    if part is not None:
+        shards = [shard for shard in shards if part.takes(shard.id)]
     space = None if config.output_space == "auto" else config.output_space
     teacher = read_teacher(config.teacher, output_space=space)
     positions = teacher.config.positions

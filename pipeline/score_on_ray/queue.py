@@ -6,6 +6,7 @@ Decisions are `QueuePolicy`'s, calls are `ActorPool`'s; here is what happens whe
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from patchsieve.pipeline.row_config import Precision, RowConfig
 from patchsieve.pipeline.runs.progress import Totals
 from patchsieve.pipeline.score.messages import ActorInfo, Progress, ShardResult
 from patchsieve.pipeline.score_on_ray.events import QueueEvents, Tally
+from patchsieve.pipeline.score_on_ray.patience import Patience
 from patchsieve.pipeline.score_on_ray.policy import Gone, QueuePolicy, may_finish
 from patchsieve.pipeline.score_on_ray.pool import ActorPool, CallResult, PooledActor, init_failure, why_gone
 from patchsieve.pipeline.score_on_ray.start import ActorStart, QueueOptions
@@ -67,7 +69,7 @@ class ShardQueue:
         )
         self._ever_ready = False
         self._start_failures = 0
-        self._ready_at = clock()
+        self._patience = Patience(options.size, options.start_timeout_s, self._view, now=clock())
         self._looked_at = self._polled_at = 0.0
         self._recorded: set[int] = set()
         self.results: dict[str, ShardResult] = {}
@@ -107,7 +109,8 @@ class ShardQueue:
 
     def totals(self) -> Totals:
         """Counts of now, of actors that are gone included."""
-        return self._tally.totals(self._policy, self._pool.actors.values())
+        totals = self._tally.totals(self._policy, self._pool.actors.values())
+        return dataclasses.replace(totals, waits_for=self._patience.waits_for)
 
     def _tell(self) -> None:
         totals = self.totals()
@@ -298,19 +301,19 @@ class ShardQueue:
 
     def _watch(self) -> None:
         now = self._clock()
-        if any(actor.configured for actor in self._pool.actors.values()):
-            self._ready_at = now
-        late = now - self._ready_at > self._options.start_timeout_s
-        idle = now > self._ready_at and self._parked() and self._slots() <= 0
+        actors = self._pool.actors.values()
+        ready = any(actor.configured for actor in actors)
+        if ready:
+            self._patience.worked(now)
+        elif not self._parked():
+            self._patience.look(now, placed=any(actor.info is not None for actor in actors))
+        late = self._patience.late(now)
+        idle = not ready and self._parked() and self._slots() <= 0
         if idle and (late or not self._view.may_grow()):
             told = "; ".join(f"{place}: {fault}" for place, fault in self.taken_out.items())
             raise PatchsieveError(f"no device is left to work on: {told}")
         if not self._ever_ready and late:
-            size = self._options.size
-            raise PatchsieveError(
-                f"no actor became ready in {self._options.start_timeout_s:.0f} s; each asks for {size.cpus} CPUs and "
-                f"{size.gpus:g} GPUs, the nodes have {self._view}: add nodes or change --gpus-per-actor"
-            )
+            raise self._patience.complain()
         if now - self._polled_at < POLL_S:
             return
         self._polled_at = now

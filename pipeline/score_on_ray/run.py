@@ -10,8 +10,10 @@ from patchsieve.pipeline import storage
 from patchsieve.pipeline.cluster.nodes import autoscaler_gpus, cluster_nodes
 from patchsieve.pipeline.cluster.session import ray_session
 from patchsieve.pipeline.cluster.slots import choose_size, spared_node
+from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.identity import digest_of
 from patchsieve.pipeline.output.folder import OutputFolder, Plan, new_run_id
+from patchsieve.pipeline.part import parse_part
 from patchsieve.pipeline.row_config import Precision, RowConfig
 from patchsieve.pipeline.runs.config_file import with_run_id
 from patchsieve.pipeline.runs.log import run_events
@@ -32,7 +34,7 @@ def score(request: ScoreRequest, display: Display, *, settings: bytes) -> ScoreS
     `settings`: the resolved configuration, kept as `score.yaml` beside the tables. Raises UserError where the
     output belongs to a live run or holds other rows.
     """
-    output = OutputFolder(request.config.out, SCORES, run_id=new_run_id())
+    output = OutputFolder(request.config.out, SCORES, run_id=new_run_id(parse_part(request.config.part)))
     run = _ScoreRun(request, output, settings)
     with run_events(request.config.log_format, job="score", run_id=output.run_id):
         run.check_stored_settings()
@@ -123,7 +125,15 @@ class _ScoreRun:
         )
 
     def _resolve(self, precision: Precision) -> RowConfig:
-        self._rows = self._adopt(self._request.rows(precision))
+        try:
+            self._rows = self._adopt(self._request.rows(precision))
+        except UserError:
+            # The run of another part may have been first: what it measured is that of all.
+            stored = self._output.stored_config()
+            rows = self._request.known_rows(stored["rows"]) if stored is not None else None
+            if rows is None:
+                raise
+            self._rows = self._adopt(rows)
         return self._rows
 
     def finish(self, state: str, stopped_code: int | None) -> ScoreSummary:

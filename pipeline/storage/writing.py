@@ -202,18 +202,19 @@ def move(url: str, target: str) -> None:
     remove(url)
 
 
-def remove_temporaries(folder_url: str, *, keep_run_id: str | None) -> int:
+def remove_temporaries(folder_url: str, *, keep_run_id: str | None = None, of_runs: str = "") -> int:
     """Remove what killed commits left directly in a folder, but for the run `keep_run_id`; returns how many.
 
-    Object stores have none: an upload that was broken off never shows.
+    `of_runs`: only what runs left whose ids end so. Object stores have none: an upload that was broken off never shows.
     """
     if not is_local(folder_url):
         return 0
     kept = f".{keep_run_id}." if keep_run_id is not None else None
+    wanted = f"{of_runs}." if of_runs else ""
     removed = 0
     for info in list_folder(folder_url, suffix=".tmp"):
         name = split_name(info.url)[1]
-        if name.startswith(".") and (kept is None or kept not in name):
+        if name.startswith(".") and (kept is None or kept not in name) and wanted in name:
             remove(info.url)
             removed += 1
     return removed

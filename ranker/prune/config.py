@@ -10,6 +10,7 @@ import tyro
 
 from patchsieve.pipeline.checks import at_least_one, flag
 from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.part import parse_part
 from patchsieve.pipeline.row_config import IMAGE_FIELDS, Precision
 from patchsieve.pipeline.runs.log import LogFormat
 
@@ -100,6 +101,8 @@ class PruneConfig:
     """Name shards, and their outputs, by their path below this URL."""
     limit_shards: int | None = None
     """Prune only the first N shards."""
+    part: str | None = None
+    """Prune part I/N of the shards, such as 3/8, beside runs of the other parts on the same --out."""
     image_field: str = IMAGE_FIELDS
     """Fields that may hold a sample's image; the first one present is taken."""
     gpus_per_actor: float = 1.0
@@ -135,6 +138,13 @@ class PruneConfig:
             at_least_one(flag(name), getattr(self, name))
         if not self.shards:
             raise UserError("no shards given: name a path, a glob, a brace range, a directory or @list.txt")
+        if parse_part(self.part) is not None:
+            whole = ("target_ratio", "keep_images", "min_score")
+            given = next((name for name in whole if getattr(self, name) is not None), None)
+            if given is not None:
+                raise UserError(
+                    f"{flag(given)} plans over all shards, and --part has only its own: leave one out"
+                )
         if not 0 <= self.max_bad <= 1:
             raise UserError(f"--max-bad is {self.max_bad}, must be a share from 0 to 1")
         if not self.stall_timeout > 0:

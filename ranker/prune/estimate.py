@@ -115,6 +115,8 @@ def estimate_pruning(request: PruneRequest) -> PruneEstimate:
     Raises UserError where no sampled image can be pruned, and for a teacher of another grid.
     """
     config = request.config
+    if not request.shards:
+        raise UserError(f"--part {config.part} has no shard: there is nothing to measure")
     teacher = _teacher(request)
     request = stored_precision(request, None)
     if request.source.needs_precision:

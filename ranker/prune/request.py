@@ -9,6 +9,7 @@ from typing import Any
 
 from patchsieve.pipeline import storage
 from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.part import parse_part
 from patchsieve.pipeline.pruned.codec import ImageCodec
 from patchsieve.pipeline.pruned.format import MAX_SIDE
 from patchsieve.pipeline.pruned.index import MAX_POSITIONS, SHARDS_FOLDER
@@ -115,6 +116,9 @@ def make_prune_request(config: PruneConfig) -> PruneRequest:
     shards = expand_shards(config.shards, root=config.root)[: config.limit_shards]
     paths = output_paths(shards, rooted=config.root is not None)
     _check_places(shards, config.out)
+    part = parse_part(config.part)
+    if part is not None:
+        shards = [shard for shard in shards if part.takes(shard.id)]
     choice = None
     if config.table:
         tables = find_image_tables(config.table, shards)

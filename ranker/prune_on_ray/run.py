@@ -13,6 +13,7 @@ from patchsieve.pipeline.errors import PatchsieveError
 from patchsieve.pipeline.identity import digest_of
 from patchsieve.pipeline.output.beside import lost_outputs
 from patchsieve.pipeline.output.folder import OutputFolder, Plan, new_run_id
+from patchsieve.pipeline.part import parse_part
 from patchsieve.pipeline.pruned.index import INDEX
 from patchsieve.pipeline.runs.config_file import with_run_id
 from patchsieve.pipeline.runs.log import log_event, run_events
@@ -41,7 +42,7 @@ def prune(request: PruneRequest, display: Display, *, settings: bytes) -> PruneS
     output = OutputFolder(
         request.config.out,
         INDEX,
-        run_id=new_run_id(),
+        run_id=new_run_id(parse_part(request.config.part)),
         beside=(*request.tar_folders, SURVEY.folder),
     )
     run = _PruneRun(request, output, settings)
@@ -104,7 +105,9 @@ class _PruneRun:
             session.start()
             size, slots, _ = actor_size(self._request.config)
             chosen = precision_on_cluster(self._request.source, size, slots, session.stop.check)
-            self._request = self._request.with_precision(chosen)
+            # The run of another part may have been first: what it measured is that of all.
+            asked = stored_precision(self._request, self._output.stored_config())
+            self._request = asked.with_precision(chosen) if asked.source.needs_precision else asked
         self._read_plan()
         if not self._planned:
             self._make_plan(display, session)

@@ -15,6 +15,7 @@ import torch
 from patchsieve.pipeline.identity import digest_of
 from patchsieve.pipeline.output.folder import OutputFolder, new_run_id
 from patchsieve.pipeline.output.records import read_footer
+from patchsieve.pipeline.part import parse_part
 from patchsieve.pipeline.runs.config_file import config_to_yaml
 from patchsieve.pipeline.runs.progress import Totals
 from patchsieve.pipeline.score.config import ScoreConfig
@@ -95,7 +96,7 @@ def local_scoring(
     rows = request.known_rows(None)
     assert rows is not None, "give a precision"
     assert isinstance(config.batch_size, int)
-    output = OutputFolder(config.out, SCORES, run_id=run_id or new_run_id())
+    output = OutputFolder(config.out, SCORES, run_id=run_id or new_run_id(parse_part(config.part)))
     output.adopt_config(request.fields(rows), other={})
     todo = output.plan(request.shards, digest_of(request.fields(rows))).todo
     threads = torch.get_num_threads()

@@ -24,7 +24,8 @@ from patchsieve.pipeline.pruned.index import INDEX
 from patchsieve.pipeline.pruned.sample import PrunedSample
 from patchsieve.pipeline.runs.status import read_status
 from patchsieve.pipeline.schedule.config import ListConfig, OnceConfig
-from patchsieve.pipeline.schedule.run import list_corpora, tick_once
+from patchsieve.pipeline.schedule.listing import list_corpora
+from patchsieve.pipeline.schedule.run import tick_once
 from patchsieve.pipeline.shards.specs import Shard, expand_shards
 from patchsieve.pipeline.tables.schema import SCORES, row_fields
 from patchsieve.ranker.prune.request import make_prune_request
@@ -174,6 +175,15 @@ def test_ticks_over_a_store_see_what_came_since_the_last(s3: S3Store, tmp_path: 
     assert corpora.tick("three", min_age=1.0) == 0
     assert corpora.scored()[2:] == [["2.tar"], ["0.tar"], ["0.tar"]]
     assert s3.troubles == []
+
+
+def test_a_listing_asks_little_of_new_corpora(s3: S3Store, tmp_path: Path) -> None:
+    corpora, count = Corpora(s3, tmp_path), 20
+    corpora.add(*(f"{number:02d}/{name}" for number in range(count) for name in ("0.tar", "_SUCCESS")))
+    s3.asked.clear()
+    shown = list_corpora(ListConfig(source=corpora.source, out=s3.url("tables")))
+    assert [one["state"] for one in shown] == ["1 of 1 shards to score"] * count
+    assert len(s3.asked) < 4 * count
 
 
 def test_a_corpus_whose_output_is_away_does_not_keep_the_others(

@@ -14,7 +14,7 @@ from tests.project.files import imported_files, libraries, python_files, room_of
 FLOORS = """
     pipeline/errors pipeline/randomness pipeline/identity pipeline/units pipeline/threads pipeline/shown
     pipeline/checks
-    pipeline/row_config pipeline/storage
+    pipeline/row_config pipeline/part pipeline/storage
     pipeline/shards pipeline/images pipeline/compute
     pipeline/output pipeline/teacher
     pipeline/runs pipeline/tables pipeline/scoring pipeline/pruned pipeline/pretrain

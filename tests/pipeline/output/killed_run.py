@@ -69,7 +69,7 @@ def play(base: Path, folder: Path) -> None:
     output.release()
 
 
-def _kill_before(step: int) -> None:
+def kill_before(step: int) -> None:
     """Let the process die by SIGKILL just before the given change (1 = the first), counting from now."""
     made = 0
 
@@ -98,7 +98,7 @@ def main() -> None:
         shutil.copytree(base / "prepared", folder)
         process = os.fork()
         if process == 0:
-            _kill_before(step)
+            kill_before(step)
             play(base, folder)
             os._exit(0)
         _, status = os.waitpid(process, 0)

@@ -36,7 +36,7 @@ def requests(store: S3Store, shards_done: int) -> tuple[int, int]:
     checks = output.check(shards, IDENTITY)
     assert [check.state for check in checks.values()].count(State.DONE) == shards_done
     asked = (store.count("GET out/scores/"), len(store.asked))
-    output.keep_records()
+    output.keep_records(shards)
     return asked
 
 

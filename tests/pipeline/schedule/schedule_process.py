@@ -19,6 +19,7 @@ from tests.helpers.checkout import ROOT
 
 if TYPE_CHECKING:
     from patchsieve.pipeline.cluster.jobs_api import Submission
+    from patchsieve.pipeline.cluster.known_job import KnownJob
 
 CRON = "0 3 * * *"
 
@@ -46,9 +47,18 @@ class FileJobs:
     folder: Path
     kill: str = ""
 
-    def active(self) -> dict[str, str]:
-        found = [file for file in self.folder.glob("*.json") if not file.with_suffix(".ended").exists()]
-        return {json.loads(file.read_text())["output"]: file.stem for file in found}
+    def jobs(self) -> list[KnownJob]:
+        from patchsieve.pipeline.cluster.known_job import JobEnd, KnownJob
+
+        ended = JobEnd(state="succeeded", exit_code=0)
+        return [
+            KnownJob(
+                id=file.stem,
+                out=json.loads(file.read_text())["output"],
+                end=ended if file.with_suffix(".ended").exists() else None,
+            )
+            for file in self.folder.glob("*.json")
+        ]
 
     def submit(self, job: Submission) -> bool:
         if self.kill == "before":

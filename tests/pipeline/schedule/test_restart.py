@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from patchsieve.pipeline.cluster.jobs_api import Submission
+from patchsieve.pipeline.cluster.known_job import KnownJob
 from patchsieve.pipeline.shards.specs import expand_shards
 from tests.pipeline.schedule.schedule_process import Life, Lives
 from tests.pipeline.schedule.test_schedule import Bench, FakeJobs
@@ -114,8 +115,8 @@ class MeetingJobs(FakeJobs):
     barrier: threading.Barrier = dataclasses.field(default_factory=lambda: threading.Barrier(2))
     lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
-    def active(self) -> dict[str, str]:
-        found = super().active()
+    def jobs(self) -> list[KnownJob]:
+        found = super().jobs()
         self.barrier.wait(60)
         return found
 

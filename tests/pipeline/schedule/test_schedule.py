@@ -11,11 +11,13 @@ import pytest
 
 from patchsieve.jobs.schedule import main
 from patchsieve.pipeline.cluster.jobs_api import Submission
+from patchsieve.pipeline.cluster.known_job import JobEnd, KnownJob
 from patchsieve.pipeline.errors import InfrastructureError, UserError
 from patchsieve.pipeline.output.folder import OutputFolder
 from patchsieve.pipeline.schedule.config import ListConfig, OnceConfig, RunConfig
 from patchsieve.pipeline.schedule.corpora import OWNER_LOOK_S, find_corpora, shard_list
-from patchsieve.pipeline.schedule.run import list_corpora, list_lines, run_schedule, tick_once
+from patchsieve.pipeline.schedule.listing import list_corpora, list_lines
+from patchsieve.pipeline.schedule.run import run_schedule, tick_once
 from patchsieve.pipeline.shards.specs import Shard, expand_shards
 from patchsieve.pipeline.tables.schema import SCORES, row_fields
 from tests.helpers.tables import CONFIG, TEACHER, shard_record, write_table
@@ -25,14 +27,19 @@ NOW = 1_700_000_000.0
 
 @dataclasses.dataclass
 class FakeJobs:
-    """Jobs that never end, by submission id: their command and output."""
+    """Jobs by submission id: their command, output and end, which all have once they have `ended`."""
 
     commands: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     outputs: dict[str, str] = dataclasses.field(default_factory=dict)
+    ends: dict[str, JobEnd] = dataclasses.field(default_factory=dict)
     ended: bool = False
 
-    def active(self) -> dict[str, str]:
-        return {} if self.ended else {output: key for key, output in self.outputs.items()}
+    def jobs(self) -> list[KnownJob]:
+        other = JobEnd(state="succeeded", exit_code=0) if self.ended else None
+        return [
+            KnownJob(id=key, out=output, end=self.ends.get(key, other))
+            for key, output in self.outputs.items()
+        ]
 
     def submit(self, job: Submission) -> bool:
         if job.id in self.commands:
@@ -282,7 +289,7 @@ def test_the_listing_tells_state_and_last_run(bench: Bench) -> None:
     shown = list_corpora(config, now=lambda: NOW)
     assert list_lines(shown) == [
         "a: 1/2 shards, 1 of 2 shards to score, last run run-1 stopped by SIGTERM",
-        "b: 0/2 shards, a run owns the output",
+        "b: 0/2 shards, a run works on it",
     ]
     assert bench.naps == []
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import ray
 
+from patchsieve.pipeline.score_on_ray import patience
 from tests.helpers.faults import Faults
 from tests.helpers.photos import photo_samples, write_shard
 from tests.helpers.score_processes import leftovers, run_here
@@ -96,8 +97,11 @@ def test_an_actor_without_progress_is_replaced_and_its_shard_tried_again(
 
 
 def test_a_run_that_gets_no_gpu_says_what_it_asked_for_and_what_there_is(
-    teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # The cluster is looked at all the time; who has it is a job of ours, which is not waited for.
+    monkeypatch.setattr(patience, "ASK_S", 0.0)
+
     class Greedy:
         def here(self) -> None:
             """Answers when both GPUs are taken."""

@@ -18,6 +18,7 @@ from patchsieve.jobs.command_line import read_config
 from patchsieve.pipeline.cluster.places import Place
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.row_config import Precision
+from patchsieve.pipeline.runs.status import read_status
 from patchsieve.pipeline.score.config import ScoreConfig
 from patchsieve.pipeline.score_on_ray import policy as queue_policy
 from patchsieve.pipeline.score_on_ray import queue as shard_queue
@@ -85,6 +86,15 @@ def copy_of(run: Run, folder: Path) -> ScoreConfig:
 
 def times_of(out: str) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in (Path(out) / "scores").iterdir()}
+
+
+def test_runs_of_parts_give_the_rows_of_one_run(first: Run, tmp_path: Path) -> None:
+    parts = [dataclasses.replace(first.config, out=str(tmp_path), part=f"{index}/2") for index in (1, 2)]
+    summaries = [run_score(part) for part in parts]
+    assert [summary.exit_code for summary in summaries] == [0, 0]
+    assert sum(summary.shards for summary in summaries) == first.summary.shards
+    assert rows_of(tmp_path) == rows_of(first.config.out)
+    assert read_status(str(tmp_path)).parts == {"1/2": "complete", "2/2": "complete"}
 
 
 def test_an_actor_gives_the_rows_of_this_process(first: Run, tmp_path: Path) -> None:

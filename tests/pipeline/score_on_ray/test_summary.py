@@ -179,6 +179,7 @@ def test_status_lines() -> None:
         lost={"/data/y.tar": "shards/y.tar is gone"},
         last_run={"run_id": "run-1", "state": "incomplete"},
         owner={"run_id": "run-2", "host": "node-7"},
+        parts={"1/2": "complete", "2/2": "incomplete"},
     )
     text = "\n".join(status_lines(status))
     for part in ("7 done, 2 missing, 1 failed, 1 damaged", "12,345 of 4,000 samples, 3 of them"):
@@ -187,6 +188,7 @@ def test_status_lines() -> None:
         "missing : /data/y.tar: shards/y.tar is gone",
         "2  decode: cut",
         "/data/x.tar: no row",
+        "2/2 incomplete",
         "run-1 incomplete",
         "run run-2 on node-7",
     ):

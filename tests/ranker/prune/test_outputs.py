@@ -14,12 +14,13 @@ import pytest
 import webdataset
 from PIL import Image
 
+from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.pruned.dataset import PrunedDataset
 from patchsieve.ranker.model.api import rank_images
 from patchsieve.ranker.model.checkpoint import load_ranker
 from tests.helpers.crops import crop_samples
 from tests.helpers.photos import write_shard
-from tests.helpers.prune_runs import index_of, members_of, prune_config, prune_here
+from tests.helpers.prune_runs import contents, index_of, members_of, prune_config, prune_here
 
 IMAGES, KEPT = 50, 98
 
@@ -43,6 +44,19 @@ def outputs(shards: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Ite
         assert [(result.images, result.failed) for result in results] == [(25, None)] * 2
     yield made
     assert [path.read_bytes() for path in shards] == before
+
+
+def test_parts_give_the_shards_of_one_run(
+    shards: list[Path], outputs: dict[str, Path], tmp_path: Path
+) -> None:
+    for part in ("1/2", "2/2"):
+        prune_here(prune_config(shards, tmp_path, "tiny", batch_size=16, part=part))
+    assert contents(tmp_path) == contents(outputs["packed"])
+
+
+def test_a_plan_over_all_shards_takes_no_part() -> None:
+    with pytest.raises(UserError, match="--target-ratio plans over all shards"):
+        prune_config(["a.tar"], "out", "tiny", part="1/2", target_ratio=0.5)
 
 
 def photos_of(shards: list[Path]) -> dict[str, bytes]:
