@@ -14,6 +14,8 @@ COMMANDS = {
     "evaluate": "measure a ranker against the teacher's own scores",
     "prove": "measure what kept patches are worth to a model, beside controls of the same cost",
     "prune": "write smaller shards with the patches that a ranker puts first",
+    "report": "write one page of HTML about tables, rankers, pruned datasets and proofs",
+    "sheet": "draw photos with their scores and the patches that stay",
     "schedule": "have new corpora scored: one tick, or ticks at the times of a cron expression",
     "status": "say what of an output folder is done, missing or failed",
     "pretrain": "pretrain a small masked autoencoder as a teacher",

@@ -26,8 +26,8 @@ FLOORS = """
     ranker/baselines
     ranker/select ranker/train
     ranker/evaluate
-    ranker/prune ranker/prove
-    ranker/prune_on_ray
+    ranker/prune ranker/prove ranker/gallery
+    ranker/prune_on_ray ranker/report
     ranker/demo
     jobs
 """
