@@ -8,11 +8,12 @@
 #   make bench          benchmarks in under ten minutes, beside the last saved ones of such a machine
 #   make gpu-check      the tests and benchmarks for a GPU, a call of less than ten minutes at a time until nothing is left
 #   make lint           ruff, mypy, and whether an editor finds every import
+#   make docs           docs/commands.md anew
 #   make clean          removes what the other targets made, but keeps .venv
 #
 # PYTHON=/path/to/python3 chooses the interpreter that .venv is made with.
 
-.PHONY: install demo check test bench gpu-check lint links browser clean
+.PHONY: install demo check test bench gpu-check lint links browser docs clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := install
 
@@ -68,6 +69,10 @@ bench: install
 # Takes what is installed: such a machine may have torch and no registry.
 gpu-check: links
 	$(or $(PYTHON),$(wildcard $(BIN)/python),python3) -m benchmarks.gpu_check $(ARGS)
+
+# The reference of the commands, made from their configurations.
+docs: install
+	$(BIN)/python -c "from patchsieve.jobs.commands import reference_page; print(reference_page(), end='')" > docs/commands.md
 
 lint: install
 	@echo "== lint: ruff"

@@ -41,7 +41,8 @@ class PruneConfig:
     shards: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SHARDS")]
     """Shards: paths, globs, brace ranges {000000..000999}, directories or @list.txt, on any fsspec URL."""
     ranker: str
-    """Folder or URL of a ranker, tiny (bundled), or baseline:NAME."""
+    """Folder or URL of a ranker, tiny (bundled), or baseline:NAME, where NAME is random, grid, variance, gradient,
+    edge, centre, position, ridge, attention or cluster."""
     out: str
     """Output folder (any fsspec URL). Run again on it to resume."""
     fits: Annotated[str | None, tyro.conf.arg(name="from")] = None
