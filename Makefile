@@ -8,11 +8,12 @@
 #   make bench          benchmarks in under ten minutes, beside the last saved ones of such a machine
 #   make gpu-check      the tests and benchmarks for a GPU, a call of less than ten minutes at a time until nothing is left
 #   make lint           ruff, mypy, and whether an editor finds every import
+#   make docs           docs/commands.md anew
 #   make clean          removes what the other targets made, but keeps .venv
 #
 # PYTHON=/path/to/python3 chooses the interpreter that .venv is made with.
 
-.PHONY: install demo check test bench gpu-check lint links clean
+.PHONY: install demo check test bench gpu-check lint links browser docs clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := install
 
@@ -58,7 +59,7 @@ check: install lint
 	@echo "== check: pytest, without Ray"
 	$(PYTEST) -m 'not ray' $(ARGS)
 
-test: install lint
+test: install lint browser
 	@echo "== test: pytest"
 	$(PYTEST) $(ARGS)
 
@@ -69,6 +70,10 @@ bench: install
 gpu-check: links
 	$(or $(PYTHON),$(wildcard $(BIN)/python),python3) -m benchmarks.gpu_check $(ARGS)
 
+# The reference of the commands, made from their configurations.
+docs: install
+	$(BIN)/python -c "from patchsieve.jobs.commands import reference_page; print(reference_page(), end='')" > docs/commands.md
+
 lint: install
 	@echo "== lint: ruff"
 	$(BIN)/ruff check .
@@ -77,6 +82,14 @@ lint: install
 	@$(BIN)/python -m tests.project.editors & editors=$$!; \
 	$(BIN)/mypy --package patchsieve --package tests --package benchmarks; typed=$$?; \
 	wait $$editors && exit $$typed
+
+# The browser in which the page of `report` is tested. Debian's package where it may be installed; without one, those
+# tests skip themselves and say so, but in CI they fail.
+browser:
+	@command -v chromium chromium-browser google-chrome >/dev/null || { \
+	    test "$$(id -u)" = 0 && command -v apt-get >/dev/null && echo "== test: installing chromium" && \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
+	} || echo "== test: no Chromium here, and it cannot be installed: tests in a browser are skipped"
 
 # The links that let everybody find pipeline/, ranker/ and jobs/ as parts of the package: an archive or a checkout on
 # Windows may have come without them.

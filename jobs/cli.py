@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
+import platform
 import sys
 
 from patchsieve import __version__
+from patchsieve.jobs.arguments import say_page
+from patchsieve.pipeline.options.given import meant
 from patchsieve.pipeline.shown import say
 
 COMMANDS = {
@@ -14,6 +18,8 @@ COMMANDS = {
     "evaluate": "measure a ranker against the teacher's own scores",
     "prove": "measure what kept patches are worth to a model, beside controls of the same cost",
     "prune": "write smaller shards with the patches that a ranker puts first",
+    "report": "write one page of HTML about tables, rankers, pruned datasets and proofs",
+    "sheet": "draw photos with their scores and the patches that stay",
     "schedule": "have new corpora scored: one tick, or ticks at the times of a cron expression",
     "status": "say what of an output folder is done, missing or failed",
     "verify": "hold an output against what was recorded of it, bytes and scores",
@@ -26,15 +32,27 @@ def main() -> None:
     """Run the job that the first word of the command line names."""
     command = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if command in ("-V", "--version"):
-        say(__version__)
+        found = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "timm", "ray")]
+        say(", ".join([f"patchsieve {__version__}", f"Python {platform.python_version()}", *found]))
+    elif command == "--completion":
+        from patchsieve.jobs.commands import completion
+
+        say_page(completion())
     elif command in COMMANDS:
         importlib.import_module(f"patchsieve.jobs.{command}").main(sys.argv[2:])
     elif command in ("-h", "--help"):
-        print("usage: patchsieve COMMAND [OPTIONS]    (patchsieve COMMAND --help lists the options)\n")
-        for name, what in COMMANDS.items():
-            say(f"  {name:10} {what}")
+        say_page(
+            [
+                "usage: patchsieve COMMAND [OPTIONS]    (patchsieve COMMAND --help lists the options)",
+                "",
+                *(f"  {name:10} {what}" for name, what in COMMANDS.items()),
+                "",
+                "--version tells versions; --completion prints a script that completes options in bash and zsh.",
+            ]
+        )
     else:
-        say(f"patchsieve: unknown command {command!r}; known are {', '.join(COMMANDS)}", file=sys.stderr)
+        known = f"; known are {', '.join(COMMANDS)}{meant(command, COMMANDS)}"
+        say(f"patchsieve: unknown command {command!r}{known}", file=sys.stderr)
         raise SystemExit(2)
 
 

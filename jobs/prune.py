@@ -26,6 +26,13 @@ def run(config: PruneConfig) -> int:
     summary = prune(request, make_display(config.log_format), settings=config_to_yaml(config))
     if config.log_format == "text":
         say(*summary.lines(config.out))
+    if config.sheet is not None:
+        from patchsieve.ranker.gallery.config import SheetConfig
+        from patchsieve.ranker.gallery.sheet import write_sheet
+
+        drawn = write_sheet(SheetConfig(path=config.out, out=config.sheet), run_id=summary.run_id)
+        if config.log_format == "text":
+            say(*drawn)
     return summary.exit_code
 
 

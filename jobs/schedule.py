@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import TypeVar
 
-from patchsieve.jobs.command_line import read_config, run_job
+from patchsieve.jobs.arguments import read_config
+from patchsieve.jobs.command_line import run_job
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.schedule.config import ListConfig, OnceConfig, RunConfig, SubmitConfig
 from patchsieve.pipeline.score.config import ScoreConfig

@@ -7,6 +7,7 @@
     ranker = patchsieve.load_ranker("ranker")
     ranks = patchsieve.rank_images([image], ranker)
     dataset = patchsieve.PrunedDataset("pruned/shards/*.tar")
+    patchsieve.draw_heat_map(image, ranks[0])
 
 Importing this package loads neither torch nor ray: each name of the API is imported when it is first used.
 """
@@ -19,8 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from patchsieve.pipeline.pruned.dataset import PrunedDataset
+    from patchsieve.pipeline.scoring.aggregate import dense_scores
     from patchsieve.pipeline.scoring.api import load_teacher, score_images
     from patchsieve.pipeline.tables.reader import read_scores
+    from patchsieve.ranker.gallery.sheet import draw_heat_map, draw_sheet
     from patchsieve.ranker.model.api import rank_images
     from patchsieve.ranker.model.checkpoint import load_ranker
 
@@ -28,6 +31,9 @@ __version__ = "0.1.0"
 __all__ = [
     "PrunedDataset",
     "__version__",
+    "dense_scores",
+    "draw_heat_map",
+    "draw_sheet",
     "load_ranker",
     "load_teacher",
     "rank_images",
@@ -37,6 +43,9 @@ __all__ = [
 
 _API = {
     "PrunedDataset": "patchsieve.pipeline.pruned.dataset",
+    "dense_scores": "patchsieve.pipeline.scoring.aggregate",
+    "draw_heat_map": "patchsieve.ranker.gallery.sheet",
+    "draw_sheet": "patchsieve.ranker.gallery.sheet",
     "load_ranker": "patchsieve.ranker.model.checkpoint",
     "load_teacher": "patchsieve.pipeline.scoring.api",
     "rank_images": "patchsieve.ranker.model.api",

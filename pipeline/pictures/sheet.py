@@ -176,6 +176,17 @@ def enlarge(cells: NDArray[Any], side: int) -> NDArray[Any]:
     return cells[cell[:, None], cell]
 
 
+def heat_over(photo: Pixels, scores_GG: NDArray[np.floating[Any]], *, share: float = 0.6) -> Pixels:
+    """The photo `[S, S, 3]` with a heat map of its scores `[G, G]` laid over it.
+
+    `share`: how much of the colour is the map's, 0 to 1; where a score is NaN the photo stays as it is.
+    """
+    cells = enlarge(stretch(scores_GG), len(photo))
+    mixed = share * colours(cells).astype(np.float64) + (1 - share) * photo
+    picture: Pixels = np.where(np.isnan(cells)[..., None], photo, np.rint(mixed).astype(np.uint8))
+    return picture
+
+
 def picture_file(picture: Pixels, kind: str = "PNG") -> bytes:
     """The picture as a file, PNG or JPEG: the same bytes for the same pixels and library versions."""
     buffer = io.BytesIO()

@@ -42,7 +42,8 @@ class PruneConfig:
     shards: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SHARDS")]
     """Shards: paths, globs, brace ranges {000000..000999}, directories or @list.txt, on any fsspec URL."""
     ranker: str
-    """Folder or URL of a ranker, tiny (bundled), or baseline:NAME."""
+    """Folder or URL of a ranker, tiny (bundled), or baseline:NAME, where NAME is random, grid, variance, gradient,
+    edge, centre, position, ridge, attention or cluster."""
     out: str
     """Output folder (any fsspec URL). Run again on it to resume."""
     fits: Annotated[str | None, tyro.conf.arg(name="from")] = None
@@ -128,7 +129,8 @@ class PruneConfig:
     sweep: str | None = None
     """With --dry-run: ratios such as 0.25,0.5,0.75 to try in place of --keep, --mass or --target-ratio."""
     sheet: str | None = None
-    """With --dry-run: file (PNG) for a picture of some photos, their scores and the patches that stay."""
+    """File (PNG) for a picture of some photos, their scores and the patches that stay; with --dry-run before the run,
+    else after it."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -151,8 +153,8 @@ class PruneConfig:
             raise UserError(f"--stall-timeout is {self.stall_timeout}, must be above 0 seconds")
         if self.gpus_per_actor < 0 or (self.gpus_per_actor > 1 and self.gpus_per_actor % 1):
             raise UserError(f"--gpus-per-actor is {self.gpus_per_actor}: give a share up to 1 or a count")
-        if not self.dry_run and (self.sweep is not None or self.sheet is not None):
-            raise UserError("--sweep and --sheet are for --dry-run: add it, or leave them out")
+        if not self.dry_run and self.sweep is not None:
+            raise UserError("--sweep is for --dry-run: add it, or leave it out")
         if self.sweep_ratios:
             replaced = next((name for name in ("keep", "mass") if getattr(self, name) is not None), None)
             if replaced:

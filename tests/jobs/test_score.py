@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from patchsieve.jobs import score
-from patchsieve.jobs.command_line import read_config
+from patchsieve.jobs.arguments import read_config
 from patchsieve.pipeline.output.owner import Owner
 from patchsieve.pipeline.runs.config_file import config_to_yaml
 from patchsieve.pipeline.score.config import ScoreConfig

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from patchsieve.jobs.command_line import read_config
+from patchsieve.jobs.arguments import read_config
 from patchsieve.pipeline.schedule.config import OnceConfig
 from patchsieve.pipeline.score.config import ScoreConfig
 from tests.helpers.checkout import ROOT

@@ -17,7 +17,7 @@ FLOORS = """
     pipeline/row_config pipeline/part pipeline/storage
     pipeline/shards pipeline/images pipeline/compute
     pipeline/output pipeline/teacher
-    pipeline/runs pipeline/tables pipeline/scoring pipeline/pruned pipeline/pretrain
+    pipeline/runs pipeline/options pipeline/tables pipeline/scoring pipeline/pruned pipeline/pretrain
     pipeline/cluster pipeline/pictures
     pipeline/score pipeline/schedule
     pipeline/score_on_ray
@@ -26,8 +26,8 @@ FLOORS = """
     ranker/baselines
     ranker/select ranker/train
     ranker/evaluate
-    ranker/prune ranker/prove ranker/verify
-    ranker/prune_on_ray ranker/prove_on_ray
+    ranker/prune ranker/prove ranker/verify ranker/gallery
+    ranker/prune_on_ray ranker/prove_on_ray ranker/report
     ranker/demo
     jobs
 """

@@ -49,6 +49,8 @@ LIGHT_FILES = [
     "ranker/prune/config.py",
     "ranker/prove/config.py",
     "ranker/verify/config.py",
+    "ranker/gallery/config.py",
+    "ranker/report/config.py",
 ]
 # What a score run's own process does without: checking a teacher and asking for actors takes no model and no decoder.
 LIGHT_DRIVERS = ["pipeline/score/request.py", "pipeline/score_on_ray/run.py"]

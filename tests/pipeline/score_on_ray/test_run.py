@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pytest
 import ray
 
-from patchsieve.jobs.command_line import read_config
+from patchsieve.jobs.arguments import read_config
 from patchsieve.pipeline.cluster.places import Place
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.row_config import Precision

@@ -62,7 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"quality": 0}, "--quality is 0, must be from 1 to 100"),
         ({"max_bad": 2.0}, "--max-bad is 2.0"),
         ({"batch_size": 0}, "--batch-size is 0, must be at least 1"),
-        ({"sweep": "0.5"}, "--sweep and --sheet are for --dry-run"),
+        ({"sweep": "0.5"}, "--sweep is for --dry-run"),
         ({"sweep": "half", "dry_run": True}, "--sweep is 'half', must be ratios"),
         ({"sweep": "0.5", "keep": 0.5, "dry_run": True}, "--sweep tries ratios in place of --keep"),
         (

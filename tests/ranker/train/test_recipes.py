@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from patchsieve.jobs.command_line import read_config
+from patchsieve.jobs.arguments import read_config
 from patchsieve.pipeline.errors import UserError
 from patchsieve.ranker.train.config import TrainConfig
 from tests.helpers.checkout import ROOT

@@ -1,0 +1,79 @@
+"""From a command line to a configuration: flags over a YAML file over defaults, or the help that was asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.resources
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+from patchsieve.jobs.examples import EXAMPLES
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.options.given import check_given
+from patchsieve.pipeline.options.page import help_page
+from patchsieve.pipeline.options.reading import options_of
+from patchsieve.pipeline.runs.config_file import settings_from_yaml
+from patchsieve.pipeline.shown import say
+
+_Config = TypeVar("_Config")
+
+RECIPES = {"train": "patchsieve.ranker"}
+"""Packages that ship configurations for a job, as `recipes/NAME.yaml`; `--config NAME` takes them."""
+
+
+def read_config(name: str, config_type: type[_Config], arguments: Sequence[str]) -> _Config:
+    """The job's configuration from a command line; UserError where a value cannot be."""
+    rest = list(arguments)
+    if any(text in ("-h", "--help") for text in rest):
+        say_page(help_page(name, config_type, examples=EXAMPLES[name], recipes=recipes_of(name)))
+        raise SystemExit(0)
+    at = next((i for i, text in enumerate(rest) if text.partition("=")[0] == "--config"), None)
+    default: Any = tyro.MISSING_NONPROP
+    if at is not None:
+        path = rest[at].partition("=")[2] or "".join(rest[at + 1 : at + 2])
+        if not path:
+            raise UserError("--config needs the name of a YAML file")
+        default = _defaults(config_type, settings_from_yaml(_config_file(name, path), config_type))
+        del rest[at : at + 1 if "=" in rest[at] else at + 2]
+    check_given(name, options_of(config_type), rest, complete=at is None)
+    config: _Config = tyro.cli(config_type, prog=f"patchsieve {name}", args=rest, default=default)
+    return config
+
+
+def recipes_of(job: str) -> list[str]:
+    """Names of the configurations that come with patchsieve for a job."""
+    if job not in RECIPES:
+        return []
+    found = (importlib.resources.files(RECIPES[job]) / "recipes").iterdir()
+    return sorted(file.name.removesuffix(".yaml") for file in found if file.name.endswith(".yaml"))
+
+
+def say_page(lines: Sequence[str]) -> None:
+    """Print what a reader may stop reading, as `--help | head` does."""
+    try:
+        say(*lines)
+    except BrokenPipeError:
+        # Nothing is left to say; Python would say so when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _config_file(job: str, given: str) -> str:
+    """The file that `--config` means: a shipped recipe by its name, else what is given, a path or URL."""
+    if job in RECIPES and given.replace("-", "_").isidentifier():
+        shipped = importlib.resources.files(RECIPES[job]) / "recipes" / f"{given}.yaml"
+        if shipped.is_file():
+            return str(shipped)
+    return given
+
+
+def _defaults(config_type: type[_Config], settings: Mapping[str, Any]) -> _Config:
+    """What flags are laid over. Not checked, and what neither file nor class tells is missing: flags may give it."""
+    config = object.__new__(config_type)
+    for field in dataclasses.fields(config_type):  # type: ignore[arg-type]
+        default = tyro.MISSING_NONPROP if field.default is dataclasses.MISSING else field.default
+        object.__setattr__(config, field.name, settings.get(field.name, default))
+    return config

@@ -1,0 +1,63 @@
+"""Every command with its configuration, and what is made of them all: completion, the reference."""
+
+from __future__ import annotations
+
+from patchsieve.jobs.arguments import recipes_of
+from patchsieve.jobs.examples import EXAMPLES
+from patchsieve.pipeline.options.page import reference
+from patchsieve.pipeline.options.reading import options_of
+from patchsieve.pipeline.pictures.config import DemoConfig
+from patchsieve.pipeline.pretrain.config import PretrainConfig
+from patchsieve.pipeline.runs.status import StatusConfig
+from patchsieve.pipeline.schedule.config import ListConfig, OnceConfig, RunConfig
+from patchsieve.pipeline.score.config import ScoreConfig
+from patchsieve.ranker.evaluate.config import EvaluateConfig
+from patchsieve.ranker.gallery.config import SheetConfig
+from patchsieve.ranker.prove.config import ProveConfig
+from patchsieve.ranker.prune.config import PruneConfig
+from patchsieve.ranker.report.config import ReportConfig
+from patchsieve.ranker.train.config import TrainConfig
+
+CONFIGS: dict[str, type] = {
+    "score": ScoreConfig,
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+    "prove": ProveConfig,
+    "prune": PruneConfig,
+    "report": ReportConfig,
+    "sheet": SheetConfig,
+    "schedule once": OnceConfig,
+    "schedule run": RunConfig,
+    "schedule list": ListConfig,
+    "status": StatusConfig,
+    "pretrain": PretrainConfig,
+    "demo": DemoConfig,
+}
+"""In the order of the help."""
+
+
+def completion() -> list[str]:
+    """A script for bash (and for zsh, after `bashcompinit`) that completes commands and options."""
+    flags: dict[str, list[str]] = {}
+    for command, config in CONFIGS.items():
+        flags.setdefault(command.split()[0], []).extend(
+            option.flag for option in options_of(config) if option.flag
+        )
+    cases = [f'    {name}) words="{" ".join(dict.fromkeys(words))}" ;;' for name, words in flags.items()]
+    return [
+        "_patchsieve() {",
+        '  local words="" word="${COMP_WORDS[COMP_CWORD]}"',
+        '  case "${COMP_WORDS[1]}" in',
+        *cases,
+        "  esac",
+        f'  [ "$COMP_CWORD" = 1 ] && words="{" ".join(flags)}"',
+        '  COMPREPLY=($(compgen -W "$words" -- "$word"))',
+        "}",
+        "complete -o default -F _patchsieve patchsieve",
+    ]
+
+
+def reference_page() -> str:
+    """`docs/commands.md`, all of it."""
+    head = "# Commands\n\nMade from the configurations (`make docs`); `patchsieve COMMAND --help` says the same.\n"
+    return f"{head}\n{reference(CONFIGS, examples=EXAMPLES, recipes={name: recipes_of(name) for name in CONFIGS})}"

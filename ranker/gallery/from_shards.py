@@ -1,0 +1,154 @@
+"""Images out of shards and out of pruned sets."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from patchsieve.pipeline import storage
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.images.views import apply_view, center_box
+from patchsieve.pipeline.output.records import read_footer
+from patchsieve.pipeline.pictures.rows import as_picture
+from patchsieve.pipeline.pictures.sheet import HIDDEN_GRAY
+from patchsieve.pipeline.pruned.dataset import PrunedDataset
+from patchsieve.pipeline.pruned.index import INDEX, SHARDS_FOLDER
+from patchsieve.ranker.gallery.photos import Photos, images_of
+from patchsieve.ranker.gallery.pictured import Pictured
+
+_COLUMNS = ["sample_key", "grid", "positions", "scores", "kept"]
+
+
+def pictured_shards(
+    photos: Photos, path: str, *, grid: int, size: int, count: int, key: str | None
+) -> list[Pictured]:
+    """Centre crops of shards' images, without scores: `count` of them, or that of one key; see `rank_pictured`."""
+    shards = photos.shards
+    if key is None and len(shards) > count:
+        shards = [shards[len(shards) * at // count] for at in range(count)]
+    share = -(-count // len(shards))
+    found = []
+    for shard in shards:
+        for name, image in itertools.islice(images_of(shard, key=key), share):
+            height, width = image.shape[1:]
+            crop = apply_view(image, center_box(height, width, size=size), size)
+            found.append(
+                Pictured(
+                    origin="shards",
+                    path=path,
+                    key=name,
+                    shard=shard.name,
+                    detail=f"{width} x {height} px",
+                    pixels=as_picture(crop),
+                    shown=np.ones(grid**2, np.bool_),
+                )
+            )
+        if key is not None and found:
+            break
+    if key is not None and not found:
+        raise UserError(f"{path} has no image of the sample {key!r}")
+    return found[:count]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrunedIndex:
+    """An index of a pruned set: where it lies, the name of its shard and its tar below the output, empty for none."""
+
+    url: str
+    shard: str
+    tar: str
+
+
+def pruned_indexes(path: str) -> list[PrunedIndex]:
+    """The indexes of a pruned set; UserError where one is damaged."""
+    url = storage.absolute_url(path)
+    found = []
+    for info in storage.list_folder(storage.join(url, INDEX.folder), suffix=".parquet"):
+        about = read_footer(info.url, size=info.size, newest_schema=INDEX.schema_version).metadata
+        with storage.parsing(info.url):
+            tar = str(about["output"].get("path", ""))
+            if tar and (not tar.startswith(f"{SHARDS_FOLDER}/") or ".." in tar.split("/")):
+                raise ValueError(f"its tar is {tar!r}")
+            found.append(PrunedIndex(url=info.url, shard=str(about["shard"]["name"]), tar=tar))
+    return found
+
+
+def index_rows(index: PrunedIndex, columns: list[str]) -> pa.Table:
+    """Some columns of an index."""
+    with storage.parsing(index.url):
+        return pq.read_table(pa.BufferReader(storage.read_bytes(index.url)), columns=columns)
+
+
+def pictured_pruned(
+    path: str, *, count: int, key: str | None = None, order: str | None = None
+) -> list[Pictured]:
+    """Images of a pruned set: `count` of them, evenly spread over its shards, that of one key, or with `order` `top` or
+    `bottom` those that keep most or least. Raises UserError for a key that it does not have.
+    """
+    indexes = pruned_indexes(path)
+    if key is None and order is None and len(indexes) > count:
+        indexes = [indexes[len(indexes) * at // count] for at in range(count)]
+    share = -(-count // max(1, len(indexes)))
+    chosen: list[tuple[int, PrunedIndex, dict[str, object]]] = []
+    for index in indexes:
+        rows = (row for row in index_rows(index, _COLUMNS).to_pylist() if row["kept"] is not None)
+        if key is not None:
+            rows = (row for row in rows if row["sample_key"] == key)
+        chosen += [(row["kept"], index, row) for row in (rows if order else itertools.islice(rows, share))]
+        if key is not None and chosen:
+            break
+    if key is not None and not chosen:
+        raise UserError(f"{path} has no pruned sample {key!r}")
+    if order is not None:
+        chosen.sort(key=lambda one: one[0], reverse=order == "top")
+    chosen = chosen[:count]
+    pictured = {}
+    for index in {one.url: one for _, one, _ in chosen}.values():
+        rows_of = {str(row["sample_key"]): row for _, one, row in chosen if one is index}
+        pictured |= {(index.url, one.key): one for one in _from_index(path, index, rows_of)}
+    found = [pictured.get((index.url, str(row["sample_key"]))) for _, index, row in chosen]
+    return [one for one in found if one is not None]
+
+
+def _from_index(path: str, index: PrunedIndex, rows: dict[str, dict[str, object]]) -> Iterator[Pictured]:
+    """The samples of these index rows, with the pixels that the set holds of them."""
+    pixels, shown = {}, {}
+    if index.tar and index.tar.rpartition(".")[2] == "tar":
+        dataset = PrunedDataset(
+            storage.join(storage.absolute_url(path), index.tar), handler=lambda error: True
+        )
+        for sample in itertools.takewhile(lambda _: len(pixels) < len(rows), dataset):
+            if sample.key in rows:
+                pixels[sample.key] = as_picture(
+                    sample.to_image(HIDDEN_GRAY if sample.background is None else None)
+                )
+    for key, row in rows.items():
+        grid = int(str(row["grid"]))
+        positions = np.asarray(row["positions"], np.int64)
+        if not 0 < grid <= 1024 or (positions.size and not 0 <= positions.min() <= positions.max() < grid**2):
+            raise UserError(f"{index.url}: a row names positions that its grid does not have")
+        shown[key] = np.zeros(grid**2, np.bool_)
+        shown[key][positions] = True
+        scores_L = np.full(grid**2, np.nan, np.float32)
+        scores_L[positions] = np.asarray(row["scores"], np.float32)
+        here = pixels.get(key, _blank(grid))
+        yield Pictured(
+            origin="pruned",
+            path=path,
+            key=key,
+            shard=index.shard,
+            detail=f"{len(positions)} of {grid**2} patches kept",
+            pixels=here,
+            shown=shown[key] if key in pixels else np.zeros(grid**2, np.bool_),
+            ranker=scores_L,
+        )
+
+
+def _blank(grid: int) -> NDArray[np.uint8]:
+    return np.full((grid * 16, grid * 16, 3), HIDDEN_GRAY, np.uint8)

@@ -1,0 +1,64 @@
+"""Photos out of shards: crops of the samples that a table or the user names."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+
+from torch import Tensor
+
+from patchsieve.pipeline.errors import ContentError, UserError
+from patchsieve.pipeline.images.decode import decode_image
+from patchsieve.pipeline.images.views import ViewBox, apply_view
+from patchsieve.pipeline.pictures.rows import as_picture
+from patchsieve.pipeline.pictures.sheet import Pixels
+from patchsieve.pipeline.row_config import IMAGE_FIELDS
+from patchsieve.pipeline.shards.reader import Sample, ShardReader, pick_image
+from patchsieve.pipeline.shards.specs import Shard, expand_shards
+from patchsieve.pipeline.tables.reader import TableFile
+
+
+class Photos:
+    """The shards that were given, by the names that tables know them by."""
+
+    def __init__(self, specs: Sequence[str], *, root: str | None) -> None:
+        """`specs`: shards as every command takes them. Raises UserError where there are none."""
+        self.shards = expand_shards(specs, root=root)
+        self._by_name = {shard.name: shard for shard in self.shards}
+        bases = [shard.name.rpartition("/")[2] for shard in self.shards]
+        self._by_base = {
+            base: shard for base, shard in zip(bases, self.shards, strict=True) if bases.count(base) == 1
+        }
+
+    def cut(self, table: TableFile, boxes: Mapping[str, ViewBox], *, size: int) -> dict[str, Pixels]:
+        """The views of a table's samples, uint8 `[size, size, 3]` by key; none where its shard was not given.
+
+        Raises UserError for a shard of another size than the one that was scored.
+        """
+        shard = self._by_name.get(table.shard) or self._by_base.get(table.shard.rpartition("/")[2])
+        if shard is None:
+            return {}
+        if shard.size not in (None, table.size):
+            raise UserError(
+                f"{shard.name} has {shard.size} bytes, the shard that {table.url} was scored from had {table.size}"
+            )
+        found: dict[str, Pixels] = {}
+        for key, image in images_of(shard):
+            if key in boxes:
+                found[key] = as_picture(apply_view(image, boxes[key], size))
+                if len(found) == len(boxes):
+                    break
+        return found
+
+
+def images_of(shard: Shard, *, key: str | None = None) -> Iterator[tuple[str, Tensor]]:
+    """The images of a shard that can be read, or that of one key alone, uint8 `[3, H, W]` with their keys."""
+    with ShardReader(shard) as reader:
+        samples = (item for item in reader if isinstance(item, Sample))
+        for sample in samples if key is None else itertools.islice((s for s in samples if s.key == key), 1):
+            try:
+                picked = pick_image(sample, IMAGE_FIELDS)
+                if picked is not None:
+                    yield sample.key, decode_image(picked[1])
+            except ContentError:
+                continue  # score and prune tell of it

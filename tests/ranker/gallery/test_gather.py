@@ -1,0 +1,120 @@
+"""Images out of tables, shards and pruned sets: pixels in their places, scores of who gave them, what would stay."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import patchsieve
+from patchsieve.pipeline.errors import UserError
+from patchsieve.ranker.gallery.gather import gather, open_ranker
+from patchsieve.ranker.gallery.photos import Photos
+from patchsieve.ranker.gallery.pictured import Pictured
+from patchsieve.ranker.gallery.sources import find_sources
+from patchsieve.ranker.select.selection import topk
+from tests.helpers.galleries import PHOTOS, Left
+from tests.helpers.photos import photo
+
+
+def images_of(
+    *paths: str, ranker: str | None = None, photos: str | None = None, **asked: object
+) -> list[Pictured]:
+    return gather(
+        find_sources(paths),
+        **{"count": 100, **asked},
+        ranker=None if ranker is None else open_ranker(ranker),
+        photos=None if photos is None else Photos([photos], root=None),
+    )
+
+
+def test_what_a_path_holds(left: Left) -> None:
+    paths = [
+        left.table,
+        f"{left.table}/scores",
+        left.ranker,
+        left.pruned,
+        left.shards,
+        "tiny",
+        "baseline:edge",
+        "a/*.tar",
+    ]
+    kinds = [source.kind for source in find_sources(paths)]
+    assert kinds == ["table", "table", "ranker", "pruned", "shards", "ranker", "ranker", "shards"]
+
+
+def test_a_path_that_holds_nothing_of_ours(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is none of what can be shown"):
+        find_sources([str(tmp_path)])
+
+
+def test_a_table_gives_the_photos_that_it_holds_and_those_of_its_shards(left: Left) -> None:
+    stored = images_of(left.table)
+    photos = images_of(left.table, photos=left.shards)
+    assert len(stored) == PHOTOS
+    for one, other in zip(stored, photos, strict=True):
+        assert one.shown.all()
+        assert (one.pixels == other.pixels).all()
+
+
+def test_ranker_and_teacher_are_those_of_the_public_calls(left: Left) -> None:
+    (image,) = images_of(left.table, ranker=left.ranker, key="photo-3")
+    ranker = patchsieve.load_ranker(left.ranker, device="cpu")
+    alone = patchsieve.rank_images([photo(3, 60, 80)], ranker)[0]
+    rows = patchsieve.read_scores(left.table).to_pylist()
+    mine = [row for row in rows if row["sample_key"] == "photo-3"]
+    dense = patchsieve.dense_scores(
+        np.array([row["visible"] for row in mine]), np.array([row["score"] for row in mine], np.float32), 36
+    )
+    np.testing.assert_allclose(image.ranker, alone, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(image.teacher, dense)
+
+
+@pytest.mark.parametrize("ratio", [0.25, 0.5, 0.75, 1.0])
+def test_what_stays_is_what_prune_keeps(left: Left, ratio: float) -> None:
+    for image in images_of(left.table, ranker=left.ranker):
+        expected = topk(image.ranker[None], max(1, int(36 * ratio + 1e-6)))[0]
+        assert (image.kept(ratio) == expected).all()
+
+
+def test_views_of_random_crops_show_the_first_and_rank_what_it_shows(left: Left) -> None:
+    for image in images_of(left.views, ranker=left.ranker):
+        assert image.shown.sum() == 9
+        assert (~np.isnan(image.teacher) == image.shown).all()
+        assert (~np.isnan(image.ranker) == image.shown).all()
+        assert image.kept(0.5).sum() == 4
+        assert not (image.kept(0.5) & ~image.shown).any()
+
+
+def test_a_pruned_set_shows_what_it_keeps(left: Left) -> None:
+    whole = {one.key: one for one in images_of(left.table, ranker=left.ranker)}
+    for image in images_of(left.pruned):
+        assert image.shown.sum() == 18
+        assert (image.shown == whole[image.key].kept(0.5)).all()
+        assert image.kept(0.25).sum() == 9
+        assert not (image.kept(0.25) & ~whole[image.key].kept(0.25)).any()
+        assert image.kept(1.0).sum() == 18
+
+
+def test_shards_alone_need_a_ranker(left: Left) -> None:
+    assert len(images_of(left.shards, ranker=left.ranker, photos=left.shards)) == PHOTOS
+    with pytest.raises(UserError, match="name a ranker"):
+        images_of(left.shards, photos=left.shards)
+
+
+def test_few_images_come_from_every_shard(left: Left) -> None:
+    assert len({one.shard for one in images_of(left.table, count=2)}) == 2
+    assert len({one.shard for one in images_of(left.pruned, count=2)}) == 2
+
+
+def test_highest_and_lowest_scores(left: Left) -> None:
+    means = sorted(one.mean_score for one in images_of(left.table))
+    assert [one.mean_score for one in images_of(left.table, count=2, order="top")] == means[:-3:-1]
+    assert [one.mean_score for one in images_of(left.table, count=2, order="bottom")] == means[:2]
+
+
+def test_a_key_that_is_not_there(left: Left) -> None:
+    for path in (left.table, left.pruned):
+        with pytest.raises(UserError, match="'photo-99'"):
+            images_of(path, key="photo-99")
