@@ -84,7 +84,7 @@ lint: install
 	wait $$editors && exit $$typed
 
 # The browser in which the page of `report` is tested. Debian's package where it may be installed; without one, those
-# tests skip themselves and say so, but in CI they fail.
+# tests skip themselves and say so; with PATCHSIEVE_BROWSER=required they fail.
 browser:
 	@command -v chromium chromium-browser google-chrome >/dev/null || { \
 	    test "$$(id -u)" = 0 && command -v apt-get >/dev/null && echo "== test: installing chromium" && \

@@ -108,8 +108,9 @@ def read_status(url: str) -> FolderStatus:
     lost = {done[key].name: reason for key, reason in lost_outputs(url, done).items()}
     done = {key: record for key, record in done.items() if record.name not in lost}
     missing = asked.keys() - done.keys() - failures.keys()
-    left = [run.get("missing") for run in runs.values() if run]
-    if left and all(isinstance(names, list) for names in left):
+    told = [run.get("missing") for run in runs.values() if run]
+    left = [names for names in told if isinstance(names, list)]
+    if left and len(left) == len(told):
         # Runs that ended say which shards they left undone.
         gone = sorted(missing - outdated - {shard_id(str(name)) for name in itertools.chain(*left, lost)})
         lost |= {asked[key]: f"{records_of(config)}/{key}.parquet is gone, or cannot be read" for key in gone}
