@@ -10,6 +10,7 @@ import pytest
 
 from patchsieve.jobs.cli import COMMANDS
 from patchsieve.jobs.command_line import read_config
+from patchsieve.pipeline.errors import UserError
 from tests.helpers.checkout import ROOT
 from tests.project.test_docs import PAGES
 
@@ -52,5 +53,5 @@ def test_commands_are_found_and_misspelt_ones_are_not_taken() -> None:
     text = "Run `patchsieve score`:\n\n    patchsieve score 'a b.tar' \\\n        --out c   # again\n"
     text += "    patchsieve score SHARDS [--views 4]\n    patchsieve schedule once\n\npatchsieve score x\n"
     assert commands(text) == [["score", "a b.tar", "--out", "c"]]
-    with pytest.raises(SystemExit):
+    with pytest.raises(UserError, match="no option --jsn"):
         test_a_command_is_taken(["status", "x", "--jsn"])
