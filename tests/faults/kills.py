@@ -33,7 +33,7 @@ from tests.faults.journal import JOURNAL, add, judged, read_journal, table
 from tests.helpers.checkout import QUICK_START, ROOT, python_path
 from tests.helpers.forks import below
 
-KILLS_A_ROUND = 6
+KILLS_A_ROUND = 8
 JOB_LIMIT_S = 300.0
 FAULTS = ("driver", "worker", "machine")
 """A job's own process; a process of its actors; all of it at once, Ray included."""
@@ -52,10 +52,14 @@ ENVIRONMENT = {
 }
 
 
+_ended: dict[int, int] = {}
+
+
 def fork(work: Callable[[], object], log: Path) -> int:
     """Do something in a process of its own, the leader of its group; returns its id."""
     process = os.fork()
     if process:
+        _ended.pop(process, None)  # of an older one that had this number
         return process
     code = 1
     try:
@@ -74,8 +78,12 @@ def fork(work: Callable[[], object], log: Path) -> int:
 
 def ended(process: int) -> int | None:
     """The exit code of a fork, minus the signal that killed it; None while it runs."""
-    found, status = os.waitpid(process, os.WNOHANG)
-    return os.waitstatus_to_exitcode(status) if found else None
+    if process not in _ended:
+        found, status = os.waitpid(process, os.WNOHANG)
+        if not found:
+            return None
+        _ended[process] = os.waitstatus_to_exitcode(status)
+    return _ended[process]
 
 
 def wait(process: int, seconds: float) -> int | None:
@@ -88,9 +96,10 @@ def wait(process: int, seconds: float) -> int | None:
 
 def kill(process: int) -> None:
     """Kill a fork that may have ended; it is waited for."""
-    with contextlib.suppress(ProcessLookupError, ChildProcessError):
+    if ended(process) is None:
         os.kill(process, signal.SIGKILL)
-        os.waitpid(process, 0)
+        _, status = os.waitpid(process, 0)
+        _ended[process] = os.waitstatus_to_exitcode(status)
 
 
 class Cluster:
