@@ -5,6 +5,7 @@
 #   make demo           scores real photographs, draws what it found, trains a small ranker, prunes with it, reads that back
 #   make check          lint, types, tests without Ray: for working
 #   make test           lint, types, all tests        (make test ARGS="-k shards" for some of the tests)
+#   make faults         kills real jobs at random instants for 40 minutes, and adds to the journal of such runs
 #   make bench          benchmarks in under ten minutes, beside the last saved ones of such a machine
 #   make gpu-check      the tests and benchmarks for a GPU, a call of less than ten minutes at a time until nothing is left
 #   make lint           ruff, mypy, and whether an editor finds every import
@@ -13,7 +14,7 @@
 #
 # PYTHON=/path/to/python3 chooses the interpreter that .venv is made with.
 
-.PHONY: install demo check test bench gpu-check lint links browser docs clean
+.PHONY: install demo check test faults bench gpu-check lint links browser docs clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := install
 
@@ -62,6 +63,9 @@ check: install lint
 test: install lint browser
 	@echo "== test: pytest"
 	$(PYTEST) $(ARGS)
+
+faults: install
+	$(BIN)/python -m tests.faults.kills $(ARGS)
 
 bench: install
 	$(BIN)/python -m benchmarks.bench $(ARGS)

@@ -15,18 +15,28 @@ _NULLS = ("", "~", "null")
 _TRUTH = {"true": True, "false": False}
 _NUMBERS = {int: re.compile(r"[+-]?\d+"), float: re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")}
 _SHOWN_CHARACTERS = 100
+_MOST_NESTED = 8
 
 
 class _Texts(yaml.BaseLoader):  # type: ignore[misc]  # untyped in its stubs
     """Reads every value as the text that stands there: what a setting may be is for its own type to say.
 
     YAML 1.1 takes 4:8 for 248 and 010 for 8. Aliases are refused: a few hundred bytes of them stand for gigabytes.
+    So is what lies deep, which takes the parser the square of its depth.
     """
+
+    _depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("settings are read without aliases: write the value out")
-        return super().compose_node(parent, index)
+        if self._depth == _MOST_NESTED:
+            raise yaml.YAMLError(f"settings are nested more than {_MOST_NESTED} deep")
+        self._depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
 
 
 def settings_from_yaml(path: str, config_type: type[Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def is_shard_name(name: str) -> bool:
 LIST_LIMIT = 2**30
 MAX_EXPANSION = 10_000_000
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4", ".zip")
-_RANGE = re.compile(r"(\d+)\.\.(\d+)(?:\.\.(\d+))?")
+_RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})(?:\.\.(\d{1,18}))?")
 # No part of a file name on every store, or special to shells and patterns; the hash keeps ids apart.
 _UNSAFE_IN_ID = re.compile(r"[\x00-\x1f\x7f\\/*?\[\]{}#%:\"'<>|]")
 _LONGEST_STEM_BYTES = 120
@@ -97,10 +97,21 @@ def expand_braces(spec: str) -> Iterator[str]:
 
     Braces that hold neither `,` nor a range stay as they are. Raises UserError beyond 10 million strings.
     """
-    for number, text in enumerate(_expand(spec)):
-        if number >= MAX_EXPANSION:
-            raise UserError(f"{storage.redact(spec)} stands for more than {MAX_EXPANSION} shards")
-        yield text
+    # Counted first: what is not to be expanded takes no time and no memory.
+    if _count(spec) > MAX_EXPANSION:
+        raise UserError(f"{storage.redact(spec)} stands for more than {MAX_EXPANSION} shards")
+    yield from _expand(spec)
+
+
+def _count(text: str) -> int:
+    """How many strings `_expand` gives."""
+    start, end = _first_group(text)
+    if start < 0:
+        return 1
+    inner, tail = text[start + 1 : end], text[end + 1 :]
+    return (len(_range(inner)) if _RANGE.fullmatch(inner) else sum(map(_count, _split_list(inner)))) * _count(
+        tail
+    )
 
 
 def _expand(text: str) -> Iterator[str]:
@@ -136,12 +147,18 @@ def _alternatives(inner: str) -> Iterator[str]:
         for part in _split_list(inner):
             yield from _expand(part)
         return
-    first, last, step = bounds.groups()
-    low, high, stride = int(first), int(last), int(step or 1) or 1
+    first, last = bounds[1], bounds[2]
     padded = any(len(bound) > 1 and bound.startswith("0") for bound in (first, last))
     width = max(len(first), len(last)) if padded else 0
-    for number in range(low, high + 1, stride) if low <= high else range(low, high - 1, -stride):
+    for number in _range(inner):
         yield str(number).zfill(width)
+
+
+def _range(inner: str) -> range:
+    """The numbers that `first..last` or `first..last..step` stands for."""
+    low, high, stride = (int(number) for number in (*inner.split(".."), "1")[:3])
+    stride = stride or 1
+    return range(low, high + 1, stride) if low <= high else range(low, high - 1, -stride)
 
 
 def _split_list(inner: str) -> list[str]:

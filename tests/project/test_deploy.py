@@ -151,7 +151,8 @@ def test_versions_agree(aws: dict[str, Any], kubernetes: dict[str, Any]) -> None
     assert kubernetes["RayCluster"]["spec"]["rayVersion"] == ray
     assert "--constraint ~/patchsieve/constraints.txt" in " ".join(aws["setup_commands"])
     docker = DOCKERFILE.read_text(encoding="utf-8")
-    assert "FROM python:3.11-" in docker
+    assert "ARG BASE=python:3.11-" in docker
+    assert "FROM ${BASE}" in docker
     assert "--constraint constraints.txt" in docker
 
 
@@ -174,7 +175,12 @@ def test_kubernetes_pods_are_confined_and_have_time_to_drain(kubernetes: dict[st
     label = kubernetes["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"]
     for template in pods(kubernetes).values():
         assert template["metadata"]["labels"] == label
-        assert template["spec"]["securityContext"]["runAsNonRoot"]
+        confined = template["spec"]["securityContext"]
+        assert confined["runAsNonRoot"]
+        assert confined["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in template["spec"]["containers"]:
+            dropped = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+            assert container["securityContext"] == dropped
         assert template["spec"]["serviceAccountName"] == kubernetes["ServiceAccount"]["metadata"]["name"]
     worker = pods(kubernetes)["gpu-spot"]["spec"]
     environment = {entry["name"]: entry["value"] for entry in worker["containers"][0]["env"]}
@@ -182,6 +188,22 @@ def test_kubernetes_pods_are_confined_and_have_time_to_drain(kubernetes: dict[st
     assert 0 < drain < worker["terminationGracePeriodSeconds"] - 10
     assert kubernetes["RayCluster"]["spec"]["authOptions"] == {"mode": "token"}
     assert kubernetes["RayCluster"]["spec"]["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+
+
+def test_pods_that_decode_hold_no_token_and_reach_no_metadata(kubernetes: dict[str, Any]) -> None:
+    mounted = {
+        name
+        for name, pod in pods(kubernetes).items()
+        if pod["spec"].get("automountServiceAccountToken", True)
+    }
+    assert mounted == {"head"}, (
+        "its autoscaler asks the API of Kubernetes for workers; it has no CPU to decode with"
+    )
+    policy = kubernetes["NetworkPolicy"]["spec"]
+    assert set(policy["policyTypes"]) == {"Ingress", "Egress"}
+    blocks = [to["ipBlock"] for rule in policy["egress"] for to in rule["to"] if "ipBlock" in to]
+    assert [block["except"] for block in blocks] == [["169.254.0.0/16"]]
+    assert all(rule.get("ports") for rule in policy["egress"] if "ipBlock" in rule["to"][0])
 
 
 def test_commands_of_kubernetes_are_ones_that_patchsieve_takes(kubernetes: dict[str, Any]) -> None:

@@ -42,22 +42,23 @@ def test_a_cut_file_never_passes_with_other_pixels(file_format: str, options: di
         assert refused == len(cuts)
 
 
-@pytest.mark.parametrize(
-    ("data", "reason"),
-    [
-        (b"", "empty file"),
-        (b"this is a text named .jpg\n" * 20, "not an image of a known format"),
-        (b"<html><body>404</body></html>", "not an image of a known format"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not an image of a known format"),
-        (b"\xff\xd8\xff", "breaks off"),
-        (b"\xff\xd8\xff\xd9", "breaks off"),
-        (b"\x89PNG\r\n\x1a\n", "breaks off"),
-        (b"RIFF\x00\x00\x00\x00WEBP", "breaks off"),
-        (b"GIF89a", "."),
-        (b"BM", "."),
-        (encode(PHOTO, "PNG").replace(b"IDAT", b"IDAX"), "png that no decoder can read"),
-    ],
-)
+NO_IMAGES = [
+    (b"", "empty file"),
+    (b"this is a text named .jpg\n" * 20, "not an image of a known format"),
+    (b"<html><body>404</body></html>", "not an image of a known format"),
+    (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not an image of a known format"),
+    (b"\xff\xd8\xff", "breaks off"),
+    (b"\xff\xd8\xff\xd9", "breaks off"),
+    (b"\x89PNG\r\n\x1a\n", "breaks off"),
+    (b"RIFF\x00\x00\x00\x00WEBP", "breaks off"),
+    (b"GIF89a", "."),
+    (b"BM", "."),
+    (encode(PHOTO, "PNG").replace(b"IDAT", b"IDAX"), "png that no decoder can read"),
+]
+"""Files that are no image, and words of the reason."""
+
+
+@pytest.mark.parametrize(("data", "reason"), NO_IMAGES)
 def test_what_is_no_image_is_a_content_error(data: bytes, reason: str) -> None:
     with pytest.raises(ContentError, match=reason):
         decode_image(data)

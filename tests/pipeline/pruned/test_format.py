@@ -73,56 +73,59 @@ def test_sizes() -> None:
     assert [record(codec=name).image_field for name in ("webp", "png")] == ["patches.webp", "patches.png"]
 
 
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"version": 1}, "version 1 is none of 2 and 3"),
-        ({"version": 4, "kept": None, "positions": []}, "version 4 is none of 2 and 3"),
-        ({"version": 3}, "must be an object of background"),
-        ({"background": 48}, "must be an object of block"),
-        ({"version": 3, "background": None}, "background is null"),
-        ({"version": 3, "background": 0}, "a background of 0 px for a crop of 224"),
-        ({"version": 3, "background": 225}, "a background of 225 px for a crop of 224"),
-        ({"version": 3, "background": "48"}, "a background of '48' px"),
-        ({"version": True}, "version True"),
-        ({"grid": 0}, "a grid of 0"),
-        ({"grid": 13}, "is no mask of a grid of 13 x 13"),
-        ({"grid": "14"}, "a grid of '14'"),
-        ({"grid": 10**30}, "a grid of 1000"),
-        ({"block": 16.0}, "blocks of 16.0"),
-        ({"grid": 1024, "kept": "f" * 2**18}, "16384 px are more than the limit"),
-        ({"codec": "gif"}, "codec 'gif'"),
-        ({"codec": ["jpeg"]}, "codec"),
-        ({"kept": "0" * 50}, "0 positions"),
-        ({"kept": MASK[:-2]}, "is no mask of a grid of 14 x 14"),
-        ({"kept": MASK[:-1] + "1"}, "is no mask of a grid"),
-        ({"kept": MASK + "00"}, "is no mask of a grid"),
-        ({"kept": MASK.upper().replace("9", "F")}, "is no mask of a grid"),
-        ({"kept": " " + MASK}, "is no mask of a grid"),
-        ({"kept": "x" * 50}, "is no mask of a grid"),
-        ({"kept": [0, 3, 195]}, r"kept \[0, 3, 195\] is no mask"),
-        ({"kept": 7}, "kept 7 is no mask"),
-        ({"columns": 0}, "0 columns"),
-        ({"columns": 4}, "4 columns for 3 blocks"),
-        ({"grid": 2, "block": 4096, "kept": "f0", "columns": 4}, "a mosaic of"),
-        ({"original_size": [240]}, "original size"),
-        ({"original_size": [240, 0]}, "original size"),
-        ({"crop": [0, 0, 0, 10]}, "does not lie"),
-        ({"crop": [31, 0, 210, 210]}, "does not lie"),
-        ({"crop": [0, -1, 210, 210]}, "crop"),
-        ({"crop": [0, 0, 10, float("inf")]}, "crop"),
-        ({"more": 1}, "must be an object of"),
-    ],
-)
+ODD_VALUES = [
+    ({"version": 1}, "version 1 is none of 2 and 3"),
+    ({"version": 4, "kept": None, "positions": []}, "version 4 is none of 2 and 3"),
+    ({"version": 3}, "must be an object of background"),
+    ({"background": 48}, "must be an object of block"),
+    ({"version": 3, "background": None}, "background is null"),
+    ({"version": 3, "background": 0}, "a background of 0 px for a crop of 224"),
+    ({"version": 3, "background": 225}, "a background of 225 px for a crop of 224"),
+    ({"version": 3, "background": "48"}, "a background of '48' px"),
+    ({"version": True}, "version True"),
+    ({"grid": 0}, "a grid of 0"),
+    ({"grid": 13}, "is no mask of a grid of 13 x 13"),
+    ({"grid": "14"}, "a grid of '14'"),
+    ({"grid": 10**30}, "a grid of 1000"),
+    ({"block": 16.0}, "blocks of 16.0"),
+    ({"grid": 1024, "kept": "f" * 2**18}, "16384 px are more than the limit"),
+    ({"codec": "gif"}, "codec 'gif'"),
+    ({"codec": ["jpeg"]}, "codec"),
+    ({"kept": "0" * 50}, "0 positions"),
+    ({"kept": MASK[:-2]}, "is no mask of a grid of 14 x 14"),
+    ({"kept": MASK[:-1] + "1"}, "is no mask of a grid"),
+    ({"kept": MASK + "00"}, "is no mask of a grid"),
+    ({"kept": MASK.upper().replace("9", "F")}, "is no mask of a grid"),
+    ({"kept": " " + MASK}, "is no mask of a grid"),
+    ({"kept": "x" * 50}, "is no mask of a grid"),
+    ({"kept": [0, 3, 195]}, r"kept \[0, 3, 195\] is no mask"),
+    ({"kept": 7}, "kept 7 is no mask"),
+    ({"columns": 0}, "0 columns"),
+    ({"columns": 4}, "4 columns for 3 blocks"),
+    ({"grid": 2, "block": 4096, "kept": "f0", "columns": 4}, "a mosaic of"),
+    ({"original_size": [240]}, "original size"),
+    ({"original_size": [240, 0]}, "original size"),
+    ({"crop": [0, 0, 0, 10]}, "does not lie"),
+    ({"crop": [31, 0, 210, 210]}, "does not lie"),
+    ({"crop": [0, -1, 210, 210]}, "crop"),
+    ({"crop": [0, 0, 10, float("inf")]}, "crop"),
+    ({"more": 1}, "must be an object of"),
+]
+"""Changes of a sound record, and words of the reason why it is refused."""
+
+
+@pytest.mark.parametrize(("changes", "reason"), ODD_VALUES)
 def test_odd_values_are_content_errors(changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(ContentError, match=reason) as caught:
         PackedRecord.from_json(as_json(**changes))
     assert len(str(caught.value)) < 200
 
 
-@pytest.mark.parametrize(
-    "data", [b"", b"{", b"null", b"[]", b"\xff\xfe", b"[" * 100_000, b"1" * 10_000, b"{}"]
-)
+NO_RECORDS = [b"", b"{", b"null", b"[]", b"\xff\xfe", b"[" * 100_000, b"1" * 10_000, b"{}"]
+"""What is no record at all."""
+
+
+@pytest.mark.parametrize("data", NO_RECORDS)
 def test_what_is_no_record_is_a_content_error(data: bytes) -> None:
     with pytest.raises(ContentError, match=r"patches\.json"):
         PackedRecord.from_json(data)

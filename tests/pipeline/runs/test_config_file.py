@@ -63,7 +63,7 @@ def test_our_types_say_what_a_value_is(tmp_path: Path, line: str, value: object)
         ("views: [4, 8]", "views cannot be"),
         ("removal: both", "removal cannot be 'both'"),
         ("a: &a [x]\nshards: *a", "without aliases"),
-        ("[" * 20_000, "."),
+        ("[" * 20_000, "more than 8 deep"),
         ("shards: \udcff", "."),
     ],
 )

@@ -84,20 +84,21 @@ def test_global_headers() -> None:
             read(pax(record, b"g") + member("a", b"1") + END)
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"1" * 600,
-        b"12",
-        b"9 a=b\n",
-        b"0 a=b\n",
-        b"6 a=b\n3 ",
-        b" a=b\n",
-        b"\n\n",
-        b"99 a=b\n",
-        b"12 size=-1\n\n",
-    ],
-)
+BAD_PAX = [
+    b"1" * 600,
+    b"12",
+    b"9 a=b\n",
+    b"0 a=b\n",
+    b"6 a=b\n3 ",
+    b" a=b\n",
+    b"\n\n",
+    b"99 a=b\n",
+    b"12 size=-1\n\n",
+]
+"""Bodies of pax headers that cannot be read."""
+
+
+@pytest.mark.parametrize("body", BAD_PAX)
 def test_unreadable_pax_headers_are_damage(body: bytes) -> None:
     with pytest.raises(DamagedArchiveError, match="pax header at byte 0"):
         read(member("p", body, b"x") + member("a") + END)
