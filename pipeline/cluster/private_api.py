@@ -108,11 +108,16 @@ def quiet_driver() -> Iterator[None]:
     given = ray._private.worker.connect
 
     def connect(*arguments: Any, **options: Any) -> None:
-        level = os.environ.get(_LEVEL)
+        level, stderr = os.environ.get(_LEVEL), os.dup(2)
         os.environ[_LEVEL] = "fatal"
+        with open(os.devnull, "wb") as nowhere:
+            # It also says that it has read its level; what goes wrong is raised.
+            os.dup2(nowhere.fileno(), 2)
         try:
             given(*arguments, **options)
         finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
             os.environ.pop(_LEVEL)
             if level is not None:
                 os.environ[_LEVEL] = level
