@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from patchsieve.jobs.arguments import read_config
-from patchsieve.pipeline.errors import PatchsieveError, UserError
+from patchsieve.pipeline.errors import AccessError, PatchsieveError, UserError
 from patchsieve.pipeline.shown import say, show_warnings
 from patchsieve.pipeline.storage import redact
 
@@ -28,7 +28,7 @@ def run_job(
         code = run(read_config(name, config_type, sys.argv[1:] if given is None else given))
     except PatchsieveError as error:
         say(f"patchsieve {name}: {redact(str(error))}", file=sys.stderr)
-        code = 2 if isinstance(error, UserError) else 1
+        code = 2 if isinstance(error, UserError | AccessError) else 1
     except KeyboardInterrupt:
         code = 130
     sys.stdout.flush()

@@ -26,6 +26,10 @@ class InfrastructureError(PatchsieveError):
     """A fault of storage, network or machine: nothing commits and the attempt is made again."""
 
 
+class AccessError(InfrastructureError):
+    """A store that forbids, or that has no such bucket: waiting does not help, who runs this can (exit code 2)."""
+
+
 class DeviceError(InfrastructureError):
     """A fault of a GPU or its driver: the process that met it cannot go on, and no data are to blame."""
 

@@ -7,11 +7,14 @@ this, is alpha and answers only where a dashboard runs, which a local run starts
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ray
 from ray._common.constants import HEAD_NODE_RESOURCE_NAME
+
+_LEVEL = "RAY_BACKEND_LOG_LEVEL"
 
 
 def is_head(node: Mapping[str, Any]) -> bool:
@@ -93,6 +96,37 @@ def own_sigterm() -> Iterator[None]:
         yield
     finally:
         ray._private.utils.set_sigterm_handler = given
+
+
+@contextlib.contextmanager
+def quiet_driver() -> Iterator[None]:
+    """In the block, in which Ray starts, the part of it that is written in C++ tells people nothing from this process.
+
+    Of each actor of Ray Data that may be started again it says, as an error, that it may be. What it reads its level
+    from is the environment of the moment at which this process joins; that of Ray's other processes stays as it is.
+    """
+    given = ray._private.worker.connect
+
+    def connect(*arguments: Any, **options: Any) -> None:
+        level, stderr = os.environ.get(_LEVEL), os.dup(2)
+        os.environ[_LEVEL] = "fatal"
+        with open(os.devnull, "wb") as nowhere:
+            # It also says that it has read its level; what goes wrong is raised.
+            os.dup2(nowhere.fileno(), 2)
+        try:
+            given(*arguments, **options)
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            os.environ.pop(_LEVEL)
+            if level is not None:
+                os.environ[_LEVEL] = level
+
+    ray._private.worker.connect = connect
+    try:
+        yield
+    finally:
+        ray._private.worker.connect = given
 
 
 def kill_helpers() -> None:

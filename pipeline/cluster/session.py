@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import ray
 
-from patchsieve.pipeline.cluster.private_api import kill_helpers, own_sigterm
+from patchsieve.pipeline.cluster.private_api import kill_helpers, own_sigterm, quiet_driver
 from patchsieve.pipeline.errors import PatchsieveError, first_line
 from patchsieve.pipeline.runs.stop import StopRequest
 
@@ -36,13 +36,16 @@ def check_address(address: str) -> None:
 
 
 @contextlib.contextmanager
-def ray_session(stop: StopRequest) -> Iterator[None]:
-    """Join the cluster of this machine or of RAY_ADDRESS, or start a local Ray; left again at the end."""
+def ray_session(stop: StopRequest, *, quiet: bool = False) -> Iterator[None]:
+    """Join the cluster of this machine or of RAY_ADDRESS, or start a local Ray; left again at the end.
+
+    `quiet`: see `quiet_driver`.
+    """
     began_here = not ray.is_initialized()
     if began_here:
         check_address(os.environ.get("RAY_ADDRESS", ""))
         try:
-            with stop.at_once(), own_sigterm():
+            with stop.at_once(), own_sigterm(), quiet_driver() if quiet else contextlib.nullcontext():
                 ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         except Exception as error:  # a node that does not come up in time is a plain Exception
             raise PatchsieveError(f"cannot reach or start Ray: {error}") from error

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.utils.data import IterableDataset
 from patchsieve.pipeline import storage
 from patchsieve.pipeline.errors import ContentError, DamagedFileError, UserError
 from patchsieve.pipeline.pruned.format import MAX_SIDE
+from patchsieve.pipeline.pruned.progress import Place, Progress, Reader, shares, turned
 from patchsieve.pipeline.pruned.sample import PrunedSample
 from patchsieve.pipeline.pruned.sources import (
     IndexedSource,
@@ -50,6 +52,14 @@ class PrunedDataset(IterableDataset[PrunedSample]):
     `decoders` turn fields (by extension) from bytes into values, as `{"cls": int, "json": json.loads}`. `handler` is
     asked about data that cannot be read, as in webdataset (`webdataset.warn_and_continue` skips it); the default
     raises. `shuffle_shards` draws a new order of shards for each epoch of `set_epoch`.
+
+    Where it is, exact to the sample, `state_dict` tells and `load_state_dict` takes, with other numbers of workers too.
+    Beside workers and buffers, which read ahead, tell it what has arrived:
+
+        loader = DataLoader(dataset, 64, num_workers=8, collate_fn=WithPlaces(collate_naflex))
+        for batch, places in loader:
+            ...
+            dataset.advance(places)
     """
 
     def __init__(
@@ -109,15 +119,60 @@ class PrunedDataset(IterableDataset[PrunedSample]):
         # Shared, so that workers that live on see the next epoch.
         self._epoch = torch.zeros(1, dtype=torch.int64)
         self._epoch.share_memory_()  # type: ignore[no-untyped-call]
+        # What was loaded, and decides what is left out; what was given out here; what has been told to have arrived.
+        self._resumed = Progress()
+        self._given, self._arrived = Progress(), Progress()
+        self._told = False
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch is read next; with `shuffle_shards`, each has an order of its own."""
+        """Say which epoch is read next; with `shuffle_shards`, each has an order of its own.
+
+        Who resumes says it for every epoch: what has arrived is that of one.
+        """
         self._epoch.fill_(epoch)
+        self._begin(epoch)
+
+    def advance(self, places: Iterable[Place]) -> None:
+        """Samples have arrived: their places, as `WithPlaces` gives them beside a batch."""
+        self._told = True
+        for place in places:
+            self._arrived.add(place)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the reading is: plain values. What `advance` was told counts, else what this object gave out itself.
+
+        Of several ranks, each has its own: `merge_states` makes one of them, for other numbers of ranks or workers.
+        """
+        return (self._arrived if self._told else self._given).state()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where the reading was: call it before the dataset is iterated, or given to a loader.
+
+        With as many ranks and workers the rest comes in the order that it would have had. Raises UserError for what is
+        no state.
+        """
+        progress = Progress.from_state(state)
+        self._epoch.fill_(progress.epoch)
+        self._resumed = progress
+        self._given, self._arrived = Progress.from_state(state), Progress.from_state(state)
+
+    def _begin(self, epoch: int) -> None:
+        if self._resumed.epoch != epoch:
+            self._resumed = Progress(epoch)
+        if self._given.epoch != epoch:
+            self._given, self._arrived, self._told = Progress(epoch), Progress(epoch), False
 
     def __iter__(self) -> Iterator[PrunedSample]:
+        self._begin(int(self._epoch))
+        reader = turned(self._reader(), self._resumed)
         for shard in self._own_shards():
-            go_on = yield from self._read(shard)
-            if not go_on:
+            for number, (sample, last) in enumerate(_with_last(self._read(shard))):
+                if not self._resumed.has(shard.name, number):
+                    total = number + 1 if last and self._goes_on else 0
+                    place = Place(shard.name, number, total, reader)
+                    self._given.add(place)
+                    yield dataclasses.replace(sample, place=place)
+            if not self._goes_on:
                 return
 
     def compose(self, *stages: Any) -> Any:
@@ -140,28 +195,34 @@ class PrunedDataset(IterableDataset[PrunedSample]):
         """A webdataset pipeline of batches; `partial`: also a last one that is not full."""
         return self.compose().batched(size, collation_fn=collate, partial=partial)
 
-    def _own_shards(self) -> Iterator[Shard]:
-        """This worker's share of the shards."""
-        from webdataset.shardlists import split_by_node, split_by_worker
+    def _reader(self) -> Reader:
+        """Who reads here: a worker of a loader, or the process itself."""
         from webdataset.utils import pytorch_worker_info
 
+        rank, ranks, worker, workers = pytorch_worker_info()
+        return Reader(rank, ranks, worker, workers)
+
+    def _own_shards(self) -> list[Shard]:
+        """This worker's share of the shards."""
         shards = self.shards
         if self._shuffle:
             order = KeyedRandom(self._seed, "", "shards", int(self._epoch)).permutation(len(shards))
             shards = [shards[number] for number in order]
-        nodes = pytorch_worker_info()[1]
-        if len(shards) < nodes:
+        reader = self._reader()
+        if len(shards) < reader.ranks:
             raise UserError(
-                f"{len(shards)} shards for {nodes} ranks: some would get no sample; write smaller shards"
+                f"{len(shards)} shards for {reader.ranks} ranks: some would get no sample; write smaller shards"
             )
-        yield from split_by_worker(split_by_node(iter(shards)))
+        return shares(reader, shards, self._resumed, lambda shard: shard.name)
 
-    def _read(self, shard: Shard) -> Generator[PrunedSample, None, bool]:
-        """The samples of a shard; returns whether to go on with the next one."""
+    def _read(self, shard: Shard) -> Iterator[PrunedSample]:
+        """The samples of a shard; `_goes_on` then tells whether to go on with the next one."""
+        self._goes_on = True
         try:
             read = self._source.open(shard)
         except DamagedFileError as error:
-            return self._handler(error)
+            self._goes_on = self._handler(error)
+            return
         with ShardReader(shard) as reader:
             for item in reader:
                 if isinstance(item, Fault) and item.sample_key is None and item.stage == "sample":
@@ -174,11 +235,24 @@ class PrunedDataset(IterableDataset[PrunedSample]):
                         sample = decode_fields(sample, self._decoders)
                 except ContentError as error:
                     if not self._handler(_located(shard, item, error)):
-                        return False
+                        self._goes_on = False
+                        return
                     continue
                 if sample is not None:
                     yield sample
-        return True
+
+
+def _with_last(samples: Iterator[PrunedSample]) -> Iterator[tuple[PrunedSample, bool]]:
+    """Each sample, and whether it is the last one; what reading the next one raises comes after it."""
+    waiting = next(samples, None)
+    while waiting is not None:
+        try:
+            following = next(samples, None)
+        except Exception:
+            yield waiting, False
+            raise
+        yield waiting, following is None
+        waiting = following
 
 
 def _located(shard: Shard, item: Sample | Fault, error: ContentError) -> ContentError:

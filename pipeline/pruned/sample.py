@@ -17,6 +17,7 @@ from torch import Tensor
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.images.patches import patchify, unpatchify
 from patchsieve.pipeline.pruned.codec import enlarged
+from patchsieve.pipeline.pruned.progress import Place
 
 IMAGENET_GRAY = (124, 116, 104)
 """ImageNet's mean colour, which a model sees as zeros."""
@@ -33,7 +34,7 @@ class PrunedSample:
     by row. `original_size` = (height, width) and `crop` = (top, left, height, width) in pixels of the upright original,
     both None where the user's own augmentation made the image. `fields`: the sample's other fields by extension, bytes
     unless a decoder was given. `background`: a thumbnail of the whole crop, uint8 `[3, T, T]`, None where there is
-    none.
+    none. `place`: where it lies in its dataset, None for a sample that was read from none.
     """
 
     shard: str
@@ -46,6 +47,7 @@ class PrunedSample:
     crop: tuple[int, int, int, int] | None
     fields: dict[str, Any]
     background: Tensor | None = None
+    place: Place | None = None
 
     @property
     def size(self) -> int:

@@ -84,10 +84,11 @@ class ShardQueue:
         try:
             while not self._policy.ended:
                 self._look()
+                # First: actors of nodes that will end are not those that others are counted beside.
+                self._leave_drained_nodes()
                 self._grow()
                 for answer in self._pool.wait(TICK_S):
                     self._receive(answer)
-                self._leave_drained_nodes()
                 self._hand_out()
                 self._watch()
                 self._tell()
@@ -136,8 +137,13 @@ class ShardQueue:
         # Those that are ready already are kept longest.
         idle.sort(key=lambda actor: actor.configured)
         # At the end there are fewer shards than actors: what the others occupy may be used by somebody else.
+        reason = (
+            "no shard is left for it"
+            if unfinished < len(staying)
+            else "the cluster has no room for it any more"
+        )
         for actor in idle[: max(0, len(staying) - wanted)]:
-            self._lose(actor, Gone.RETIRED, PatchsieveError("no shard is left for it"))
+            self._lose(actor, Gone.RETIRED, PatchsieveError(reason))
 
     def _slots(self) -> int:
         """Actors that the nodes hold but for those that hold what is taken out."""

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TypeVar
 
 from patchsieve.pipeline import storage
-from patchsieve.pipeline.errors import InfrastructureError, UserError
+from patchsieve.pipeline.errors import AccessError, InfrastructureError, UserError
 from patchsieve.pipeline.storage import ObjectInfo
 
 T = TypeVar("T")
@@ -235,11 +235,13 @@ def _files(info: ObjectInfo) -> Iterator[ObjectInfo]:
 
 
 def _or_refuse(call: Callable[[], T], what: str) -> T:
-    """The result of the call; a store that does not answer is here something that the user has to know at once."""
+    """The result of the call; what is not there or forbidden is the user's, a store that does not answer is not."""
     try:
         return call()
     except (FileNotFoundError, InfrastructureError) as error:
-        raise UserError(f"cannot read {storage.redact(what)}: {storage.describe_error(error)}") from None
+        waiting_helps = isinstance(error, InfrastructureError) and not isinstance(error, AccessError)
+        kind = InfrastructureError if waiting_helps else UserError
+        raise kind(f"cannot read {storage.redact(what)}: {storage.describe_error(error)}") from None
 
 
 def _shard(info: ObjectInfo, base: str | None) -> Shard:

@@ -13,7 +13,13 @@ from typing import Any
 
 import fsspec
 
-from patchsieve.pipeline.errors import InfrastructureError, PatchsieveError, UserError, first_line
+from patchsieve.pipeline.errors import (
+    AccessError,
+    InfrastructureError,
+    PatchsieveError,
+    UserError,
+    first_line,
+)
 from patchsieve.pipeline.storage.retry import describe_error, with_retry
 from patchsieve.pipeline.storage.urls import (
     canonical_url,
@@ -118,7 +124,7 @@ def _local_info(url: str, status: os.stat_result) -> ObjectInfo:
         return ObjectInfo(url, None, "", is_folder=True)
     if not python_stat.S_ISREG(status.st_mode):
         # Reading a pipe or a device could wait for ever, and it has no length.
-        raise InfrastructureError(f"{url} is neither a file nor a folder")
+        raise AccessError(f"{url} is neither a file nor a folder")
     return ObjectInfo(url, status.st_size, str(status.st_mtime_ns), modified=status.st_mtime)
 
 
@@ -207,7 +213,7 @@ def _list_local(url: str, wanted: Callable[[str], bool], unlisted: Unlisted) -> 
                     found.append(_local_info(join(url, entry.name), entry.stat()))
                 except FileNotFoundError:
                     if entry.is_symlink():
-                        unlisted(entry.path, InfrastructureError(f"{entry.path} is a link to nowhere"))
+                        unlisted(entry.path, AccessError(f"{entry.path} is a link to nowhere"))
                 except InfrastructureError:
                     continue  # a socket or a pipe that lies beside the files
     except (FileNotFoundError, NotADirectoryError):

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from patchsieve.pipeline.errors import InfrastructureError, PatchsieveError, UserError
+from patchsieve.pipeline.errors import AccessError, InfrastructureError, PatchsieveError, UserError
 from patchsieve.pipeline.storage.urls import redact
 
 T = TypeVar("T")
@@ -61,6 +61,8 @@ _TRANSIENT_NAMES = {
     "ServiceRequestError",
     "ServiceResponseError",
 }
+# Of botocore and google: no credentials, or only a part of them.
+_DENIED_NAMES = {"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError"}
 _STORE_LIBRARIES = {
     "aiobotocore",
     "aiohttp",
@@ -113,6 +115,12 @@ def is_missing(error: BaseException) -> bool:
     cause = error.__cause__
     other_fault = cause is not None and not isinstance(cause, FileNotFoundError) and from_store(cause)
     return not other_fault or status_of(error) in {404, 410}
+
+
+def is_denied(error: BaseException) -> bool:
+    """Whether the store forbids it, or is given nothing that it knows its caller by."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return isinstance(error, PermissionError) or bool(_DENIED_NAMES & names) or status_of(error) in (401, 403)
 
 
 def is_transient(error: BaseException) -> bool:
@@ -181,7 +189,7 @@ def with_retry(call: Callable[[], T], *, what: str, attempts: int = ATTEMPTS) ->
 
     Raises FileNotFoundError for an object that is not there, FileExistsError and NotImplementedError as they come,
     InfrastructureError for anything else that a store's client raises, which is more than any list of names holds (the
-    original is told, not chained: its text may hold credentials).
+    original is told, not chained: its text may hold credentials); of those AccessError for what is forbidden.
     """
     pauses = Pauses(attempts)
     while True:
@@ -198,5 +206,6 @@ def with_retry(call: Callable[[], T], *, what: str, attempts: int = ATTEMPTS) ->
                 raise
             pause = pauses.next() if is_transient(error) else None
             if pause is None:
-                raise InfrastructureError(f"{what}: {describe_error(error)}") from None
+                kind = AccessError if is_denied(error) else InfrastructureError
+                raise kind(f"{what}: {describe_error(error)}") from None
             time.sleep(pause)

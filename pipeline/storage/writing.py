@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO, TypeVar
 
-from patchsieve.pipeline.errors import InfrastructureError, UserError
+from patchsieve.pipeline.errors import AccessError, InfrastructureError, UserError
 from patchsieve.pipeline.storage.lookup import filesystem, list_folder, stat
 from patchsieve.pipeline.storage.retry import describe_error, status_of, with_retry
 from patchsieve.pipeline.storage.urls import canonical_url, is_local, join, local_path, split_name, split_url
@@ -46,9 +46,7 @@ def _writing(call: Callable[[], T], url: str) -> T:
     try:
         return with_retry(attempt, what=what)
     except FileNotFoundError:
-        raise InfrastructureError(
-            f"{what}: its folder or bucket is not there, or was removed meanwhile"
-        ) from None
+        raise AccessError(f"{what}: its folder or bucket is not there, or was removed meanwhile") from None
 
 
 def _store_for_writing(url: str) -> str:

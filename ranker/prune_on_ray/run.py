@@ -63,7 +63,7 @@ class _Session:
         """Start or join it, once."""
         if not self._started:
             self._started = True
-            self._stack.enter_context(ray_session(self.stop))
+            self._stack.enter_context(ray_session(self.stop, quiet=True))
 
 
 class _PruneRun:

@@ -33,6 +33,9 @@ from patchsieve.ranker.train.workers import Worker
 LAST_FOLDER = "last"
 """Below OUT: the ranker of the last step; OUT itself holds the one that agreed best with the teacher."""
 
+NOTICE_S = 2.0
+"""Seconds between two questions whether a worker's machine will be taken, at which workers wait for each other."""
+
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 FitState = dict[str, Any]
@@ -75,17 +78,20 @@ class Fit:
         state: FitState | None = None,
         run_id: str,
         over_step: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+        noticed: Callable[[], bool] = lambda: False,
     ) -> None:
         """`ranker`: the initial one, on the worker's device; `model`: its parallel wrapper where there are several.
 
-        `state`: of the checkpoint to go on from. `over_step`: what each step happens in. Reads the held-out rows.
+        `state`: of the checkpoint to go on from. `over_step`: what each step happens in. `noticed`: whether a worker's
+        machine will be taken, the same for all, which all ask at the same steps: each step is then kept at once. Reads
+        the held-out rows.
         """
         config = plan.config
         precision = config.precision
         if precision == "auto":
             precision = "fp16" if worker.device.type == "cuda" else "fp32"
         self._plan, self._ranker, self._worker = plan, ranker, worker
-        self._run_id, self._over_step = run_id, over_step
+        self._run_id, self._over_step, self._noticed = run_id, over_step, noticed
         self.training = Training(
             model or ranker,
             plan.recipe,
@@ -126,7 +132,8 @@ class Fit:
         training, recipe = self.training, self._plan.recipe
         read = training.step * recipe.accumulate
         epoch, step = divmod(read, self._batches.batches_per_epoch)
-        saved = time.monotonic()
+        saved = asked = time.monotonic()
+        leaving = False
         with self._batches.stream(epoch=epoch, step=step) as stream:
             while training.step < recipe.steps:
                 with self._over_step():
@@ -135,9 +142,15 @@ class Fit:
                 measured = last or training.step % self._plan.measure_steps == 0
                 if measured:
                     self._measure(last=last)
-                due = time.monotonic() - saved > 60 * self._plan.config.checkpoint_minutes
+                now = time.monotonic()
+                due = now - saved > 60 * self._plan.config.checkpoint_minutes
                 # The clock of one worker decides for all.
-                if measured or self._worker.agreed(due):
+                if self._worker.agreed(due or now - asked > NOTICE_S):
+                    asked, leaving = now, self._noticed()
+                    due = self._worker.agreed(due)
+                else:
+                    due = False
+                if measured or due or leaving:
                     report(dict(self.progress.curve[-1]) if self.progress.curve else {}, self.state)
                     saved = time.monotonic()
         return self.progress

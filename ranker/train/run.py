@@ -155,7 +155,8 @@ def _fit(plan: TrainPlan, weights: dict[str, torch.Tensor], run_id: str) -> None
             name=RAY_FOLDER,
             storage_path=path,
             storage_filesystem=store,
-            failure_config=FailureConfig(max_failures=config.max_restarts),
+            # Machines that are taken back are nobody's failure.
+            failure_config=FailureConfig(max_failures=config.max_restarts, max_preemption_failures=-1),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
@@ -204,6 +205,7 @@ def _work(settings: dict[str, Any]) -> None:
         state=_checkpoint(),
         run_id=settings["run_id"],
         over_step=Watchdog(plan.config.stall_timeout, _tell_stall).over,
+        noticed=lambda: ray.train.get_preemption_info() is not None,
     )
 
     def report(newest: dict[str, Any], state: Any) -> None:

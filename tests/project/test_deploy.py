@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import re
 import shlex
-import subprocess
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
 import yaml
 
 from patchsieve.jobs.arguments import read_config
+from patchsieve.pipeline.cluster import spot_notice
 from patchsieve.pipeline.schedule.config import OnceConfig
 from patchsieve.pipeline.score.config import ScoreConfig
 from tests.helpers.checkout import ROOT
@@ -228,48 +225,8 @@ def test_ray_knows_the_drain_setting_that_kubernetes_is_given() -> None:
     assert '"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"' in constants
 
 
-class _Metadata(BaseHTTPRequestHandler):
-    """A spot instance's metadata service; the notice is there from the second question on."""
-
-    asked = 0
-
-    def do_PUT(self) -> None:
-        self._answer(200, b"the-token")
-
-    def do_GET(self) -> None:
-        _Metadata.asked += 1
-        known = self.headers["X-aws-ec2-metadata-token"] == "the-token"
-        self._answer(200 if known and _Metadata.asked > 1 else 404, b'{"action": "terminate"}')
-
-    def _answer(self, status: int, body: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
-def test_a_spot_notice_has_ray_drain_the_node(tmp_path: Path) -> None:
-    told = tmp_path / "ray"
-    told.write_text('#!/bin/sh\necho "$@" > "$(dirname "$0")/told"\n', encoding="utf-8")
-    told.chmod(0o755)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Metadata)
-    Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    subprocess.run(
-        ["bash", ROOT / "deploy/spot_notice.sh", "10.0.0.1:6379"],
-        env={
-            "PATH": f"{tmp_path}:{os.environ['PATH']}",
-            "SPOT_NOTICE_METADATA": f"http://127.0.0.1:{server.server_address[1]}",
-            "SPOT_NOTICE_EVERY": "0.05",
-        },
-        check=True,
-        capture_output=True,
-        timeout=60,
-    )
-    server.shutdown()
-    server.server_close()
-    asked = (tmp_path / "told").read_text(encoding="utf-8")
-    assert asked.startswith("drain-node --address 10.0.0.1:6379 --reason DRAIN_NODE_REASON_PREEMPTION ")
-    assert _Metadata.asked == 2
+def test_spot_workers_listen_for_their_notice(aws: dict[str, Any]) -> None:
+    (line,) = [line for line in aws["worker_start_ray_commands"] if "spot_notice" in line]
+    module = re.search(r"python -m (\S+) \$RAY_HEAD_IP:6379", line)
+    assert module is not None
+    assert module[1] == spot_notice.__name__

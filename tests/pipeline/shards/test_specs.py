@@ -14,7 +14,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.errors import InfrastructureError, UserError
 from patchsieve.pipeline.shards import specs as shard_specs
 from patchsieve.pipeline.shards.specs import Shard, expand_shards, shard_id
 from patchsieve.pipeline.storage import retry as storage_retry
@@ -199,7 +199,7 @@ def test_web_server() -> None:
         with pytest.raises(UserError, match="no such shard"):
             expand_shards([server.url("/d/a-2.tar")])
         _test_web_server_in_trouble(server, first)
-    with pytest.raises(UserError, match=r"cannot read .*: ClientConnectorError"):
+    with pytest.raises(InfrastructureError, match=r"cannot read .*: ClientConnectorError"):
         expand_shards([first])
 
 

@@ -7,8 +7,10 @@ from typing import Any
 import fsspec
 import pytest
 
+from patchsieve.jobs.command_line import run_job
 from patchsieve.pipeline import storage
-from patchsieve.pipeline.errors import InfrastructureError, PatchsieveError
+from patchsieve.pipeline.errors import AccessError, InfrastructureError, PatchsieveError
+from patchsieve.pipeline.runs.status import StatusConfig
 from patchsieve.pipeline.storage import retry
 
 
@@ -41,3 +43,36 @@ def test_whatever_a_client_raises_is_a_fault_of_the_store() -> None:
 
     with pytest.raises(InfrastructureError, match="reading a: OddError: Cannot send a request"):
         retry.with_retry(call, what="reading a")
+
+
+@pytest.mark.parametrize(
+    ("error", "forbidden"),
+    [
+        (PermissionError(13, "Forbidden"), True),
+        (type("NoCredentialsError", (Exception,), {})("Unable to locate credentials"), True),
+        (type("HttpError", (Exception,), {"status": 401})("who?"), True),
+        (type("HttpError", (Exception,), {"status": 503})("busy"), False),
+        (ConnectionRefusedError(111, "refused"), False),
+    ],
+)
+def test_what_is_forbidden_is_told_from_what_passes(
+    error: Exception, forbidden: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retry, "FIRST_DELAY_S", 0.0)
+
+    def call() -> None:
+        raise error
+
+    with pytest.raises(InfrastructureError) as told:
+        retry.with_retry(call, what="reading a")
+    assert isinstance(told.value, AccessError) == forbidden
+
+
+@pytest.mark.parametrize(("error", "code"), [(AccessError, 2), (InfrastructureError, 1)])
+def test_the_exit_code_tells_who_can_help(error: type[PatchsieveError], code: int) -> None:
+    def run(config: StatusConfig) -> int:
+        raise error("no")
+
+    with pytest.raises(SystemExit) as ended:
+        run_job("status", StatusConfig, run, ["out"])
+    assert ended.value.code == code

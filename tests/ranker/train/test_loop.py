@@ -19,6 +19,7 @@ from patchsieve.ranker.baselines.fits import BaselineFits
 from patchsieve.ranker.batches.stream import TableBatches
 from patchsieve.ranker.model.checkpoint import load_ranker
 from patchsieve.ranker.model.initial_weights import initial_ranker
+from patchsieve.ranker.train import loop
 from patchsieve.ranker.train.loop import Fit, FitState, read_state
 from patchsieve.ranker.train.plan import TrainPlan, make_plan
 from patchsieve.ranker.train.progress import follow, numbers_of, outcome, point_line, print_point, read_curve
@@ -49,7 +50,11 @@ def through_a_file(state: FitState) -> FitState:
 
 
 def fit(
-    plan: TrainPlan, state: FitState | None = None, *, before: Callable[[int], None] | None = None
+    plan: TrainPlan,
+    state: FitState | None = None,
+    *,
+    before: Callable[[int], None] | None = None,
+    noticed: Callable[[], bool] = lambda: False,
 ) -> Any:
     """Run to the end, or to what `before` raises; returns the states of all checkpoints by step."""
     if begun(plan.config.out) is None:
@@ -62,9 +67,37 @@ def fit(
         if before is not None:
             before(worker.training.step)
 
-    worker = Fit(plan, ranker, worker=Worker(), state=state, run_id="run-1")
+    worker = Fit(plan, ranker, worker=Worker(), state=state, run_id="run-1", noticed=noticed)
     worker.run(report)
     return found
+
+
+def test_each_step_is_kept_from_the_notice_on_that_a_machine_will_be_taken(
+    table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "NOTICE_S", -1.0)
+    asked: list[bool] = []
+
+    def noticed() -> bool:
+        asked.append(len(asked) in (5, 6))
+        return asked[-1]
+
+    plan = a_plan(table, tmp_path / "out", flip=True, accumulate=2, measure_every=2)
+    states = fit(plan, noticed=noticed)
+    assert len(asked) == 16
+    assert list(states) == [4, 6, 7, 8, 12, 16]
+
+
+def test_notices_are_asked_for_from_time_to_time_only(
+    table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "NOTICE_S", 1e9)
+
+    def noticed() -> bool:
+        raise AssertionError("it is not time")
+
+    plan = a_plan(table, tmp_path / "out", measure_every=2)
+    assert len(fit(plan, noticed=noticed)) > 1
 
 
 def test_from_every_checkpoint_on_the_steps_are_the_same(table: str, tmp_path: Path) -> None:
