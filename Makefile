@@ -9,7 +9,7 @@
 #   make bench          benchmarks in under ten minutes, beside the last saved ones of such a machine
 #   make gpu-check      the tests and benchmarks for a GPU, a call of less than ten minutes at a time until nothing is left
 #   make lint           ruff, mypy, and whether an editor finds every import
-#   make docs           docs/commands.md anew
+#   make docs           docs/commands.md anew, and docs/ as a site in site/
 #   make clean          removes what the other targets made, but keeps .venv
 #
 # PYTHON=/path/to/python3 chooses the interpreter that .venv is made with.
@@ -74,9 +74,11 @@ bench: install
 gpu-check: links
 	$(or $(PYTHON),$(wildcard $(BIN)/python),python3) -m benchmarks.gpu_check $(ARGS)
 
-# The reference of the commands, made from their configurations.
+# The reference of the commands anew from their configurations, and docs/ as a site in site/.
 docs: install
 	$(BIN)/python -c "from patchsieve.jobs.commands import reference_page; print(reference_page(), end='')" > docs/commands.md
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "== docs: open site/index.html"
 
 lint: install
 	@echo "== lint: ruff"
@@ -104,5 +106,5 @@ links:
 
 clean:
 	@echo "== clean: keeps $(VENV); remove that by hand for a fresh install"
-	rm -rf build dist demo-out bench-out *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist site demo-out bench-out *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +

@@ -58,7 +58,8 @@ def say_page(lines: Sequence[str]) -> None:
         say(*lines)
     except BrokenPipeError:
         # Nothing is left to say; Python would say so when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        local_sink = os.devnull
+        os.dup2(os.open(local_sink, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _config_file(job: str, given: str) -> str:

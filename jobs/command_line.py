@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from patchsieve.jobs.arguments import read_config
 from patchsieve.pipeline.errors import AccessError, PatchsieveError, UserError
+from patchsieve.pipeline.runs.waiting import never_silent
 from patchsieve.pipeline.shown import say, show_warnings
 from patchsieve.pipeline.storage import redact
 
@@ -25,7 +26,9 @@ def run_job(
     """
     show_warnings()
     try:
-        code = run(read_config(name, config_type, sys.argv[1:] if given is None else given))
+        config = read_config(name, config_type, sys.argv[1:] if given is None else given)
+        with never_silent():
+            code = run(config)
     except PatchsieveError as error:
         say(f"patchsieve {name}: {redact(str(error))}", file=sys.stderr)
         code = 2 if isinstance(error, UserError | AccessError) else 1

@@ -17,6 +17,7 @@ from patchsieve.ranker.prove.config import ProveConfig
 from patchsieve.ranker.prune.config import PruneConfig
 from patchsieve.ranker.report.config import ReportConfig
 from patchsieve.ranker.train.config import TrainConfig
+from patchsieve.ranker.verify.config import VerifyConfig
 
 CONFIGS: dict[str, type] = {
     "score": ScoreConfig,
@@ -30,6 +31,7 @@ CONFIGS: dict[str, type] = {
     "schedule run": RunConfig,
     "schedule list": ListConfig,
     "status": StatusConfig,
+    "verify": VerifyConfig,
     "pretrain": PretrainConfig,
     "demo": DemoConfig,
 }

@@ -7,6 +7,7 @@ from functools import partial
 
 from patchsieve.jobs.command_line import run_job
 from patchsieve.pipeline.runs.config_file import config_to_yaml
+from patchsieve.pipeline.runs.waiting import doing
 from patchsieve.pipeline.shown import say
 from patchsieve.ranker.evaluate.config import EvaluateConfig
 
@@ -26,7 +27,8 @@ def run(config: EvaluateConfig) -> int:
     keep_freed_memory()
     # With --json, standard output is the JSON alone.
     talk = sys.stderr if config.json else sys.stdout
-    evaluation = evaluate(config, lambda line: say(line, file=talk))
+    with doing("reading the images, the ranker and the teacher"):
+        evaluation = evaluate(config, lambda line: say(line, file=talk))
     run_id = new_run_id()
     say(
         *(to_json(evaluation, run_id=run_id).splitlines() if config.json else ["", *report_lines(evaluation)])

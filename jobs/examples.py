@@ -34,6 +34,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "schedule list": ("patchsieve schedule list --source 's3://bucket/*/' --out s3://tables",),
     "status": ("patchsieve status labels --json",),
+    "verify": ("patchsieve verify labels --sample 0.01",),
     "pretrain": ("patchsieve pretrain 'photos/*.tar' --held-out other.tar --out teacher",),
     "demo": ("patchsieve demo --images holiday --out demo-out",),
 }

@@ -6,6 +6,7 @@ from functools import partial
 
 from patchsieve.jobs.command_line import run_job
 from patchsieve.pipeline.pretrain.config import PretrainConfig
+from patchsieve.pipeline.runs.waiting import doing
 from patchsieve.pipeline.shown import say
 
 
@@ -15,7 +16,8 @@ def run(config: PretrainConfig) -> int:
     from patchsieve.pipeline.pretrain.job import pretrain
 
     keep_freed_memory()
-    pretrain(config, say)
+    with doing("reading the photos; then training"):
+        pretrain(config, say)
     return 0
 
 

@@ -6,6 +6,7 @@ from functools import partial
 
 from patchsieve.jobs.command_line import run_job
 from patchsieve.pipeline.runs.config_file import config_to_yaml
+from patchsieve.pipeline.runs.waiting import doing
 from patchsieve.pipeline.shown import say
 from patchsieve.ranker.prune.config import PruneConfig
 
@@ -14,16 +15,19 @@ def run(config: PruneConfig) -> int:
     """Prune, or say what pruning would give; returns the exit code."""
     from patchsieve.ranker.prune.request import make_prune_request
 
-    request = make_prune_request(config)
+    with doing("looking at the shards and the ranker"):
+        request = make_prune_request(config)
     if config.dry_run:
         from patchsieve.ranker.prune.estimate import estimate_pruning
 
-        say(*estimate_pruning(request).lines(request))
+        with doing("ranking and encoding a sample"):
+            say(*estimate_pruning(request).lines(request))
         return 0
     from patchsieve.pipeline.runs.progress import make_display
     from patchsieve.ranker.prune_on_ray.run import prune
 
-    summary = prune(request, make_display(config.log_format), settings=config_to_yaml(config))
+    with doing("looking at what is done; waiting for the first shard"):
+        summary = prune(request, make_display(config.log_format), settings=config_to_yaml(config))
     if config.log_format == "text":
         say(*summary.lines(config.out))
     if config.sheet is not None:

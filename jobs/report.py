@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from patchsieve.jobs.command_line import run_job
+from patchsieve.pipeline.runs.waiting import doing
 from patchsieve.pipeline.shown import say
 from patchsieve.ranker.report.config import ReportConfig
 
@@ -14,7 +15,8 @@ def run(config: ReportConfig) -> int:
     from patchsieve.pipeline.output.folder import new_run_id
     from patchsieve.ranker.report.page import write_page
 
-    say(*write_page(config, run_id=new_run_id()))
+    with doing("reading images, ranking them and drawing"):
+        say(*write_page(config, run_id=new_run_id()))
     return 0
 
 

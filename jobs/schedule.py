@@ -11,6 +11,7 @@ from typing import TypeVar
 from patchsieve.jobs.arguments import read_config
 from patchsieve.jobs.command_line import run_job
 from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.runs.waiting import doing
 from patchsieve.pipeline.schedule.config import ListConfig, OnceConfig, RunConfig, SubmitConfig
 from patchsieve.pipeline.score.config import ScoreConfig
 from patchsieve.pipeline.shown import say
@@ -53,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     def run(config: RunConfig) -> int:
         from patchsieve.pipeline.schedule.run import run_schedule
 
-        run_schedule(_with_score_options(config, options), say)
+        with doing(""):  # it waits for hours, and says so itself
+            run_schedule(_with_score_options(config, options), say)
         return 0
 
     def show(config: ListConfig) -> int:

@@ -6,6 +6,7 @@ from functools import partial
 
 from patchsieve.jobs.command_line import run_job
 from patchsieve.pipeline.runs.config_file import config_to_yaml
+from patchsieve.pipeline.runs.waiting import doing
 from patchsieve.pipeline.score.config import ScoreConfig
 from patchsieve.pipeline.shown import say
 
@@ -14,11 +15,13 @@ def run(config: ScoreConfig) -> int:
     """Score, or say what scoring would cost; returns the exit code."""
     from patchsieve.pipeline.score.request import make_request
 
-    request = make_request(config)
+    with doing("looking at the shards and the teacher"):
+        request = make_request(config)
     if config.dry_run:
         from patchsieve.pipeline.score.estimate import estimate
 
-        say(*estimate(request).lines(request))
+        with doing("measuring the teacher"):
+            say(*estimate(request).lines(request))
         return 0
     from patchsieve.pipeline.runs.progress import make_display
     from patchsieve.pipeline.score_on_ray.run import score
@@ -26,7 +29,8 @@ def run(config: ScoreConfig) -> int:
     people = config.log_format == "text"
     if people and request.notes:
         say(*request.notes)
-    summary = score(request, make_display(config.log_format), settings=config_to_yaml(config))
+    with doing("looking at what is done; waiting for the first shard"):
+        summary = score(request, make_display(config.log_format), settings=config_to_yaml(config))
     if people:
         say(*summary.lines(config.out))
     return summary.exit_code

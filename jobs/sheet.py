@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from patchsieve.jobs.command_line import run_job
+from patchsieve.pipeline.runs.waiting import doing
 from patchsieve.pipeline.shown import say
 from patchsieve.ranker.gallery.config import SheetConfig
 
@@ -14,7 +15,8 @@ def run(config: SheetConfig) -> int:
     from patchsieve.pipeline.output.folder import new_run_id
     from patchsieve.ranker.gallery.sheet import write_sheet
 
-    say(*write_sheet(config, run_id=new_run_id()))
+    with doing("reading images and drawing"):
+        say(*write_sheet(config, run_id=new_run_id()))
     return 0
 
 

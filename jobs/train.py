@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from patchsieve.jobs.command_line import run_job
+from patchsieve.pipeline.runs.waiting import doing
 from patchsieve.pipeline.shown import say
 from patchsieve.ranker.train.config import TrainConfig
 
@@ -13,17 +14,20 @@ def run(config: TrainConfig) -> int:
     """Fit the ranker, or say what that would take; returns the exit code."""
     from patchsieve.ranker.train.plan import make_plan
 
-    plan = make_plan(config)
+    with doing("reading the tables"):
+        plan = make_plan(config)
     if config.dry_run or config.log_format == "text":
         say(*plan.lines())
     if config.dry_run:
         from patchsieve.ranker.train.estimate import estimate_training
 
-        say(*estimate_training(plan).lines())
+        with doing("measuring some steps"):
+            say(*estimate_training(plan).lines())
         return 0
     from patchsieve.ranker.train.run import train
 
-    return train(plan)
+    with doing("training"):
+        return train(plan)
 
 
 main = partial(run_job, "train", TrainConfig, run)

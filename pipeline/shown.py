@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
+import time
+from datetime import datetime
 from typing import TextIO
 
 # Control characters, what separates lines or turns the direction of text, and halves of characters: a terminal obeys
@@ -21,9 +23,29 @@ def _escaped(found: re.Match[str]) -> str:
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
 
 
+_last_said = 0.0
+
+
+def last_said() -> float:
+    """When something was last said, by `time.monotonic`."""
+    return _last_said
+
+
+def spoke() -> None:
+    """Take note that something was shown now."""
+    global _last_said  # noqa: PLW0603 -- of the process, as its output is
+    _last_said = time.monotonic()
+
+
+def clock() -> str:
+    """The time of day, for lines of a log that people read."""
+    return datetime.now().astimezone().strftime("%H:%M:%S")
+
+
 def say(*lines: str, file: TextIO | None = None) -> None:
     """Print each of these lines as `one_line`, at once; `file` None: standard output."""
     print("\n".join(map(one_line, lines)), file=file, flush=True)
+    spoke()
 
 
 class _OneLine(logging.Formatter):

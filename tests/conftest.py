@@ -28,6 +28,8 @@ os.environ.update(
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DEDUP_LOGS": "0",
+        # Lines about waiting come by the clock.
+        "PATCHSIEVE_QUIET": "1",
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
         "RAY_TMPDIR": str(RAY_TEMPORARY),
         # Hub names resolve to a local cache or fail; no test reaches for the network.

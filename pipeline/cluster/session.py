@@ -14,6 +14,7 @@ import ray
 from patchsieve.pipeline.cluster.private_api import kill_helpers, own_sigterm, quiet_driver
 from patchsieve.pipeline.errors import PatchsieveError, first_line
 from patchsieve.pipeline.runs.stop import StopRequest
+from patchsieve.pipeline.runs.waiting import doing
 
 CONNECT_S = 20.0
 """Seconds in which the head of a cluster takes a connection: Ray itself would try for more than ten minutes."""
@@ -45,7 +46,8 @@ def ray_session(stop: StopRequest, *, quiet: bool = False) -> Iterator[None]:
     if began_here:
         check_address(os.environ.get("RAY_ADDRESS", ""))
         try:
-            with stop.at_once(), own_sigterm(), quiet_driver() if quiet else contextlib.nullcontext():
+            silence = quiet_driver() if quiet else contextlib.nullcontext()
+            with doing("starting Ray"), stop.at_once(), own_sigterm(), silence:
                 ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         except Exception as error:  # a node that does not come up in time is a plain Exception
             raise PatchsieveError(f"cannot reach or start Ray: {error}") from error

@@ -26,6 +26,12 @@ def stored_config(folder: str) -> dict[str, Any] | None:
     try:
         with storage.parsing(url):
             stored = storage.read_object(url)
+        if str(kind := stored.get("format")).startswith("patchsieve "):
+            what = str(kind).removeprefix("patchsieve ")
+            raise UserError(
+                f"{folder} holds a {what}, not a run over shards: patchsieve report shows what it is"
+            )
+        with storage.parsing(url):
             rows, records = stored["rows"], stored.get("records", _FOLDER_NOT_TOLD)
             if not isinstance(rows, dict) or stored["identity"] != digest_of(rows):
                 raise ValueError("its identity is not that of its rows")
@@ -69,7 +75,7 @@ def adopt_config(
     if differences:
         raise UserError(
             f"{folder} holds rows made with other settings (there -> asked for): {'; '.join(differences)}. "
-            "Ask for the same, or write to another folder"
+            f"Ask for the same, or write to another folder{_other_views(stored['rows'], rows)}"
         )
     return stored
 
@@ -77,10 +83,33 @@ def adopt_config(
 def describe_differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
     """Every setting that differs, as `name: stored -> asked`."""
     return [
-        f"{name}: {_shown(stored, name)} -> {_shown(asked, name)}"
+        f"{_OPTIONS.get(name, name)}: {_shown(stored, name)} -> {_shown(asked, name)}"
         for name in sorted(stored.keys() | asked.keys())
         if name not in stored or name not in asked or stored[name] != asked[name]
     ]
+
+
+_OPTIONS = {
+    "select_count": "--keep, in patches of an image",
+    "select_mass": "--mass",
+    "select_target": "--target-ratio",
+    "select_way": "--select",
+    "select_windows": "--windows",
+    "select_compactness": "--compactness",
+    "views": "--views",
+}
+"""What settings are called that have another name on the command line."""
+
+
+def _other_views(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """How to add views, where more of them are all that is asked for."""
+    if {name for name in stored if stored[name] != asked.get(name)} != {"views"} or asked["views"] <= stored[
+        "views"
+    ]:
+        return ""
+    first = stored["first_view"] + stored["views"]
+    last = asked["first_view"] + asked["views"]
+    return f"; to add views, give --views {first}:{last} with another --out, and both outputs to train"
 
 
 def _shown(fields: Mapping[str, Any], name: str) -> str:

@@ -18,7 +18,11 @@ from patchsieve.pipeline.compute.device import this_device
 from patchsieve.pipeline.errors import ContentError, UserError
 from patchsieve.pipeline.images.decode import decode_image
 from patchsieve.pipeline.pretrain.config import PretrainConfig
-from patchsieve.pipeline.pretrain.report import reconstruction_errors, teacher_prediction
+from patchsieve.pipeline.pretrain.report import (
+    ReconstructionErrors,
+    reconstruction_errors,
+    teacher_prediction,
+)
 from patchsieve.pipeline.pretrain.training import Pretraining
 from patchsieve.pipeline.row_config import IMAGE_FIELDS
 from patchsieve.pipeline.shards.reader import Sample, ShardReader, pick_image
@@ -100,8 +104,26 @@ def pretrain(config: PretrainConfig, say: Callable[[str], None]) -> None:
         }
         data = json.dumps(content, indent=1).encode()
         storage.commit_bytes(data, str(out / "evaluation.json"), run_id="pretrain")
-        say(f"share of hidden-pixel variance explained: {errors.explained}")
+        say(verdict(errors))
     say(f"teacher in {out}")
+
+
+def verdict(errors: ReconstructionErrors) -> str:
+    """What the teacher explains of the hidden pixels, beside the best predictor that knows nothing."""
+    names = {
+        "nearest_visible": "repeating the nearest visible patch",
+        "mean_visible": "the mean of the visible patches",
+        "zero": "ImageNet's mean colour",
+    }
+    shares = errors.explained
+    best = max(names, key=lambda name: shares[name])
+    told = (
+        f"on {errors.photos} held-out photos the teacher explains {shares['teacher']:.1%} of the variance of hidden "
+        f"pixels, {names[best]} {shares[best]:.1%}"
+    )
+    if shares["teacher"] > shares[best]:
+        return told
+    return f"{told}: it is no better than that, and its scores say nothing. Train longer, or on more photos"
 
 
 def _reporter(run: Pretraining, say: Callable[[str], None]) -> Callable[[int, float, float], None]:

@@ -183,7 +183,10 @@ class Pretraining:
                 if self.step % every == 0 or self.step == self.config.steps:
                     error = self.held_out_error()
                     self.save()
+                    new = not self._local_curve.exists()
                     with self._local_curve.open("a", newline="") as file:
+                        if new:
+                            csv.writer(file).writerow(["step", "loss", "held_out_error"])
                         csv.writer(file).writerow([self.step, f"{total / counted:.5f}", f"{error:.5f}"])
                     report(self.step, total / counted, error)
                     total, counted = 0.0, 0

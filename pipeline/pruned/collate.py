@@ -6,6 +6,7 @@ Shape suffixes: N samples, K tokens, P values of a patch, C patches of a thumbna
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Number
 from typing import Any
 
 import torch
@@ -21,14 +22,16 @@ def collate_naflex(
     *,
     patch_size: int = 16,
     length: int | None = None,
+    fields: Sequence[str] = (),
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
-) -> dict[str, Tensor]:
+) -> dict[str, Any]:
     """The input of timm's NaFlexVit, for samples that keep different numbers of patches.
 
     `patches`: float32 `[N, K, P]`, normalised (x / 255 - mean) / std; `patch_coord`: int64 `[N, K, 2]`, (row, column);
-    `patch_valid`: bool `[N, K]`, False for padding at the end. K is the longest sample's count, or `length`. A model
-    must place patches by coordinate: see `place_by_coordinate`.
+    `patch_valid`: bool `[N, K]`, False for padding at the end, which attention and pooling leave out. K is the longest
+    sample's count, or `length`. `fields`: others of the samples, such as `cls`, under their names: a tensor `[N, ...]`
+    of numbers or tensors, else a list. A model must place patches by coordinate: see `place_by_coordinate`.
 
     Of samples with a thumbnail its patches come first, and `patch_coord` is float32 `[N, K, 3]`: row and column of a
     patch's centre on the grid of the fine ones, which is no whole number for a coarse one, and its scale, 0 for fine
@@ -71,6 +74,7 @@ def collate_naflex(
         "patches": _normalised(pixels_NKP, mean, std) * valid_NK[:, :, None],
         "patch_coord": _with_scales(coord_NK2, sides) if any(side for side, _ in sides) else coord_NK2,
         "patch_valid": valid_NK,
+        **_gathered(samples, fields),
     }
 
 
@@ -78,12 +82,13 @@ def collate_fixed(
     samples: Sequence[PrunedSample],
     *,
     patch_size: int = 16,
+    fields: Sequence[str] = (),
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
-) -> dict[str, Tensor]:
+) -> dict[str, Any]:
     """A batch for a ViT that takes the same number of patches of every image.
 
-    `patches`: float32 `[N, K, P]`, normalised as by `collate_naflex`; `positions`: int64 `[N, K]`, row by row. Where
+    `patches`: float32 `[N, K, P]`, normalised, and `fields` as by `collate_naflex`; `positions`: int64 `[N, K]`. Where
     samples have thumbnails, `background`: their patches, float32 `[N, C, P]`, row by row. Raises UserError for samples
     that keep different numbers of patches, or thumbnails of different sizes.
     """
@@ -104,6 +109,7 @@ def collate_fixed(
     batch = {
         "patches": _normalised(torch.stack([patches for patches, _, _ in split]), mean, std),
         "positions": torch.stack([positions for _, positions, _ in split]),
+        **_gathered(samples, fields),
     }
     if sides != [0]:
         batch["background"] = _normalised(torch.stack([patches for patches, _ in coarse]), mean, std)
@@ -135,6 +141,29 @@ def place_by_coordinate(model: Any, *, two_scales: bool = False) -> Any:
     embeds.pos_embed_use_grid_sample = True
     accept_scales(embeds, two_scales=two_scales)
     return model
+
+
+def _gathered(samples: Sequence[PrunedSample], fields: Sequence[str]) -> dict[str, Any]:
+    """Values of the samples' fields by name; UserError for a field that one lacks or that the batch has already."""
+    found: dict[str, Any] = {}
+    for name in fields:
+        if name in ("patches", "patch_coord", "patch_valid", "positions", "background"):
+            raise UserError(
+                f"field {name} has the name of what a batch holds already: rename it in the shards"
+            )
+        lacking = next((sample for sample in samples if name not in sample.fields), None)
+        if lacking is not None:
+            raise UserError(
+                f"{lacking.shard}: {lacking.key} has no field {name}; it has {', '.join(lacking.fields)}"
+            )
+        values = [sample.fields[name] for sample in samples]
+        if all(isinstance(value, Tensor) for value in values):
+            found[name] = torch.stack(values)
+        else:
+            found[name] = (
+                torch.tensor(values) if all(isinstance(value, Number) for value in values) else values
+            )
+    return found
 
 
 def _needs_corner(positions_K: Tensor, grid: int) -> bool:

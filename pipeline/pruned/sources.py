@@ -262,8 +262,8 @@ def _field(sample: Sample, name: str) -> bytes:
         raise ContentError(f"{name}: {sample.problems[name]}")
     if name not in sample.fields:
         raise ContentError(
-            f"it has no {name}: prune copied it as it was, which its errors file explains; to skip such samples give"
-            " a handler, to leave them out prune with --drop-bad"
+            f"it has no {name}: shards that were never pruned take select= or index=; in a pruned one, prune copied it "
+            "as it was, which its errors file explains: to skip such samples give a handler, or prune with --drop-bad"
         )
     return sample.fields[name]
 

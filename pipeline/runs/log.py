@@ -68,6 +68,11 @@ def _replace_at_root(handlers: list[logging.Handler]) -> None:
     root.handlers[:] = kept + handlers
 
 
+def is_json_log() -> bool:
+    """Whether events of this process are written, as JSON."""
+    return any(isinstance(handler.formatter, JsonLines) for handler in _events.handlers)
+
+
 def log_event(event: str, fields: Mapping[str, object], *, level: int = logging.INFO) -> None:
     """Write an event of this run; nothing without `start_json_log`."""
     _events.log(level, event, extra={"fields": fields})

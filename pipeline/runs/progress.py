@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 
 from patchsieve.pipeline.runs.log import LogFormat, log_event
-from patchsieve.pipeline.shown import say
+from patchsieve.pipeline.shown import clock, say, spoke
 from patchsieve.pipeline.units import duration
 
 PLAIN_EVERY_S = 5.0
@@ -143,7 +143,7 @@ class PlainDisplay:
             self._print(totals, rates)
 
     def _print(self, totals: Totals, rates: Rates) -> None:
-        say("  ".join(f"{name} {value}" for name, value in cells(totals, rates).items()))
+        say("  ".join([clock(), *(f"{name} {value}" for name, value in cells(totals, rates).items())]))
 
 
 class JsonDisplay(PlainDisplay):
@@ -151,6 +151,7 @@ class JsonDisplay(PlainDisplay):
 
     def _print(self, totals: Totals, rates: Rates) -> None:
         log_event("progress", {**dataclasses.asdict(totals), **dataclasses.asdict(rates)})
+        spoke()
 
 
 class TerminalDisplay:
@@ -174,6 +175,7 @@ class TerminalDisplay:
         table = Table(*shown, box=None, pad_edge=False)
         table.add_row(*shown.values())
         self._live.update(table)
+        spoke()
 
 
 def make_display(log_format: LogFormat = "text") -> Display:

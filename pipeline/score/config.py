@@ -34,6 +34,8 @@ def parse_views(text: str) -> tuple[int, int]:
         begin, end = (int(first), int(stop)) if colon else (0, int(first))
     except ValueError:
         raise UserError(f"--views is {text!r}, must be a count such as 4 or a range such as 4:8") from None
+    if end <= begin or begin < 0:
+        raise UserError(f"--views is {text!r}, must be a count from 1 on such as 4, or a range such as 4:8")
     return begin, end - begin
 
 

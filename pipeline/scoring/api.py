@@ -98,7 +98,7 @@ def load_teacher(
 
 def score_images(
     images: Iterable[Any],
-    teacher: Teacher | None = None,
+    teacher: Teacher | str | None = None,
     *,
     keys: Sequence[str] | None = None,
     views: int | None = None,
@@ -115,13 +115,15 @@ def score_images(
     """Pseudo-scores of images: files (paths, URLs or bytes), PIL images, uint8 arrays `[H, W, 3]` or `[H, W]`, or uint8
     tensors `[3, H, W]`. Files and PIL images are decoded as those of shards: upright, 16 bits by their high byte.
 
+    `teacher`: a loaded one, or what `load_teacher` takes.
     `views` None: as many as show every patch of the grid once. `keys` seed the masks, as sample keys do in a
     table; by default they are "0", "1", ... `frozen_tokens` is for the frozen estimator.
     Raises UserError for settings that this teacher cannot do.
     """
-    if hasattr(images, "convert") or getattr(images, "ndim", 4) < 4:
+    if is_one_image(images):
         raise UserError("score_images takes several images: put a single one into a list")
-    teacher = teacher or load_teacher()
+    if not isinstance(teacher, Teacher):
+        teacher = load_teacher(teacher or "tiny")
     shape = teacher.file.config
     visible = max(1, visible_count(shape.positions, mask_ratio))
     rows = RowConfig(
@@ -160,6 +162,12 @@ def score_images(
             )
         )
     return results
+
+
+def is_one_image(images: Any) -> bool:
+    """Whether this is a single image, where several are asked for; a text would be read letter by letter."""
+    single = isinstance(images, str | bytes | os.PathLike)
+    return single or hasattr(images, "convert") or getattr(images, "ndim", 4) < 4
 
 
 def as_pixels(image: Any) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import time
 from collections.abc import Callable, Mapping
 from typing import get_args
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.row_config import Masks, Metric, Removal
 from patchsieve.pipeline.scoring.aggregate import Aggregate
+from patchsieve.pipeline.units import duration
 from patchsieve.ranker.evaluate.images import EvaluationImages
 from patchsieve.ranker.evaluate.partitions import (
     MaskChoice,
@@ -116,9 +118,12 @@ def measure_dense(
     chosen, way = (pilot.masks, pilot.aggregate) if pilot else (kinds[0], ways[0])
     found: PartitionScores | None = None
     agreement, partitions = -1.0, 0
+    began = time.monotonic()
     while partitions < max_partitions and not spearman_brown(agreement) >= reliability:
+        left = (time.monotonic() - began) * (max_partitions - partitions) / partitions if partitions else None
         say(
             f"scoring    partitions {partitions + 1} and {partitions + 2} of {len(images)} images, {chosen} masks"
+            + (f", at most {duration(left)} left" if left is not None else "")
         )
         more = scorer.score(images, chosen, first=partitions, count=2)
         found = more if found is None else found.followed_by(more)

@@ -46,7 +46,7 @@ def evaluate(config: EvaluateConfig, say: Callable[[str], None]) -> Evaluation:
         limit=config.limit_images,
         held_out_only=config.held_out,
     )
-    say(f"images     {len(images)} of {images.shards} shards")
+    say(f"images     {len(images)}, from {images.shards} {'shard' if images.shards == 1 else 'shards'}")
     if images.unreadable:
         notes.append(f"{images.unreadable} samples have no image that can be read and are left out")
     dense = _dense(config, images, teacher, settings, say)

@@ -16,7 +16,7 @@ from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.images.views import apply_view, center_box
 from patchsieve.pipeline.output.records import read_footer
 from patchsieve.pipeline.pictures.rows import as_picture
-from patchsieve.pipeline.pictures.sheet import HIDDEN_GRAY
+from patchsieve.pipeline.pictures.sheet import HIDDEN_GRAY, Pixels
 from patchsieve.pipeline.pruned.dataset import PrunedDataset
 from patchsieve.pipeline.pruned.index import INDEX, SHARDS_FOLDER
 from patchsieve.ranker.gallery.photos import Photos, images_of
@@ -108,7 +108,7 @@ def pictured_pruned(
     if order is not None:
         chosen.sort(key=lambda one: one[0], reverse=order == "top")
     chosen = chosen[:count]
-    pictured = {}
+    pictured: dict[tuple[str, str], Pictured] = {}
     for index in {one.url: one for _, one, _ in chosen}.values():
         rows_of = {str(row["sample_key"]): row for _, one, row in chosen if one is index}
         pictured |= {(index.url, one.key): one for one in _from_index(path, index, rows_of)}
@@ -118,7 +118,8 @@ def pictured_pruned(
 
 def _from_index(path: str, index: PrunedIndex, rows: dict[str, dict[str, object]]) -> Iterator[Pictured]:
     """The samples of these index rows, with the pixels that the set holds of them."""
-    pixels, shown = {}, {}
+    pixels: dict[str, Pixels] = {}
+    shown: dict[str, NDArray[np.bool_]] = {}
     if index.tar and index.tar.rpartition(".")[2] == "tar":
         dataset = PrunedDataset(
             storage.join(storage.absolute_url(path), index.tar), handler=lambda error: True

@@ -46,8 +46,9 @@ class PruneResult:
 
     `kept` of `patches` stay, of `images` ranked ones, and `coarse` is what their thumbnails are worth in patches;
     `dropped` images went whole for their score, `unscored` ones were ranked although the tables have no score of them;
-    bytes of whole shards and of the pruned images alone; times in seconds, `waited_s`: in which no batch was there to
-    rank.
+    bytes of whole shards and of the pruned images alone, of which `grown` take more than before; `whole_bytes`: of the
+    first few images as whole crops in the same codec, `whole_bytes_pruned`: of the same ones pruned; times in seconds,
+    `waited_s`: in which no batch was there to rank.
     """
 
     shard_id: str
@@ -66,6 +67,9 @@ class PruneResult:
     tar_bytes: int = 0
     image_bytes_before: int = 0
     image_bytes_after: int = 0
+    grown: int = 0
+    whole_bytes: int = 0
+    whole_bytes_pruned: int = 0
     dropped: int = 0
     unscored: int = 0
 

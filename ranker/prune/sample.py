@@ -133,10 +133,14 @@ class Left:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Written:
-    """What one sample becomes: members in order, and its row of the index where it is one."""
+    """What one sample becomes: members in order, and its row of the index where it is one.
+
+    `whole_bytes`: of its whole crop in the same codec, where that was asked for.
+    """
 
     members: list[tuple[str, bytes]]
     row: IndexRow | None
+    whole_bytes: int | None = None
 
 
 def prepare_sample(
@@ -219,9 +223,14 @@ def _crop(sample: Sample, field: str, image: Tensor, spec: PruneSpec) -> Prepare
 
 
 def encode_image(
-    image: Prepared, scores_L: NDArray[np.float32], keep_L: NDArray[np.bool_], spec: PruneSpec
+    image: Prepared,
+    scores_L: NDArray[np.float32],
+    keep_L: NDArray[np.bool_],
+    spec: PruneSpec,
+    *,
+    whole: bool = False,
 ) -> Written:
-    """What a ranked image becomes under its keep mask."""
+    """What a ranked image becomes under its keep mask; `whole`: tell the bytes of its whole crop too."""
     positions = np.flatnonzero(keep_L)
     box = image.box
     crop = (box.top, box.left, box.height, box.width)
@@ -242,7 +251,10 @@ def encode_image(
         scores=scores_L[positions],
         image_score=image.image_score,
     )
-    return Written(members=members, row=row)
+    whole_bytes = None
+    if whole and spec.codec is not None and image.pixels is not None:
+        whole_bytes = len(spec.codec.encode(image.pixels))
+    return Written(members=members, row=row, whole_bytes=whole_bytes)
 
 
 def copy_left(item: Left, spec: PruneSpec) -> Written:

@@ -6,6 +6,7 @@ The tar is committed first, then the errors, last the index, which is the record
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -17,6 +18,9 @@ from patchsieve.pipeline.shards.feed import MAX_BYTES
 from patchsieve.pipeline.shards.writer import PrunedTar
 from patchsieve.ranker.prune.ranking import PruneResult, RankedImage, RankedShard, ShardWork, keep_masks
 from patchsieve.ranker.prune.sample import Left, Prepared, Written, copy_left, encode_image
+
+WHOLE_IMAGES = 8
+"""Images of a shard that are also encoded whole, to tell what dropping patches saves beside encoding alone."""
 
 
 class ShardPruning(ShardWork):
@@ -60,14 +64,18 @@ class ShardPruning(ShardWork):
             tar_bytes=0 if tar is None else tar.size,
             image_bytes_before=pruned.bytes_before,
             image_bytes_after=pruned.bytes_after,
+            grown=pruned.grown,
+            whole_bytes=pruned.whole_bytes,
+            whole_bytes_pruned=pruned.whole_bytes_pruned,
         )
 
     def _fill(self, ranked: RankedShard, pruned: _Pruned) -> None:
         """Select, encode and write everything in order; encoding runs ahead of writing, within bounds."""
         encoding: deque[tuple[Future[Written], int]] = deque()
         held = 0
+        wholes = itertools.repeat(True, WHOLE_IMAGES)
         for batch in ranked:
-            for item, future in self._encode(batch):
+            for item, future in self._encode(batch, wholes):
                 while encoding and (len(encoding) >= self._ahead or held + item.nbytes > MAX_BYTES):
                     held -= encoding[0][1]
                     pruned.add(encoding.popleft()[0].result())
@@ -76,8 +84,10 @@ class ShardPruning(ShardWork):
         for future, _ in encoding:
             pruned.add(future.result())
 
-    def _encode(self, batch: list[RankedImage | Left]) -> Iterator[tuple[Prepared | Left, Future[Written]]]:
-        """What each item becomes, begun on the pool as it is asked for."""
+    def _encode(
+        self, batch: list[RankedImage | Left], wholes: Iterator[bool]
+    ) -> Iterator[tuple[Prepared | Left, Future[Written]]]:
+        """What each item becomes, begun on the pool as it is asked for; `wholes`: whether its whole crop counts."""
         images = [item for item in batch if not isinstance(item, Left)]
         masks = iter(keep_masks(self._request.selector, images) if images else ())
         for item in batch:
@@ -85,7 +95,9 @@ class ShardPruning(ShardWork):
                 yield item, self._pool.submit(copy_left, item, self._spec)
             else:
                 image, scores_L = item
-                yield image, self._pool.submit(encode_image, image, scores_L, next(masks), self._spec)
+                whole = next(wholes, False)
+                task = self._pool.submit(encode_image, image, scores_L, next(masks), self._spec, whole=whole)
+                yield image, task
 
 
 class _Pruned:
@@ -93,7 +105,8 @@ class _Pruned:
 
     def __init__(self, tar: PrunedTar | None, writer: IndexWriter, moved: Callable[[], None]) -> None:
         self._tar, self._writer, self._moved = tar, writer, moved
-        self.kept = self.bytes_before = self.bytes_after = 0
+        self.kept = self.bytes_before = self.bytes_after = self.grown = 0
+        self.whole_bytes = self.whole_bytes_pruned = 0
 
     def add(self, written: Written) -> None:
         """The next sample, in the order of the shard."""
@@ -108,3 +121,7 @@ class _Pruned:
                 self.kept += len(row.positions)
                 self.bytes_before += row.bytes_before
                 self.bytes_after += row.bytes_after
+                self.grown += row.bytes_after > row.bytes_before
+                if written.whole_bytes is not None:
+                    self.whole_bytes += written.whole_bytes
+                    self.whole_bytes_pruned += row.bytes_after

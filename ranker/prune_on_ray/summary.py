@@ -29,6 +29,9 @@ class PruneSummary(RunEnd):
     tar_bytes: int
     image_bytes_before: int
     image_bytes_after: int
+    grown: int
+    whole_bytes: int
+    whole_bytes_pruned: int
     waited_share: float
 
     def lines(self, out: str) -> list[str]:
@@ -57,10 +60,20 @@ class PruneSummary(RunEnd):
             share = self.image_bytes_after / self.image_bytes_before
             lines.append(
                 f"images: {byte_size(self.image_bytes_before)} -> {byte_size(self.image_bytes_after)}, {share:.1%}"
+                f"{self._beside_reencoding()}"
             )
+            if self.grown:
+                lines.append(f"larger than before: {self.grown:,} of {self.images:,} images")
         if self.tar_bytes:
             lines.append(f"shards: {byte_size(self.shard_bytes)} -> {byte_size(self.tar_bytes)}")
         return lines + self.fault_lines("samples not pruned")
+
+    def _beside_reencoding(self) -> str:
+        """What dropping patches saves beside encoding alone, which may be most of it or more."""
+        if not self.whole_bytes:
+            return ""
+        share = self.whole_bytes_pruned / self.whole_bytes
+        return f"; {share:.1%} of the same crops, whole, in the same codec (by the first of each shard)"
 
 
 def summarise_prune(
@@ -87,5 +100,8 @@ def summarise_prune(
         tar_bytes=total("tar_bytes"),
         image_bytes_before=total("image_bytes_before"),
         image_bytes_after=total("image_bytes_after"),
+        grown=total("grown"),
+        whole_bytes=total("whole_bytes"),
+        whole_bytes_pruned=total("whole_bytes_pruned"),
         waited_share=sum(result.waited_s for result in results.values()) / busy if busy else 0.0,
     )

@@ -152,7 +152,7 @@ def _proof(source: Source, about: Mapping[str, Any], name: str) -> Chart:
             panel.set_xlim(left=0)
         for colour, label in _KINDS.items():
             panels[0].plot([], [], color=colour, marker="o", label=label)
-        panels[0].legend(loc="lower right")
+        panels[0].figure.legend(loc="outside lower left", ncols=3)
 
     # Of lines that are many, kinds are told apart by colour; the table has the names.
     rows = [

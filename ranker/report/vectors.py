@@ -18,7 +18,7 @@ _PAGE_COLOURS = {
     SECOND: "var(--second)",
     WARNING: "var(--warning)",
 }
-_SETTINGS = {
+_SETTINGS: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "patchsieve",
     "text.parse_math": False,  # a name may hold dollars

@@ -28,6 +28,7 @@ from patchsieve.ranker.model.checkpoint import save_ranker
 from patchsieve.ranker.model.ranker import Ranker
 from patchsieve.ranker.train.curves import write_curves
 from patchsieve.ranker.train.plan import TrainPlan
+from patchsieve.ranker.train.steps import TOLD_EVERY_S, write_step
 from patchsieve.ranker.train.workers import Worker
 
 LAST_FOLDER = "last"
@@ -132,13 +133,17 @@ class Fit:
         training, recipe = self.training, self._plan.recipe
         read = training.step * recipe.accumulate
         epoch, step = divmod(read, self._batches.batches_per_epoch)
-        saved = asked = time.monotonic()
+        saved = asked = told = time.monotonic()
+        began, first = saved, training.step
         leaving = False
         with self._batches.stream(epoch=epoch, step=step) as stream:
             while training.step < recipe.steps:
                 with self._over_step():
                     self._step(stream)
                 last = training.step == recipe.steps
+                if self._worker.rank == 0 and time.monotonic() - told > TOLD_EVERY_S:
+                    told = time.monotonic()
+                    self._tell((told - began) / (training.step - first))
                 measured = last or training.step % self._plan.measure_steps == 0
                 if measured:
                     self._measure(last=last)
@@ -170,6 +175,18 @@ class Fit:
         progress.loss += self.training.train_step(parts)
         progress.steps += 1
         progress.seconds += time.monotonic() - started
+
+    def _tell(self, step_s: float) -> None:
+        """Say how far it is, between measurements."""
+        progress = self.progress
+        write_step(
+            self._plan.config.out,
+            step=self.training.step,
+            steps=self._plan.recipe.steps,
+            loss=float(progress.loss) / max(1, progress.steps),
+            step_s=step_s,
+            run_id=self._run_id,
+        )
 
     def _timed(self, stream: Iterator[Batch]) -> Iterator[Batch]:
         while True:

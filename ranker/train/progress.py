@@ -6,15 +6,16 @@ import contextlib
 import csv
 import io
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from patchsieve.pipeline import storage
 from patchsieve.pipeline.errors import PatchsieveError
-from patchsieve.pipeline.shown import say
+from patchsieve.pipeline.shown import clock, say
 from patchsieve.ranker.model.checkpoint import RANKER_FILE
 from patchsieve.ranker.train.curves import CSV_FILE
 from patchsieve.ranker.train.loop import LAST_FOLDER
+from patchsieve.ranker.train.steps import STEP_FILE
 
 _POLL_S = 5.0
 _JOIN_S = 2.0
@@ -33,7 +34,7 @@ def point_line(point: dict[str, str]) -> str:
     """One measurement as the console shows it."""
     agreement = float(point["agreement"] or "nan")
     return (
-        f"step {int(point['step']):,}  views per image {float(point['views_per_image']):.4g}  loss "
+        f"{clock()}  step {int(point['step']):,}  views per image {float(point['views_per_image']):.4g}  loss "
         f"{float(point['loss']):.4f}  agreement {agreement:.3f} on {point['validation']}  waited for data "
         f"{float(point['waited']):.1%}"
     )
@@ -57,10 +58,17 @@ def print_point(point: dict[str, str]) -> None:
 
 
 @contextlib.contextmanager
-def follow(out: str, tell: Callable[[dict[str, str]], None]) -> Iterator[None]:
-    """Tell of measurements as they are written, on a thread; not of those that are there already."""
+def follow(
+    out: str,
+    tell: Callable[[dict[str, str]], None],
+    tell_step: Callable[[Mapping[str, Any]], None] = lambda about: None,
+) -> Iterator[None]:
+    """Tell of measurements, and of steps between them, as they are written, on a thread; not of those already there."""
     stop = threading.Event()
     seen = {point["step"] for point in read_curve(out)}
+    step_url = storage.join(out, STEP_FILE)
+    storage.remove(step_url)
+    last_step = 0
 
     def show() -> None:
         with contextlib.suppress(
@@ -70,6 +78,12 @@ def follow(out: str, tell: Callable[[dict[str, str]], None]) -> Iterator[None]:
                 if point["step"] not in seen:
                     seen.add(point["step"])
                     tell(point)
+            with contextlib.suppress(FileNotFoundError):
+                nonlocal last_step
+                about = storage.read_object(step_url)
+                if about["step"] > last_step:
+                    last_step = about["step"]
+                    tell_step(about)
 
     def watch() -> None:
         while not stop.wait(_POLL_S):
@@ -83,6 +97,8 @@ def follow(out: str, tell: Callable[[dict[str, str]], None]) -> Iterator[None]:
         stop.set()
         thread.join(_JOIN_S)
         show()
+        with contextlib.suppress(PatchsieveError):
+            storage.remove(step_url)
 
 
 def finished(out: str, steps: int) -> bool:

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from patchsieve.ranker.train.loop import Fit, FitState, read_state
 from patchsieve.ranker.train.plan import TrainPlan
 from patchsieve.ranker.train.progress import finished, follow, numbers_of, outcome, print_point
 from patchsieve.ranker.train.record import begin, begun, check_resume, write_settings
+from patchsieve.ranker.train.steps import print_step
 from patchsieve.ranker.train.workers import Worker
 
 STATE_FILE = "state.pt"
@@ -80,7 +82,8 @@ def train(plan: TrainPlan) -> int:
             log_event("run begun", {"out": config.out, "images": plan.images, "steps": plan.recipe.steps})
             # A rerun of what is over costs no Ray.
             if not finished(out, plan.recipe.steps):
-                with ray_session(stop), follow(out, _teller(owner.run_id, people=people)):
+                tell_step = print_step if people else partial(log_event, "step")
+                with ray_session(stop), follow(out, _teller(owner.run_id, people=people), tell_step):
                     _fit(plan, weights, owner.run_id)
         except KeyboardInterrupt:
             return _stopped(stop, people=people)

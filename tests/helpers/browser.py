@@ -16,7 +16,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 @contextlib.contextmanager
 def chromium() -> Iterator[Any]:
-    """The browser. Skips the test where Playwright or the browser is missing, and fails it where one has to be there."""
+    """The browser. Skips the test where Playwright or the browser is missing, fails it where one has to be there."""
     path = next((found for name in NAMES if (found := shutil.which(name))), None)
     if path is None or importlib.util.find_spec("playwright") is None:
         reason = "needs Chromium (Debian: apt-get install chromium) and playwright (make install)"

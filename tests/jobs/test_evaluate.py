@@ -115,7 +115,7 @@ def test_settings_come_from_the_ranker_and_json_stands_alone(
     code, printed, talk = run_command(capsys, *arguments(folder, json=True, no_reconstruct=True))
     assert code == 0
     told = json.loads(printed)
-    assert talk.startswith("images     6 of 1 shards\nscoring ")
+    assert talk.startswith("images     6, from 1 shard\nscoring ")
     assert {name: told["dense"][name] for name in ("mask_ratio", "removal", "metric")} == {
         name: ROWS[name] for name in ("mask_ratio", "removal", "metric")
     }

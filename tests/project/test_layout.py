@@ -30,6 +30,7 @@ STORAGE = "pipeline/storage"
 # What runs on a machine that a run is started from, and not on every GPU machine.
 DRIVER_ROOMS = {
     "pipeline/runs",
+    "pipeline/options",
     "pipeline/cluster",
     "pipeline/pretrain",
     "pipeline/schedule",

@@ -78,13 +78,15 @@ def test_run_leaves_a_teacher_a_curve_and_an_evaluation(shards: tuple[str, str],
     assert teacher.config.output_space == "pixels"
     assert build_teacher(teacher).config.width == 32
     with (tmp_path / "curve.csv").open() as file:
-        assert [int(row[0]) for row in csv.reader(file)] == [2, 4, 6]
+        assert [int(row["step"]) for row in csv.DictReader(file)] == [2, 4, 6]
     evaluation = json.loads((tmp_path / "evaluation.json").read_text())
     assert evaluation["photos"] == 4
     assert evaluation["explained"]["teacher"] == pytest.approx(
         1 - evaluation["teacher"] / evaluation["variance"]
     )
     assert any("held-out error" in line for line in said)
+    assert "on 4 held-out photos the teacher explains" in said[-2]
+    assert "no better than that" in said[-2]  # after six steps
 
 
 def test_second_run_needs_resume(shards: tuple[str, str], tmp_path: Path) -> None:

@@ -25,6 +25,26 @@ GRID = 14
 WHOLE = tuple(range(GRID**2))
 
 
+def labelled(*values: Any) -> list[PrunedSample]:
+    return [dataclasses.replace(sample(n, (0, 1)), fields={"cls": value}) for n, value in enumerate(values)]
+
+
+@pytest.mark.parametrize("collate", [collate_naflex, collate_fixed])
+def test_labels_and_other_fields_come_along(collate: Any) -> None:
+    found = collate(labelled(3, 1), fields=("cls",))["cls"]
+    assert (found.tolist(), found.dtype) == ([3, 1], torch.int64)
+    assert collate(labelled(torch.zeros(2), torch.ones(2)), fields=("cls",))["cls"].tolist() == [
+        [0, 0],
+        [1, 1],
+    ]
+    assert collate(labelled(b"a", b"b"), fields=("cls",))["cls"] == [b"a", b"b"]
+    assert "cls" not in collate(labelled(3, 1))
+    with pytest.raises(UserError, match="has no field json; it has cls"):
+        collate(labelled(3), fields=("json",))
+    with pytest.raises(UserError, match="field patches has the name"):
+        collate(labelled(3), fields=("patches",))
+
+
 @cache
 def naflex(**options: Any) -> Any:
     with torch.random.fork_rng():

@@ -156,7 +156,10 @@ def bad_members(photos: list[Photo]) -> dict[str, tuple[dict[str, bytes], str]]:
     """Samples by key that cannot be read: their fields, and why."""
     good, other = packed_members(photos[0]), packed_members(make_photos(1, 1, keep=9)[0])
     return {
-        "no-record": ({"jpg": b"x", "cls": b"1"}, "it has no patches.json: prune copied it"),
+        "no-record": (
+            {"jpg": b"x", "cls": b"1"},
+            "it has no patches.json: shards that were never pruned take select=",
+        ),
         "no-mosaic": ({"patches.json": good["patches.json"]}, "it has no patches.png"),
         "odd-record": ({**good, "patches.json": b"[]"}, "patches.json: must be an object"),
         "other-size": (

@@ -107,11 +107,18 @@ def test_keys_draw_the_masks(teacher: Teacher) -> None:
         ([torch.zeros(1, 3, 8, 8, dtype=torch.uint8)], {}, "neither a file, a PIL image"),
         (PHOTOS[0], {}, "into a list"),
         (Image.fromarray(PHOTOS[0]), {}, "into a list"),
+        ("photo.jpg", {}, "into a list"),
+        (Path("photo.jpg"), {}, "into a list"),
     ],
 )
 def test_what_cannot_be_scored(images: Any, changes: dict[str, Any], message: str, teacher: Teacher) -> None:
     with pytest.raises(UserError, match=message):
         score_images(images, teacher, **changes)
+
+
+def test_teachers_by_name(teacher: Teacher, path: str) -> None:
+    (named,) = score_images(PHOTOS[:1], path, views=2)
+    assert named.visible.tolist() == score_images(PHOTOS[:1], teacher, views=2)[0].visible.tolist()
 
 
 def test_a_batch_in_one_array(teacher: Teacher) -> None:

@@ -74,6 +74,7 @@ def test_ranker_and_teacher_are_those_of_the_public_calls(left: Left) -> None:
 @pytest.mark.parametrize("ratio", [0.25, 0.5, 0.75, 1.0])
 def test_what_stays_is_what_prune_keeps(left: Left, ratio: float) -> None:
     for image in images_of(left.table, ranker=left.ranker):
+        assert image.ranker is not None
         expected = topk(image.ranker[None], max(1, int(36 * ratio + 1e-6)))[0]
         assert (image.kept(ratio) == expected).all()
 
@@ -109,7 +110,7 @@ def test_few_images_come_from_every_shard(left: Left) -> None:
 
 
 def test_highest_and_lowest_scores(left: Left) -> None:
-    means = sorted(one.mean_score for one in images_of(left.table))
+    means = sorted(one.mean_score or 0.0 for one in images_of(left.table))
     assert [one.mean_score for one in images_of(left.table, count=2, order="top")] == means[:-3:-1]
     assert [one.mean_score for one in images_of(left.table, count=2, order="bottom")] == means[:2]
 

@@ -106,7 +106,7 @@ def test_the_job_gives_what_this_process_gives(shards: list[Path], ranker: str, 
     (tmp_path / "out" / "shards" / "2.tar").write_bytes(b"short")
     assert run_prune(config).done_before == 2
     assert contents(tmp_path / "out") == contents(tmp_path / "here")
-    with pytest.raises(UserError, match="select_count: 7 -> 3"):
+    with pytest.raises(UserError, match="--keep, in patches of an image: 7 -> 3"):
         run_prune(prune_config(shards, tmp_path / "out", ranker, keep=0.25, **options))
 
 

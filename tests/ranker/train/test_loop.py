@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from patchsieve.ranker.train.loop import Fit, FitState, read_state
 from patchsieve.ranker.train.plan import TrainPlan, make_plan
 from patchsieve.ranker.train.progress import follow, numbers_of, outcome, point_line, print_point, read_curve
 from patchsieve.ranker.train.record import begin, begun, check_resume, write_settings
+from patchsieve.ranker.train.steps import print_step, write_step
 from patchsieve.ranker.train.workers import Worker
 from tests.helpers.partition_tables import write_partition_table
 from tests.helpers.pixel_tables import GRID, PATCH, write_pixel_table
@@ -236,7 +238,8 @@ def test_folders_of_others_are_left_alone(tmp_path: Path) -> None:
 def test_measurements_are_printed_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     header = "step,views_per_image,loss,agreement,validation,waited\n"
     (tmp_path / "curve.csv").write_text(f"{header}5,1,2.0,0.5,visible patches,0.01\n")
-    with follow(str(tmp_path), print_point):
+    with follow(str(tmp_path), print_point, print_step):
+        write_step(str(tmp_path), step=8, steps=20, loss=1.75, step_s=10.0, run_id="run")
         (tmp_path / "curve.csv").write_text(
             f"{header}5,1,2.0,0.5,visible patches,0.01\n10,2,1.5,,visible patches,0.02\n"
         )
@@ -246,7 +249,9 @@ def test_measurements_are_printed_once(tmp_path: Path, capsys: pytest.CaptureFix
         "agreement": None,
         "validation": "visible patches",
     }
-    shown = capsys.readouterr().out.splitlines()
+    shown = [re.sub(r"^\d\d:\d\d:\d\d  ", "", line) for line in capsys.readouterr().out.splitlines()]
     assert shown == [
-        "step 10  views per image 2  loss 1.5000  agreement nan on visible patches  waited for data 2.0%"
+        "step 10  views per image 2  loss 1.5000  agreement nan on visible patches  waited for data 2.0%",
+        "step 8 of 20  loss 1.7500  about 2 min 00 s left",
     ]
+    assert [path.name for path in tmp_path.iterdir()] == ["curve.csv"]
