@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import ray
 
 from patchsieve.pipeline.cluster.private_api import kill_helpers, own_sigterm, quiet_driver
+from patchsieve.pipeline.cluster.surroundings import check_shadows, explained
 from patchsieve.pipeline.errors import PatchsieveError, first_line
 from patchsieve.pipeline.runs.stop import StopRequest
 from patchsieve.pipeline.runs.waiting import doing
@@ -44,13 +45,14 @@ def ray_session(stop: StopRequest, *, quiet: bool = False) -> Iterator[None]:
     """
     began_here = not ray.is_initialized()
     if began_here:
+        check_shadows()
         check_address(os.environ.get("RAY_ADDRESS", ""))
         try:
             silence = quiet_driver() if quiet else contextlib.nullcontext()
             with doing("starting Ray"), stop.at_once(), own_sigterm(), silence:
                 ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         except Exception as error:  # a node that does not come up in time is a plain Exception
-            raise PatchsieveError(f"cannot reach or start Ray: {error}") from error
+            raise PatchsieveError(explained(error)) from error
         stop.check()
     try:
         yield

@@ -167,13 +167,25 @@ class OutputFolder:
         """What sizes, tags and records tell of every shard, by shard id; changes nothing."""
         return self._folder.check(shards, identity)
 
-    def plan(self, shards: Sequence[Shard], identity: str, *, redo_errors: bool = False) -> Plan:
+    def plan(
+        self,
+        shards: Sequence[Shard],
+        identity: str,
+        *,
+        redo_errors: bool = False,
+        verify_content: bool = False,
+    ) -> Plan:
         """What is left to do, for the owner: shards with another tag are read and compared by SHA-256.
 
-        `redo_errors`: shards with errors count as not done. One that cannot be read now is left to do. What
+        `redo_errors`: shards with errors count as not done. `verify_content`: all shards with a record are read and
+        compared, whatever their tags. One that cannot be read now is left to do. What
         was learned is kept for later runs, and failed records of shards that turn out done are removed.
         """
         checks = self.check(shards, identity)
+        if verify_content:
+            for key, check in checks.items():
+                if check.state is State.DONE:
+                    checks[key] = dataclasses.replace(check, state=State.NEEDS_HASH)
         unsure = [shard for shard in shards if checks[shard.id].state is State.NEEDS_HASH]
         settled = map_threads(lambda shard: hash_check(shard, checks[shard.id]), unsure)
         for shard, check in zip(unsure, settled, strict=True):

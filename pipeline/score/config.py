@@ -104,6 +104,9 @@ class ScoreConfig:
     """Do not count damaged archives as failures: what they gave is enough."""
     redo_errors: bool = False
     """Score shards again that have samples without a row."""
+    verify_content: bool = False
+    """Read every shard that is done and compare all of its bytes: finds one that was written again in place with the
+    same size and time."""
     stall_timeout: float = 900.0
     """Seconds without progress after which an actor is replaced."""
     start_timeout: float = 600.0
@@ -125,6 +128,8 @@ class ScoreConfig:
             at_least_one(flag(name), getattr(self, name))
         if not self.shards:
             raise UserError("no shards given: name a path, a glob, a brace range, a directory or @list.txt")
+        if self.dry_run and self.verify_content:
+            raise UserError("--verify-content reads shards, which --dry-run does not: leave one of them out")
         if not 0 <= self.max_bad <= 1:
             raise UserError(f"--max-bad is {self.max_bad}, must be a share from 0 to 1")
         if self.gpus_per_actor < 0 or (self.gpus_per_actor > 1 and self.gpus_per_actor % 1):

@@ -68,7 +68,12 @@ class _ScoreRun:
         if self._rows is not None:
             self._adopt(self._rows)
             identity = digest_of(self._request.fields(self._rows))
-            self._plan = self._output.plan(self._request.shards, identity, redo_errors=config.redo_errors)
+            self._plan = self._output.plan(
+                self._request.shards,
+                identity,
+                redo_errors=config.redo_errors,
+                verify_content=config.verify_content,
+            )
         settings, run_id = storage.join(config.out, "score.yaml"), self._output.run_id
         storage.commit_bytes(with_run_id(self._settings, run_id), settings, run_id=run_id)
         self._record.begin(self._plan.changed)

@@ -98,6 +98,9 @@ class PruneConfig:
     """Leave out samples that cannot be pruned; by default they are copied as they are."""
     salvage: bool = False
     """Prune what a damaged archive gives; by default its shard fails."""
+    verify_content: bool = False
+    """Read every shard that is done and compare all of its bytes: finds one that was written again in place with the
+    same size and time."""
     root: str | None = None
     """Name shards, and their outputs, by their path below this URL."""
     limit_shards: int | None = None
@@ -147,6 +150,8 @@ class PruneConfig:
                 raise UserError(
                     f"{flag(given)} plans over all shards, and --part has only its own: leave one out"
                 )
+        if self.dry_run and self.verify_content:
+            raise UserError("--verify-content reads shards, which --dry-run does not: leave one of them out")
         if not 0 <= self.max_bad <= 1:
             raise UserError(f"--max-bad is {self.max_bad}, must be a share from 0 to 1")
         if not self.stall_timeout > 0:

@@ -112,7 +112,8 @@ class _PruneRun:
         if not self._planned:
             self._make_plan(display, session)
         self._adopt()
-        found = self._output.plan(self._request.shards, digest_of(self._request.fields))
+        identity, verify_content = digest_of(self._request.fields), self._request.config.verify_content
+        found = self._output.plan(self._request.shards, identity, verify_content=verify_content)
         self._plan = self._without_lost(found)
         if self._plan.todo:
             self._waves = self._work("prune", self._plan.todo, display, session)

@@ -205,6 +205,7 @@ def test_every_setting_comes_back_from_its_file(tmp_path: Path) -> None:
         ("out: x\nshards: [a.tar]\nviews: [4, 8]", "views cannot be ['4', '8']"),
         ("out: x\nshards: [a.tar]\nsample: 2", "sample is 2.0"),
         ("out: x", "no shards given"),
+        ("shards: [a.tar]\ndry_run: true\nverify_content: true", "--verify-content reads shards"),
         ("out: x\nshards: [a.tar]\nviews: '8:x'", "--views"),
     ],
 )

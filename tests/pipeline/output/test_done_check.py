@@ -177,6 +177,22 @@ def test_a_shard_whose_content_changed_is_to_do(output: OutputFolder, shard_file
     assert output.check([longer], IDENTITY)[longer.id].state is State.CHANGED
 
 
+def test_a_shard_written_again_in_place_is_found_by_reading_it(
+    output: OutputFolder, shard_file: Path
+) -> None:
+    shard = commit(output, shard_file)
+    times = shard_file.stat()
+    shard_file.write_bytes(b"CONTENT of a shard")
+    os.utime(shard_file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    again = shard_at(shard_file)
+    assert (again.size, again.tag) == (shard.size, shard.tag), "nothing tells"
+    assert fresh(output).plan([again], IDENTITY).todo == []
+    plan = fresh(output).plan([again], IDENTITY, verify_content=True)
+    assert (plan.todo, plan.changed) == ([again], [again.id])
+    shard_file.write_bytes(b"content of a shard")
+    assert fresh(output).plan([shard_at(shard_file)], IDENTITY, verify_content=True).todo == []
+
+
 def test_a_shard_that_cannot_be_compared_is_left_to_do(
     output: OutputFolder, shard_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
