@@ -20,6 +20,8 @@ from patchsieve.pipeline.cluster.private_api import (
 from patchsieve.pipeline.cluster.room import NodeGroup, Room, holders, room_for
 from patchsieve.pipeline.cluster.slots import ActorSize, NodeResources
 
+_NODE_ID_LABEL = "ray.io/node-id"  # Ray gives it to every node
+
 
 def this_place() -> Place:
     """Where this task or actor runs, and the GPUs that Ray gave it."""
@@ -84,6 +86,11 @@ class ClusterView:
         """What the nodes have, for people."""
         listed = [f"{node.cpus:g} CPUs + {node.gpus:g} GPUs" for node in self.nodes.values()]
         return (", ".join(listed) or "nothing") + (", the head left out" if self._not_on else "")
+
+
+def keep_off(node_id: str) -> dict[str, str] | None:
+    """The `label_selector` of an actor that must not run on a node; None for no node."""
+    return {_NODE_ID_LABEL: f"!{node_id}"} if node_id else None
 
 
 def others_at_work() -> str:

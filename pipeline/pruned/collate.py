@@ -121,12 +121,14 @@ def place_by_coordinate(model: Any, *, two_scales: bool = False) -> Any:
 
     By default timm adds position embeddings by a token's number in the sequence, which is right for whole images only:
     pruned patches would all move to the top of the picture, without an error. Its grid-sample mode reads the
-    coordinates and uses the same weights. With `two_scales` the model takes samples with thumbnails too, and learns an
+    coordinates and uses the same weights; so do rotary embeddings (DINOv3, EVA, PE), of whatever kind. With
+    `two_scales` the model takes samples with thumbnails too, and learns an
     embedding for coarse tokens (`embeds.scale_embed`, zeros at first): call it before an optimiser takes the
-    parameters, and before weights are loaded that have it. Raises UserError for a model that cannot do so: one with
-    rotary embeddings, for two scales one of factorised embeddings, or no NaFlexVit.
+    parameters, and before weights are loaded that have it. Raises UserError for a model that cannot do so: for two
+    scales one of factorised or rotary embeddings, or no NaFlexVit.
     """
     # Imported here, since reading needs no timm.
+    from patchsieve.pipeline.pruned.rotary import place_rotations
     from patchsieve.pipeline.pruned.two_scales import accept_scales
 
     embeds: Any = getattr(model, "embeds", None)
@@ -135,9 +137,9 @@ def place_by_coordinate(model: Any, *, two_scales: bool = False) -> Any:
             f"{type(model).__name__} is no NaFlexVit of timm that can place patches by coordinate"
         )
     if getattr(model, "rope", None) is not None:
-        raise UserError(
-            "this NaFlexVit has rotary embeddings, which timm places by number in the sequence only"
-        )
+        if two_scales:
+            raise UserError("this NaFlexVit has rotary embeddings, which know whole coordinates only")
+        place_rotations(model)
     embeds.pos_embed_use_grid_sample = True
     accept_scales(embeds, two_scales=two_scales)
     return model

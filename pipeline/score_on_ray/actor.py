@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from patchsieve.pipeline.cluster.nodes import this_place
+from patchsieve.pipeline.cluster.nodes import keep_off, this_place
 from patchsieve.pipeline.output.machine import process_space
 from patchsieve.pipeline.score.messages import ActorInfo, Progress, ShardResult, WorkOrder
 from patchsieve.pipeline.score_on_ray.policy import MOST_SLOTS
@@ -20,8 +20,6 @@ from patchsieve.pipeline.shards.specs import Shard
 if TYPE_CHECKING:
     from patchsieve.pipeline.score.worker import ScoringWorker
     from patchsieve.pipeline.teacher.checkpoint import TeacherFile
-
-NODE_ID_LABEL = "ray.io/node-id"  # Ray gives it to every node
 
 
 class ScoringActor:
@@ -85,6 +83,6 @@ def new_actor(teacher: Any, *, cpus: float, gpus: float, not_on: str = "") -> An
         num_cpus=cpus,
         num_gpus=gpus,
         scheduling_strategy="SPREAD",
-        label_selector={NODE_ID_LABEL: f"!{not_on}"} if not_on else None,
+        label_selector=keep_off(not_on),
     )
     return options.remote(teacher)

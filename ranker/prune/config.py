@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from patchsieve.pipeline.checks import at_least_one, flag
+from patchsieve.pipeline.cluster.slots import HeadUse
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.part import parse_part
 from patchsieve.pipeline.row_config import IMAGE_FIELDS, Precision
@@ -115,6 +116,10 @@ class PruneConfig:
     """CPUs of an actor, which decode, encode and, without a GPU, rank. Default: its share of a node."""
     max_actors: int | None = None
     """At most this many actors; by default as many as the cluster has room for."""
+    head_node: HeadUse = "auto"
+    """Whether the cluster's head takes actors; auto: only where there is no other node when the run begins."""
+    start_timeout: float = 600.0
+    """Seconds without a place for any actor after which the run says so and ends; others' work is waited for."""
     batch_size: int | Literal["auto"] = "auto"
     """Images ranked at once; auto measures which number is the fastest."""
     decode_pixels: int = 200_000_000
@@ -154,8 +159,9 @@ class PruneConfig:
             raise UserError("--verify-content reads shards, which --dry-run does not: leave one of them out")
         if not 0 <= self.max_bad <= 1:
             raise UserError(f"--max-bad is {self.max_bad}, must be a share from 0 to 1")
-        if not self.stall_timeout > 0:
-            raise UserError(f"--stall-timeout is {self.stall_timeout}, must be above 0 seconds")
+        for name in ("stall_timeout", "start_timeout"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{flag(name)} is {getattr(self, name)}, must be above 0 seconds")
         if self.gpus_per_actor < 0 or (self.gpus_per_actor > 1 and self.gpus_per_actor % 1):
             raise UserError(f"--gpus-per-actor is {self.gpus_per_actor}: give a share up to 1 or a count")
         if not self.dry_run and self.sweep is not None:

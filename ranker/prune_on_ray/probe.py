@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from patchsieve.pipeline.cluster.nodes import this_place
+from patchsieve.pipeline.cluster.nodes import keep_off, this_place
 from patchsieve.pipeline.cluster.places import Place
 from patchsieve.pipeline.cluster.slots import ActorSize
 from patchsieve.pipeline.compute.device import keep_freed_memory
@@ -40,12 +40,13 @@ class Probe:
 
 
 def precision_on_cluster(
-    source: PatchSource, size: ActorSize, slots: int, check: Callable[[], None]
+    source: PatchSource, size: ActorSize, slots: int, check: Callable[[], None], *, not_on: str = ""
 ) -> Precision:
     """The fastest safe precision of the ranker on an actor of this size; `check` is called while it is tried.
 
     Nothing of what tried it is left when this returns. A device that fails is held until then, so that the next attempt
-    gets another one; `slots` is how many there are. Raises PatchsieveError where nobody can tell.
+    gets another one; `slots` is how many there are, `not_on` a node that takes no actor. Raises PatchsieveError where
+    nobody can tell.
     """
     remote: Any = ray.remote(Probe)
     probes: list[Any] = []
@@ -53,7 +54,9 @@ def precision_on_cluster(
     homes: list[tuple[Place, int]] = []
     try:
         while True:
-            probe = remote.options(num_cpus=size.cpus, num_gpus=size.gpus).remote()
+            probe = remote.options(
+                num_cpus=size.cpus, num_gpus=size.gpus, label_selector=keep_off(not_on)
+            ).remote()
             probes.append(probe)
             home: tuple[Place, int] = _answer(probe.where.remote(), check)
             homes.append(home)

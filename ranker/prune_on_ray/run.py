@@ -21,14 +21,16 @@ from patchsieve.pipeline.runs.owned import RunRecord, run_to_end
 from patchsieve.pipeline.runs.progress import Display, Totals
 from patchsieve.pipeline.runs.stop import StopRequest
 from patchsieve.pipeline.shards.specs import Shard
+from patchsieve.ranker.prune.config import PruneConfig
 from patchsieve.ranker.prune.plan import freeze_plan, read_plan, stored_precision
 from patchsieve.ranker.prune.ranking import PruneResult
 from patchsieve.ranker.prune.request import PruneRequest
 from patchsieve.ranker.prune.survey import SURVEY, budget_of, remove_survey
+from patchsieve.ranker.prune_on_ray.capacity import capacity_of, wait_for_capacity
 from patchsieve.ranker.prune_on_ray.events import PruneEvents
 from patchsieve.ranker.prune_on_ray.probe import precision_on_cluster
 from patchsieve.ranker.prune_on_ray.summary import PruneSummary, summarise_prune
-from patchsieve.ranker.prune_on_ray.waves import PruneWaves, actor_size
+from patchsieve.ranker.prune_on_ray.waves import PruneWaves
 from patchsieve.ranker.prune_on_ray.worker import Task
 from patchsieve.ranker.select.image_choice import plan_images
 
@@ -54,16 +56,17 @@ def prune(request: PruneRequest, display: Display, *, settings: bytes) -> PruneS
 class _Session:
     """Ray, from when it is first needed to the end of the run."""
 
-    def __init__(self, stack: contextlib.ExitStack, stop: StopRequest) -> None:
+    def __init__(self, stack: contextlib.ExitStack, stop: StopRequest, config: PruneConfig) -> None:
         self.stop = stop
-        self._stack = stack
+        self._stack, self._config = stack, config
         self._started = False
 
     def start(self) -> None:
-        """Start or join it, once."""
+        """Start or join it, once, and wait until it has a place for an actor."""
         if not self._started:
             self._started = True
             self._stack.enter_context(ray_session(self.stop, quiet=True))
+            wait_for_capacity(self._config, self.stop.check)
 
 
 class _PruneRun:
@@ -94,7 +97,7 @@ class _PruneRun:
 
     def execute(self, display: Display, stop: StopRequest) -> PruneSummary:
         with contextlib.ExitStack() as session:
-            return self._execute(_Session(session, stop), display)
+            return self._execute(_Session(session, stop, self._request.config), display)
 
     def _execute(self, session: _Session, display: Display) -> PruneSummary:
         self._record.acquire()
@@ -103,8 +106,10 @@ class _PruneRun:
         self._record.begin()
         if self._request.source.needs_precision:
             session.start()
-            size, slots, _ = actor_size(self._request.config)
-            chosen = precision_on_cluster(self._request.source, size, slots, session.stop.check)
+            room = capacity_of(self._request.config)
+            chosen = precision_on_cluster(
+                self._request.source, room.size, max(1, room.slots), session.stop.check, not_on=room.not_on
+            )
             # The run of another part may have been first: what it measured is that of all.
             asked = stored_precision(self._request, self._output.stored_config())
             self._request = asked.with_precision(chosen) if asked.source.needs_precision else asked

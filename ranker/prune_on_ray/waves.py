@@ -16,14 +16,14 @@ import ray
 import ray.data
 from ray.util.annotations import RayDeprecationWarning
 
-from patchsieve.pipeline.cluster.nodes import autoscaler_gpus, cluster_nodes
+from patchsieve.pipeline.cluster.nodes import keep_off
 from patchsieve.pipeline.cluster.places import Place
-from patchsieve.pipeline.cluster.slots import ActorSize, choose_size, count_slots, per_place
+from patchsieve.pipeline.cluster.slots import per_place
 from patchsieve.pipeline.errors import PatchsieveError, UserError
 from patchsieve.pipeline.shards.specs import Shard
-from patchsieve.ranker.prune.config import PruneConfig
 from patchsieve.ranker.prune.ranking import PruneResult
 from patchsieve.ranker.prune.request import PruneRequest
+from patchsieve.ranker.prune_on_ray.capacity import Capacity, capacity_of
 from patchsieve.ranker.prune_on_ray.probe import last_line
 from patchsieve.ranker.prune_on_ray.starts import Starts
 from patchsieve.ranker.prune_on_ray.worker import PruneAnswer, PruneOrder, PruneWorker, Task
@@ -67,27 +67,27 @@ class PruneWaves:
 
         Raises UserError where an actor proved that the run cannot work, PatchsieveError where none comes up.
         """
-        size, slots, coming = actor_size(self._request.config)
+        capacity = capacity_of(self._request.config)
         order = PruneOrder(
             request=ray.put(self._request),
             starts=ray.remote(Starts).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote(),
             task=self._task,
             run_id=self._run_id,
-            threads=size.cpus,
+            threads=capacity.size.cpus,
         )
         try:
-            self._rounds(list(todo), order, size, slots, coming)
+            self._rounds(list(todo), order, capacity)
         finally:
             # Workers that hold a GPU which is taken out end with it.
             ray.kill(order.starts, no_restart=True)
 
-    def _rounds(self, left: list[Shard], order: PruneOrder, size: ActorSize, slots: int, coming: int) -> None:
+    def _rounds(self, left: list[Shard], order: PruneOrder, capacity: Capacity) -> None:
         attempt = 1
         while left:
             reasons: dict[str, str] = {}
             out = len(self.taken_out)
             for start in range(0, len(left), WAVE_SHARDS):
-                self._wave(left[start : start + WAVE_SHARDS], order, size, slots, coming, reasons)
+                self._wave(left[start : start + WAVE_SHARDS], order, capacity, reasons)
             left = [shard for shard in left if shard.id in reasons]
             if len(self.taken_out) > out:
                 continue  # the next round is without those: this one was theirs
@@ -102,20 +102,19 @@ class PruneWaves:
         self,
         shards: Sequence[Shard],
         order: PruneOrder,
-        size: ActorSize,
-        slots: int,
-        coming: int,
+        capacity: Capacity,
         reasons: dict[str, str],
     ) -> None:
         """Try each of the shards once; `reasons` gets why another attempt is needed."""
         unheard = {shard.id: shard for shard in shards}
+        size, slots = capacity.size, capacity.slots
         each = per_place(size)
         useful = min(self._request.config.max_actors or max(1, slots), len(shards))
         # Workers on GPUs that are taken out hold those, so that Ray gives others to the useful ones.
         most = useful + min(each * len(self.taken_out), max(0, slots - useful))
         least = max(1, min(slots, most))
         self.actors = useful
-        places = max(slots, coming) // each if size.gpus else 0
+        places = max(slots, capacity.coming) // each if size.gpus else 0
         ray.get(order.starts.begin_wave.remote(workers=least, places=places))
         with _tolerant(), warnings.catch_warnings():
             # Ray 2.60 has no other way to bound an actor's retries; it warns of the one it has.
@@ -130,6 +129,7 @@ class PruneWaves:
                 ),
                 num_cpus=size.cpus,
                 num_gpus=size.gpus,
+                **({"label_selector": keep_off(capacity.not_on)} if capacity.not_on else {}),
                 max_restarts=-1,
                 max_task_retries=0,
             )
@@ -166,26 +166,6 @@ class PruneWaves:
     def _fail(self, shard: Shard, attempts: int, reason: str) -> None:
         self.failures[shard.id] = reason
         self._give_up(shard, attempts, reason)
-
-
-def actor_size(config: PruneConfig) -> tuple[ActorSize, int, int]:
-    """CPUs and GPUs of an actor, how many of them the cluster holds now, and how many its autoscaler's GPUs would."""
-    nodes = cluster_nodes()
-    growing = autoscaler_gpus()
-    size = choose_size(
-        nodes,
-        gpus_per_actor=config.gpus_per_actor,
-        cpus_per_actor=config.cpus_per_actor,
-        max_actors=config.max_actors,
-        autoscaler_gpus=growing,
-    )
-    slots = count_slots(nodes, size)
-    if not slots and not growing:
-        raise UserError(
-            f"no node holds an actor of {size.cpus} CPUs and {size.gpus:g} GPUs: change --cpus-per-actor or "
-            "--gpus-per-actor"
-        )
-    return size, slots, int(growing / size.gpus) if size.gpus else 0
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from patchsieve.pipeline.score.config import ScoreConfig
 from tests.helpers.checkout import ROOT
 
 AWS, KUBERAY, DOCKERFILE = ROOT / "ray_cluster.yaml", ROOT / "deploy/kuberay.yaml", ROOT / "deploy/Dockerfile"
+SKY = ROOT / "deploy/skypilot.yaml"
 RAY = Path(importlib.util.find_spec("ray").submodule_search_locations[0])  # type: ignore[union-attr, index]
 PLACEHOLDER = re.compile(r"<[A-Z_]+>")
 # The fields of EC2's request that we use, and those of Ray's AWS provider: Ray's schema lets any name pass.
@@ -68,7 +69,7 @@ def pods(kubernetes: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("file", [AWS, KUBERAY, DOCKERFILE])
+@pytest.mark.parametrize("file", [AWS, KUBERAY, DOCKERFILE, SKY])
 def test_every_placeholder_is_explained_and_every_explained_one_is_used(file: Path) -> None:
     explained = set(re.findall(r"^# +(<[A-Z_]+>) {2,}\S", comments(file), re.MULTILINE))
     lines = file.read_text(encoding="utf-8").splitlines()
@@ -230,3 +231,14 @@ def test_spot_workers_listen_for_their_notice(aws: dict[str, Any]) -> None:
     module = re.search(r"python -m (\S+) \$RAY_HEAD_IP:6379", line)
     assert module is not None
     assert module[1] == spot_notice.__name__
+
+
+def test_skypilot_runs_a_command_that_patchsieve_takes() -> None:
+    task = yaml.safe_load(filled(SKY))
+    assert task["resources"]["use_spot"]
+    words = shlex.split(task["run"].replace("$PART", task["envs"]["PART"]))
+    assert words[0].endswith("/patchsieve")
+    config = read_config(words[1], ScoreConfig, words[2:])
+    assert (config.part, config.teacher) == ("1/1", "mae-base")
+    extras = re.findall(r"\[([a-z0-9,]+)\]", task["setup"])
+    assert extras == re.findall(r"'\.\[([a-z0-9,]+)\]'", DOCKERFILE.read_text(encoding="utf-8"))

@@ -276,5 +276,57 @@ def test_fixed_counts_with_thumbnails() -> None:
 def test_models_that_cannot_place_patches() -> None:
     with pytest.raises(UserError, match="Linear is no NaFlexVit"):
         place_by_coordinate(nn.Linear(1, 1))
-    with pytest.raises(UserError, match="rotary"):
-        place_by_coordinate(naflex(rope_type="axial"))
+    with pytest.raises(UserError, match="rotary embeddings, which know whole coordinates only"):
+        place_by_coordinate(rotary("axial"), two_scales=True)
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "axial": {},
+    "dinov3": {"rope_rotate_half": True, "rope_grid_indexing": "xy"},
+    "mixed": {"rope_grid_indexing": "xy"},
+    "mrope": {"rope_mrope_section": (8, 8, 8)},
+}
+
+
+def rotary(kind: str, **options: Any) -> Any:
+    """A model with rotary embeddings alone; one of its own, as placing changes it."""
+    return copy.deepcopy(naflex(rope_type=kind, pos_embed="none", **KINDS[kind], **options))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rotations_of_whole_images_are_those_of_the_image(kind: str) -> None:
+    images = torch.stack([image(seed) for seed in range(2)]).div(255)
+    pixels = normalize(images, list(IMAGENET_MEAN), list(IMAGENET_STD))
+    with torch.inference_mode():
+        expected = rotary(kind)(pixels)
+    found = logits(collate_naflex([sample(seed, WHOLE) for seed in range(2)]), rotary(kind))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rotations_follow_the_coordinates(kind: str) -> None:
+    samples = [sample(seed, some(seed, count, 150)) for seed, count in enumerate((98, 30, 1))]
+    # Of whole sequences timm's own rotations are right, and what was dropped is masked.
+    with torch.inference_mode():
+        expected = rotary(kind)(masked(samples))
+    found = logits(collate_naflex(samples), rotary(kind))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    # Why models are placed: should timm take fewer tokens than the grid has some day, this says so.
+    with pytest.raises(RuntimeError, match=r"size|shape"):
+        rotary(kind)(collate_naflex(samples))
+
+
+def test_grids_of_other_sizes_in_one_batch() -> None:
+    small, large = sample(0, some(0, 20, 49), grid=7), sample(1, some(1, 60))
+    alone = logits(collate_naflex([small]), rotary("axial"))
+    together = logits(collate_naflex([small, large]), rotary("axial"))
+    torch.testing.assert_close(together[:1], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_placed_models_are_pickled_and_refuse_thumbnails() -> None:
+    model = place_by_coordinate(rotary("dinov3"))
+    again = pickle.loads(pickle.dumps(place_by_coordinate(model)))
+    batch = collate_naflex([sample(0, some(0, 40))])
+    torch.testing.assert_close(logits(batch, again), logits(batch, model))
+    with pytest.raises(UserError, match="takes one scale"):
+        logits(collate_naflex([coarse(sample(0, (0, 195)), 32)]), model)
