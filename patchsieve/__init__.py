@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from patchsieve.jobs.api import prune, score, train
     from patchsieve.pipeline.pruned.dataset import PrunedDataset
     from patchsieve.pipeline.scoring.aggregate import dense_scores
     from patchsieve.pipeline.scoring.api import load_teacher, score_images
@@ -36,9 +37,12 @@ __all__ = [
     "draw_sheet",
     "load_ranker",
     "load_teacher",
+    "prune",
     "rank_images",
     "read_scores",
+    "score",
     "score_images",
+    "train",
 ]
 
 _API = {
@@ -48,9 +52,12 @@ _API = {
     "draw_sheet": "patchsieve.ranker.gallery.sheet",
     "load_ranker": "patchsieve.ranker.model.checkpoint",
     "load_teacher": "patchsieve.pipeline.scoring.api",
+    "prune": "patchsieve.jobs.api",
     "rank_images": "patchsieve.ranker.model.api",
     "read_scores": "patchsieve.pipeline.tables.reader",
+    "score": "patchsieve.jobs.api",
     "score_images": "patchsieve.pipeline.scoring.api",
+    "train": "patchsieve.jobs.api",
 }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import functools
 import inspect
 import textwrap
 import types
@@ -66,12 +65,11 @@ class Option:
         return f"{self.flag} {self.value}{'...' if self.many else ''}"
 
 
-@functools.cache
 def options_of(config_type: type) -> tuple[Option, ...]:
     """The options of a configuration, in its order."""
     hints = get_type_hints(config_type, include_extras=True)
     texts = _texts(config_type)
-    fields = dataclasses.fields(config_type)  # type: ignore[arg-type]
+    fields = dataclasses.fields(config_type)
     return tuple(
         _option(field, hints[field.name], texts[field.name]) for field in fields if field.name in texts
     )

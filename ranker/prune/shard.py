@@ -95,9 +95,12 @@ class ShardPruning(ShardWork):
                 yield item, self._pool.submit(copy_left, item, self._spec)
             else:
                 image, scores_L = item
-                whole = next(wholes, False)
-                task = self._pool.submit(encode_image, image, scores_L, next(masks), self._spec, whole=whole)
-                yield image, task
+                yield (
+                    image,
+                    self._pool.submit(
+                        encode_image, image, scores_L, next(masks), self._spec, whole=next(wholes, False)
+                    ),
+                )
 
 
 class _Pruned:

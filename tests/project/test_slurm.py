@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from patchsieve.jobs.command_line import read_config
+from patchsieve.jobs.arguments import read_config
 from patchsieve.pipeline.score.config import ScoreConfig
 from tests.helpers.checkout import ROOT
 

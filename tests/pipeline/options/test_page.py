@@ -6,6 +6,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,7 +58,7 @@ def test_examples_are_command_lines(command: str) -> None:
         cut = given.index("--") if "--" in given else len(given)
         read_config(command, CONFIGS[command], given[:cut])
         if given[cut + 1 :]:
-            once = read_config(command, CONFIGS[command], given[:cut])
+            once: Any = read_config(command, CONFIGS[command], given[:cut])
             schedule._with_score_options(once, given[cut + 1 :])
 
 

@@ -69,13 +69,14 @@ def test_nothing_is_said_while_nothing_is_waited_for(monkeypatch: pytest.MonkeyP
     assert heard(lambda lines: None) == []
 
 
-def test_in_a_json_log_it_is_an_event(capsys: pytest.CaptureFixture[str]) -> None:
+def test_in_a_json_log_it_is_an_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = Lines()
+    monkeypatch.setattr("sys.stdout", lines)
     with (
         run_events("json", job="score", run_id="run"),
-        never_silent(first_s=0.01, every_s=0.01),
         doing("Ray"),
+        never_silent(first_s=0.01, every_s=0.01),
     ):
-        threading.Event().wait(0.3)
-    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert events[0]["event"] == "waiting"
-    assert events[0]["for"] == "Ray"
+        assert lines.came.wait(60)
+    first = json.loads(lines.getvalue().splitlines()[0])
+    assert (first["event"], first["for"]) == ("waiting", "Ray")

@@ -1,0 +1,68 @@
+"""The commands from Python: what `score`, `train` and `prune` do, with the same settings by name and a result.
+
+    summary = patchsieve.score("photos/*.tar", out="labels", teacher="tiny", crop="center", views="22")
+    ranker = patchsieve.train("labels", out="ranker")
+    patchsieve.prune("photos/*.tar", ranker="ranker", out="pruned", keep=0.5).exit_code
+
+Names of settings are those of the options (docs/commands.md) with underscores. They work on the Ray of this process, or
+start one for as long as they take; run again, they resume. Stop signals are theirs meanwhile, as the commands'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from patchsieve.pipeline.errors import PatchsieveError
+from patchsieve.pipeline.runs.config_file import config_to_yaml
+from patchsieve.pipeline.score.config import ScoreConfig
+from patchsieve.ranker.prune.config import PruneConfig
+from patchsieve.ranker.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from patchsieve.pipeline.score_on_ray.summary import ScoreSummary
+    from patchsieve.ranker.model.checkpoint import LoadedRanker
+    from patchsieve.ranker.prune_on_ray.summary import PruneSummary
+
+
+def score(shards: str | Sequence[str], *, out: str, **settings: Any) -> ScoreSummary:
+    """Score shards into the tables of an output folder; `read_scores(out)` reads them.
+
+    The summary has counts, rates and `exit_code`: 0 complete, 1 where shards or too many samples are missing. Raises
+    UserError for settings that cannot be, PatchsieveError where the run cannot go on.
+    """
+    from patchsieve.pipeline.runs.progress import make_display
+    from patchsieve.pipeline.score.request import make_request
+    from patchsieve.pipeline.score_on_ray.run import score as run
+
+    config = ScoreConfig(shards=_several(shards), out=out, **settings)
+    return run(make_request(config), make_display(config.log_format), settings=config_to_yaml(config))
+
+
+def train(tables: str | Sequence[str], *, out: str, **settings: Any) -> LoadedRanker:
+    """Fit a ranker to tables and load the one that agreed best, as `load_ranker(out)` does.
+
+    Raises UserError for settings and tables that cannot be, PatchsieveError where the training ended early.
+    """
+    from patchsieve.ranker.model.checkpoint import load_ranker
+    from patchsieve.ranker.train.plan import make_plan
+    from patchsieve.ranker.train.run import train as run
+
+    code = run(make_plan(TrainConfig(tables=_several(tables), out=out, **settings)))
+    if code:
+        raise PatchsieveError(f"the training in {out} was stopped; with resume=True it goes on")
+    return load_ranker(out)
+
+
+def prune(shards: str | Sequence[str], *, ranker: str, out: str, **settings: Any) -> PruneSummary:
+    """Write smaller shards; `PrunedDataset(out + "/shards/*.tar")` reads them. Summary and errors as of `score`."""
+    from patchsieve.pipeline.runs.progress import make_display
+    from patchsieve.ranker.prune.request import make_prune_request
+    from patchsieve.ranker.prune_on_ray.run import prune as run
+
+    config = PruneConfig(shards=_several(shards), ranker=ranker, out=out, **settings)
+    return run(make_prune_request(config), make_display(config.log_format), settings=config_to_yaml(config))
+
+
+def _several(paths: str | Sequence[str]) -> tuple[str, ...]:
+    return (paths,) if isinstance(paths, str) else tuple(paths)
