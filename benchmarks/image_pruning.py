@@ -182,6 +182,11 @@ def measured(options: Options) -> dict[str, Any]:
     }
 
 
+def _correlation(values_2N: NDArray[np.float64]) -> float:
+    matrix = np.asarray(np.corrcoef(values_2N))
+    return float(matrix[0, 1])
+
+
 def report(
     right: dict[tuple[str, float], Flags], by: dict[str, NDArray[np.float64]], scores_NK: NDArray[np.float64]
 ) -> dict[str, Any]:
@@ -198,9 +203,9 @@ def report(
             {"dropped": rule, "share": drop, "accuracy": interval(right_SN, seed=0), "ahead_of_random": ahead}
         )
     rank_2N = average_ranks(np.stack([by["low score"], by["few bytes"]]))
-    found: dict[str, Any] = {"arms": arms, "score_with_bytes": float(np.corrcoef(rank_2N)[0, 1])}
+    found: dict[str, Any] = {"arms": arms, "score_with_bytes": _correlation(rank_2N)}
     if scores_NK.shape[1] == 2:
-        found["score_of_two_views"] = float(np.corrcoef(average_ranks(scores_NK.T))[0, 1])
+        found["score_of_two_views"] = _correlation(average_ranks(scores_NK.T))
     return found
 
 

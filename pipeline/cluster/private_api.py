@@ -69,9 +69,10 @@ def jobs_with_actors() -> tuple[list[str], dict[str, str]]:
 
 def forget_auth_token() -> None:
     """Have Ray read its token again: tokens are rotated, and it keeps the first one as long as the process lives."""
-    from ray._raylet import AuthenticationTokenLoader
+    import ray._raylet as raylet
 
-    AuthenticationTokenLoader.instance().reset_cache()
+    loader: Any = raylet.AuthenticationTokenLoader  # type: ignore[attr-defined]
+    loader.instance().reset_cache()
 
 
 def node_of_actor(actor: Any) -> str:
@@ -110,7 +111,8 @@ def quiet_driver() -> Iterator[None]:
     def connect(*arguments: Any, **options: Any) -> None:
         level, stderr = os.environ.get(_LEVEL), os.dup(2)
         os.environ[_LEVEL] = "fatal"
-        with open(os.devnull, "wb") as nowhere:
+        local_sink = os.devnull
+        with open(local_sink, "wb") as nowhere:
             # It also says that it has read its level; what goes wrong is raised.
             os.dup2(nowhere.fileno(), 2)
         try:

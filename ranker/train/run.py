@@ -142,6 +142,7 @@ def _fit(plan: TrainPlan, weights: dict[str, torch.Tensor], run_id: str) -> None
         gpus_per_worker=config.gpus_per_worker,
         autoscaler=autoscaler_resources(),
     )
+    failures: Any = FailureConfig  # of the release that is pinned; the types tell of an older one
     trainer = TorchTrainer(
         _work,
         # Workers may be on machines that see neither the file nor the hub.
@@ -159,7 +160,7 @@ def _fit(plan: TrainPlan, weights: dict[str, torch.Tensor], run_id: str) -> None
             storage_path=path,
             storage_filesystem=store,
             # Machines that are taken back are nobody's failure.
-            failure_config=FailureConfig(max_failures=config.max_restarts, max_preemption_failures=-1),
+            failure_config=failures(max_failures=config.max_restarts, max_preemption_failures=-1),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )

@@ -119,10 +119,8 @@ class Cluster:
         told = FOLDER / f"address-{uuid.uuid4().hex[:8]}"
 
         def keep() -> None:
-            context = ray.init(
-                address="local", num_cpus=4, include_dashboard=False, object_store_memory=200 * 2**20
-            )
-            told.with_suffix(".part").write_text(context.address_info["gcs_address"])
+            ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=200 * 2**20)
+            told.with_suffix(".part").write_text(ray.get_runtime_context().gcs_address)
             told.with_suffix(".part").rename(told)
             signal.pause()
 

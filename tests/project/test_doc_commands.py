@@ -8,8 +8,8 @@ import shlex
 
 import pytest
 
+from patchsieve.jobs.arguments import read_config
 from patchsieve.jobs.cli import COMMANDS
-from patchsieve.jobs.command_line import read_config
 from patchsieve.pipeline.errors import UserError
 from tests.helpers.checkout import ROOT
 from tests.project.test_docs import PAGES

@@ -170,8 +170,8 @@ def test_a_drain_that_fails_is_asked_for_again(service: str, monkeypatch: pytest
             calls.append(command)
             self.returncode = int(len(calls) < 3)
 
-    monkeypatch.setattr(spot_notice.subprocess, "run", Ended)
-    monkeypatch.setattr(spot_notice.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr("subprocess.run", Ended)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
     Metadata.answers[ACTION] = "{}"
     assert main(["10.0.0.1:6379", "--cloud", "aws", "--metadata", service]) == 0
     assert len(calls) == 3

@@ -112,7 +112,7 @@ def play(cluster: Cluster, *steps: Any) -> None:
     driver = queue.ShardQueue(
         SHARDS,
         None,
-        types.SimpleNamespace(owner_lost=False),  # type: ignore[arg-type]
+        types.SimpleNamespace(owner_lost=False),
         OPTIONS,
         out="/out",
         run_id="run",

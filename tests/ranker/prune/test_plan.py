@@ -85,7 +85,10 @@ def test_options_that_cannot_be(changes: dict[str, Any], message: str) -> None:
     ("changes", "message"),
     [
         ({"size": 100}, "--size 100 must be a multiple of 64"),
-        ({"dry_run": True, "verify_content": True}, "--verify-content reads shards, which --dry-run does not"),
+        (
+            {"dry_run": True, "verify_content": True},
+            "--verify-content reads shards, which --dry-run does not",
+        ),
         ({"ranker": "baseline:colour"}, "there is no baseline 'colour'"),
         (
             {"ranker": "baseline:ridge"},
