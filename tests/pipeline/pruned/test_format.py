@@ -73,7 +73,7 @@ def test_sizes() -> None:
     assert [record(codec=name).image_field for name in ("webp", "png")] == ["patches.webp", "patches.png"]
 
 
-ODD_VALUES = [
+ODD_VALUES: list[tuple[dict[str, Any], str]] = [
     ({"version": 1}, "version 1 is none of 2 and 3"),
     ({"version": 4, "kept": None, "positions": []}, "version 4 is none of 2 and 3"),
     ({"version": 3}, "must be an object of background"),
