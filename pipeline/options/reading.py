@@ -29,7 +29,7 @@ _GROUPS: dict[Group, str] = {
         gpus_per_worker accumulate stall_timeout start_timeout max_restarts checkpoint_minutes address working_dir
         max_jobs""",
     "output": """format codec quality size background store plot json log_format dry_run sweep sheet price_per_hour
-        max_bad salvage drop_bad redo_errors resume measure_every report_every""",
+        max_bad salvage drop_bad redo_errors verify_content resume measure_every report_every""",
 }
 GROUP_OF: dict[str, Group] = {name: group for group, names in _GROUPS.items() for name in names.split()}
 """Of the settings that do not decide how a command works."""

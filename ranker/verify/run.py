@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 from patchsieve.pipeline import storage
 from patchsieve.pipeline.errors import DamagedFileError, UserError
-from patchsieve.pipeline.output.folder import ERRORS_FOLDER, OutputFolder, new_run_id
-from patchsieve.pipeline.output.owner import owner_of
-from patchsieve.pipeline.output.records import RecordKind, read_footer
+from patchsieve.pipeline.output.division import PARTS_FOLDER, part_count
+from patchsieve.pipeline.output.folder import ERRORS_FOLDER, new_run_id
+from patchsieve.pipeline.output.owner import Owner, owner_of
+from patchsieve.pipeline.output.records import read_footer
 from patchsieve.pipeline.output.settings import CONFIG_FILE, stored_config
+from patchsieve.pipeline.part import Part
 from patchsieve.pipeline.pruned.index import INDEX
 from patchsieve.pipeline.runs.status import read_status
 from patchsieve.pipeline.tables.schema import SCORES
@@ -30,7 +33,8 @@ def verify(config: VerifyConfig) -> Report:
     teacher that is not there; InfrastructureError.
     """
     url = storage.absolute_url(config.out)
-    report = Report(url=url, owner=str((owner_of(url) or {}).get("run_id", "")))
+    owners = filter(None, map(owner_of, _owned_folders(url)))
+    report = Report(url=url, owner=", ".join(str(owner.get("run_id", "")) for owner in owners))
     rankers = [name for name in ("", LAST_FOLDER) if is_ranker(storage.join(url, name) if name else url)]
     if rankers:
         if config.sample or config.fix:
@@ -48,6 +52,12 @@ def verify(config: VerifyConfig) -> Report:
     if config.fix:
         records.mark()
     return report
+
+
+def _owned_folders(url: str) -> list[str]:
+    """Where runs put their owner files: into the output, or those of its parts."""
+    count = part_count(url) or 0
+    return [url, *(storage.join(url, PARTS_FOLDER, Part(index + 1, count).name) for index in range(count))]
 
 
 def _add_ranker(report: Report, name: str) -> None:
@@ -144,15 +154,16 @@ class _Records:
         """Move records with something damaged away: without them, their shards are not done."""
         if not self._bad:
             return
-        output = OutputFolder(self._url, RecordKind(SCORES.folder, None), run_id=new_run_id())
-        output.acquire()
-        try:
+        run_id = new_run_id()
+        with contextlib.ExitStack() as owned:
+            for folder in _owned_folders(self._url):
+                owner = Owner(folder, run_id)
+                owner.acquire()
+                owned.callback(owner.release)
             for path in self._bad:
                 parts = path.split("/")
                 storage.move(storage.join(self._url, *parts), storage.join(self._url, DAMAGED_FOLDER, *parts))
                 self._report.marked.append(path)
-        finally:
-            output.release()
 
 
 def _errors_alone(out: str, path: str) -> list[Checked]:

@@ -14,7 +14,8 @@ import pytest
 from patchsieve.jobs.verify import main
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.output import owner, sealed
-from patchsieve.pipeline.output.folder import OutputFolder
+from patchsieve.pipeline.output.folder import OutputFolder, new_run_id
+from patchsieve.pipeline.part import Part
 from patchsieve.pipeline.pruned.dataset import PrunedDataset
 from patchsieve.pipeline.runs.status import read_status
 from patchsieve.pipeline.tables.schema import SCORES
@@ -253,6 +254,26 @@ def test_a_run_at_work_keeps_its_records(
     finally:
         running.release()
     assert not (out / "damaged").exists()
+
+
+def test_an_output_in_parts_is_owned_whole(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = copied(world, "scored", tmp_path)
+    flip(next((out / "scores").iterdir()), 500, 0)
+    monkeypatch.setattr(owner, "HEARTBEAT_S", 0.05)
+    monkeypatch.setattr(owner, "_POLL_S", 0.01)
+    running = OutputFolder(str(out), SCORES, run_id=new_run_id(Part(2, 2)))
+    running.acquire()
+    try:
+        assert looked(out).owner == running.run_id
+        with pytest.raises(UserError, match=f"is in use by run {running.run_id}"):
+            looked(out, fix=True)
+        assert not (out / "owner.json").exists()
+    finally:
+        running.release()
+    assert len(looked(out, fix=True).marked) == 1
+    assert not list(out.rglob("owner.json"))
 
 
 def test_a_reader_goes_on_where_an_index_is_damaged(world: Path, tmp_path: Path) -> None:
