@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import ray
 
 from patchsieve.pipeline.cluster.slots import ActorSize, NodeResources
 from patchsieve.pipeline.errors import UserError
@@ -53,4 +54,34 @@ def test_an_actor_that_no_node_holds_is_told_at_once(monkeypatch: pytest.MonkeyP
     with pytest.raises(UserError, match="no node holds an actor of 9 CPUs and 1 GPUs"):
         capacity.capacity_of(
             prune_config(["a.tar"], "out", "baseline:variance", cpus_per_actor=9, gpus_per_actor=1.0)
+        )
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_place_that_others_have_is_waited_for() -> None:
+    class Greedy:
+        def here(self) -> None:
+            """Answers when all processors are taken."""
+
+    remote: Any = ray.remote
+    greedy = remote(num_cpus=4)(Greedy).remote()
+    ray.get(greedy.here.remote())
+    checks: list[bool] = []
+
+    def check() -> None:
+        checks.append(True)
+        if len(checks) == 2:
+            ray.kill(greedy)
+
+    capacity.wait_for_capacity(prune_config(["a.tar"], "out", "baseline:variance"), check)
+    assert len(checks) >= 2
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_place_that_never_comes_is_told() -> None:
+    with pytest.raises(UserError, match="no node holds an actor of 99 CPUs"):
+        capacity.wait_for_capacity(
+            prune_config(["a.tar"], "out", "baseline:variance", cpus_per_actor=99), lambda: None
         )

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 
-from patchsieve.pipeline.errors import InfrastructureError, PatchsieveError, UserError
+from patchsieve.pipeline.errors import InfrastructureError, PatchsieveError
 from patchsieve.pipeline.runs.config_file import config_to_yaml
 from patchsieve.pipeline.shards.specs import Shard
 from patchsieve.ranker.prune import ranking as prune_ranking
@@ -21,7 +20,6 @@ from patchsieve.ranker.prune.ranking import PruneResult
 from patchsieve.ranker.prune.request import make_prune_request
 from patchsieve.ranker.prune.sample import prepare_sample
 from patchsieve.ranker.prune_on_ray import waves as ray_prune
-from patchsieve.ranker.prune_on_ray.capacity import wait_for_capacity
 from patchsieve.ranker.prune_on_ray.run import prune
 from patchsieve.ranker.prune_on_ray.starts import MOST_DEATHS
 from patchsieve.ranker.prune_on_ray.summary import PruneSummary
@@ -130,29 +128,3 @@ def test_answers_that_come_twice_and_errors(
     assert summary.failed == {str(shards[1]): "the store is away"}
     # Progress and a stop are looked at after every answer, errors too, and when a shard is given up.
     assert len(display.seen) == 2 + 1 + 1
-
-
-def test_a_place_that_others_have_is_waited_for(shards: list[Path], tmp_path: Path) -> None:
-    class Greedy:
-        def here(self) -> None:
-            """Answers when all processors are taken."""
-
-    remote: Any = ray.remote
-    greedy = remote(num_cpus=4)(Greedy).remote()
-    ray.get(greedy.here.remote())
-    checks: list[bool] = []
-
-    def check() -> None:
-        checks.append(True)
-        if len(checks) == 2:
-            ray.kill(greedy)
-
-    wait_for_capacity(prune_config(shards, tmp_path / "out", "baseline:variance"), check)
-    assert len(checks) >= 2
-
-
-def test_a_place_that_never_comes_is_told(shards: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no node holds an actor of 99 CPUs"):
-        wait_for_capacity(
-            prune_config(shards, tmp_path / "out", "baseline:variance", cpus_per_actor=99), lambda: None
-        )
