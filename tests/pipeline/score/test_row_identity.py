@@ -41,7 +41,7 @@ NOT_IN_ROWS = {
         "compile",
         "precision",
     ),
-    *("stall_timeout", "start_timeout", "part", "price_per_hour", "log_format", "dry_run"),
+    *("stall_timeout", "start_timeout", "part", "verify_content", "price_per_hour", "log_format", "dry_run"),
 }
 OTHER: dict[str, Any] = {
     "views": "4:8",

@@ -141,7 +141,7 @@ def test_a_frozen_budget_is_told_as_it_is(shard: Path, ranker: str, tmp_path: Pa
     freeze_plan(request, budget=budget, images=None, left_out=[], run_id="run")
     assert dry(config).choices[0].kept == 1.0
     assert dry(config, target_ratio=0.25, sweep="0.25").choices[0].kept < 0.3, "a sweep looks beyond the plan"
-    with pytest.raises(UserError, match=r"select_target: 0\.5 -> 0\.25"):
+    with pytest.raises(UserError, match=r"--target-ratio: 0\.5 -> 0\.25"):
         dry(config, target_ratio=0.25)
 
 

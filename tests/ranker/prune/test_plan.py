@@ -276,7 +276,7 @@ def test_a_budget_is_met_and_frozen(folder: Path, ranker: str, tmp_path: Path, s
     later = read_plan(make_prune_request(more))
     assert later is not None
     assert later.selector.threshold == threshold
-    with pytest.raises(UserError, match=r"select_target: 0\.4 -> 0\.5"):
+    with pytest.raises(UserError, match=r"--target-ratio: 0\.4 -> 0\.5"):
         read_plan(make_prune_request(dataclasses.replace(config, target_ratio=0.5)))
     # The scores are those of one precision: a plan that is there tells which.
     untold = make_prune_request(dataclasses.replace(config, precision="auto"))
