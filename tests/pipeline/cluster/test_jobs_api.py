@@ -136,7 +136,7 @@ def test_lines_and_exit_codes_arrive(tmp_path: Path, address: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     client = JobSubmissionClient(address)
     log = client.get_job_logs("score-1")
-    assert re.search(r"^shards \d/2  images \d", log, re.MULTILINE)
+    assert re.search(r"^\d\d:\d\d:\d\d  shards \d/2  images \d", log, re.MULTILINE)
     assert re.search(r"^complete: 2 of 2 shards done", log, re.MULTILINE)
     assert "\x1b" not in log
     assert "\r" not in log
