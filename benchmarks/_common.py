@@ -9,11 +9,14 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from patchsieve.ranker.learning.agreement import Interval
 
 
 def machine() -> dict[str, Any]:
@@ -56,6 +59,11 @@ def measure(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, 
 def ratio(seconds: Mapping[str, Sequence[float]], of: str, to: str) -> float:
     """How many times faster `of` is than `to`: the median over the rounds of the ratio within a round."""
     return statistics.median(b / a for a, b in zip(seconds[of], seconds[to], strict=True))
+
+
+def span(interval: Interval | None) -> str:
+    """An interval in a cell of a table, "" for none."""
+    return "" if interval is None else f"{interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f})"
 
 
 def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

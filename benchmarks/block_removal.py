@@ -22,7 +22,7 @@ import torch
 import tyro
 from numpy.typing import NDArray
 
-from benchmarks._common import show, write_json
+from benchmarks._common import show, span, write_json
 from benchmarks._kept_arrays import kept_in
 from patchsieve.pipeline.images.masks import draw_masks
 from patchsieve.pipeline.images.patches import hidden_positions, normalise, take_patches
@@ -241,10 +241,6 @@ def main() -> None:
     """Measure, print and write."""
     options = tyro.cli(Options, description=__doc__)
     found = measured(options)
-
-    def span(one: Any) -> str:
-        return "" if one is None else f"{one.value:.3f} ({one.low:.3f} to {one.high:.3f})"
-
     rows = [
         [
             arm["scores"],
