@@ -56,12 +56,16 @@ def hand_over(address: str) -> None:
     except OSError:
         return
     files = _files()
-    socket.send_fds(link, [_request(files)], files)
+    begun, begin = os.pipe()
+    socket.send_fds(link, [_request(files)], [begun, *files])
+    os.close(begun)
     answers = link.makefile()
     fork = int(answers.readline() or "0")
     if not fork:
+        os.close(begin)
         return
     Path("/proc/self/comm").write_text(f"for {fork}")  # tests/helpers/forks.py finds the fork by it
+    os.close(begin)
     for number in PASSED_ON:
         signal.signal(number, lambda number, frame: os.kill(fork, number))
     status = int(answers.readline() or signal.SIGKILL)

@@ -135,7 +135,10 @@ def _loaded_alike(environ: dict[str, str]) -> bool:
 
 
 def _become(request: dict[str, Any], files: list[int]) -> None:
-    """This process gets what belongs to the one that asked."""
+    """This process gets what belongs to the one that asked, once that one tells whose fork this is."""
+    begun, *files = files
+    os.read(begun, 1)
+    os.close(begun)
     apart = [fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, APART) for file in files]
     os.closerange(3, APART)
     for number, file in zip(request["files"], apart, strict=True):
