@@ -43,6 +43,9 @@ os.environ.update(
 # one thread count.
 TORCH_THREADS = 1
 
+# Processes that get the path of this one, not its environment.
+sys.path.append(str(QUICK_START))
+
 _known_sessions: set[Path] = set()
 
 

@@ -22,7 +22,13 @@ _EXAMPLES = "vit_tiny_patch16_224, vit_small_patch16_224 and vit_base_patch16_22
 
 
 def build_backbone(
-    name: str, *, image_size: int, patch_size: int, depth: int | None = None, weights: str | None = None
+    name: str,
+    *,
+    image_size: int,
+    patch_size: int,
+    depth: int | None = None,
+    weights: str | None = None,
+    drawn: bool = True,
 ) -> VisionTransformer:
     """A plain ViT with a class token, without position embeddings and classifier.
 
@@ -30,6 +36,7 @@ def build_backbone(
     `weights`: None for random ones (torch's global generator), "timm" for those that timm publishes for this name (a
     tag such as `.augreg_in21k` chooses among them), or the path of a `.safetensors` or `.pth` of the same
     architecture; patch embeddings of another size are resampled by timm, heads and position embeddings left out.
+    Without `drawn`, random weights are left as they come, for those that are loaded next.
 
     Raises UserError, one line, for a name that timm does not know, a model of another kind, and weights that cannot
     be fetched, read or do not fit.
@@ -38,7 +45,7 @@ def build_backbone(
     if weights == TIMM_WEIGHTS and not published:
         # Some versions of timm would go on with random ones.
         raise UserError(f"ranker: timm has no weights for {name}; train from random ones or give a file")
-    backbone = _create(name, image_size, patch_size, pretrained=weights == TIMM_WEIGHTS)
+    backbone = _create(name, image_size, patch_size, pretrained=weights == TIMM_WEIGHTS, drawn=drawn)
     backbone.pos_embed = None
     if weights is not None and weights != TIMM_WEIGHTS:
         _load(backbone, name, weights)
@@ -66,10 +73,13 @@ def _published(name: str) -> bool:
     return published is not None and bool(published.has_weights)
 
 
-def _create(name: str, image_size: int, patch_size: int, *, pretrained: bool) -> VisionTransformer:
+def _create(
+    name: str, image_size: int, patch_size: int, *, pretrained: bool, drawn: bool = True
+) -> VisionTransformer:
+    options = {} if drawn else {"weight_init": "skip"}
     try:
         model = timm.create_model(
-            name, pretrained=pretrained, num_classes=0, img_size=image_size, patch_size=patch_size
+            name, pretrained=pretrained, num_classes=0, img_size=image_size, patch_size=patch_size, **options
         )
     except Exception as error:
         # Other families refuse the arguments, each in its way; a hub out of reach does, too.

@@ -166,13 +166,13 @@ def load_ranker(folder: str, *, device: str | None = None) -> LoadedRanker:
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{shown}: its {RANKER_FILE} is not complete: {error!r}") from None
     stored = _read_weights(weights)
-    _check_shapes(config, stored, shown)
-    # Random weights are drawn and replaced; a caller who has set a seed must not notice.
-    with torch.random.fork_rng(devices=[]):
-        model = Ranker(config)
+    # Shapes alone until they are known to be those of the weights: no memory for what a file claims, no random draws.
+    with torch.device("meta"):
+        model = Ranker(config, drawn=False)
+    _check_shapes(model, stored, shown)
     if ranker_digest(config, stored) != digest:
         raise UserError(f"{shown}: these are not the weights that its {RANKER_FILE} describes")
-    model.load_state_dict({name: tensor.float() for name, tensor in stored.items()})
+    model.load_state_dict({name: tensor.float() for name, tensor in stored.items()}, assign=True)
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return LoadedRanker(
         model=model.to(where).eval().requires_grad_(False),
@@ -270,10 +270,9 @@ def _read_weights(url: str) -> dict[str, Tensor]:
         raise UserError(f"{shown} is a damaged .safetensors: {error}") from None
 
 
-def _check_shapes(config: RankerConfig, weights: dict[str, Tensor], shown: str) -> None:
-    """Refuse tensors of other names or shapes than the model's, before it is made and takes memory."""
-    with torch.device("meta"):
-        expected = {name: tuple(tensor.shape) for name, tensor in Ranker(config).state_dict().items()}
+def _check_shapes(model: Ranker, weights: dict[str, Tensor], shown: str) -> None:
+    """Refuse tensors of other names or shapes than the model's."""
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     differing = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
     if differing:

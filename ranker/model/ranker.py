@@ -62,8 +62,10 @@ class Ranker(nn.Module):
 
     position_embedding: Tensor
 
-    def __init__(self, config: RankerConfig, *, weights: str | None = None) -> None:
+    def __init__(self, config: RankerConfig, *, weights: str | None = None, drawn: bool = True) -> None:
         """Random weights from torch's global generator, or the transformer's from `weights` (see `build_backbone`).
+
+        Without `drawn` they are left as they come, for those that are loaded next.
 
         Raises UserError for a model that cannot rank and for weights that do not fit.
         """
@@ -75,12 +77,16 @@ class Ranker(nn.Module):
             patch_size=config.patch_size,
             depth=config.depth,
             weights=weights,
+            drawn=drawn,
         )
         width = self.backbone.embed_dim
-        self.register_buffer("position_embedding", sincos_positions(width, config.grid)[1:], persistent=False)
+        with torch.device("cpu"):  # values, where weights are shapes alone
+            positions = sincos_positions(width, config.grid)[1:]
+        self.register_buffer("position_embedding", positions, persistent=False)
         self.head = nn.Linear(width, config.positions if config.head == "cls" else 1)
-        nn.init.trunc_normal_(self.head.weight, std=0.02)
-        nn.init.zeros_(self.head.bias)
+        if drawn:
+            nn.init.trunc_normal_(self.head.weight, std=0.02)
+            nn.init.zeros_(self.head.bias)
 
     def forward(self, patches: Tensor, positions_NV: Tensor | None = None) -> Tensor:
         """`forward_visible`, or `forward_image` where no positions are given."""

@@ -13,6 +13,7 @@ from tests.project import layout
 PACKAGES = ("pipeline", "ranker", "jobs")
 
 
+@cache
 def python_files(*folders: str) -> list[str]:
     """The Python files below the folders, relative to the root; links are not followed."""
     return sorted(p.relative_to(ROOT).as_posix() for folder in folders for p in (ROOT / folder).rglob("*.py"))
@@ -35,6 +36,7 @@ def room_of(file: str) -> str:
     return parts[0] if parts[0] in {"jobs", "patchsieve"} else "/".join(parts[:2])
 
 
+@cache
 def file_of(module: str) -> str | None:
     """The file that `patchsieve.pipeline.x` names, relative to the root; None if there is none."""
     path = module.removeprefix("patchsieve").strip(".").replace(".", "/") or "patchsieve"

@@ -9,6 +9,7 @@ import ast
 import dataclasses
 import re
 from collections.abc import Iterator
+from functools import cache
 
 # What is opened for writing must be scratch on this machine or memory, and its expression must say so.
 SCRATCH_NAME = re.compile(r"(^|_)(scratch|temporary|buffer|local)(_|$)")
@@ -80,6 +81,7 @@ def is_import_call(call: ast.Call) -> bool:
     return dotted(call.func).split(".")[-1] in {"import_module", "__import__"}
 
 
+@cache
 def imports(tree: ast.Module) -> list[Import]:
     """Every import of the file, also in functions, under TYPE_CHECKING and by `import_module("constant")`."""
     found: list[Import] = []

@@ -85,6 +85,8 @@ if not any(type(finder).__name__ == _Finder.__name__ for finder in sys.meta_path
 
 def _is_handed_over(words: list[str]) -> bool:
     """Ray's workers, and modules of ours, but for those that measure memory."""
+    if words[:1] == ["-P"]:
+        words = words[1:]
     if words[:1] == ["-m"]:
         return (
             words[1].startswith(MODULES) and "memory" not in words[1] and not words[1].endswith("reading_run")

@@ -179,13 +179,15 @@ class _Environ(type(os.environ)):  # type: ignore[misc]
 
 
 def run(arguments: list[str]) -> None:
-    """As `python FILE ...` would, or `python -m MODULE ...`."""
+    """As `python FILE ...` would, or `python -m MODULE ...`, or `python -P -m MODULE ...`."""
     sys.orig_argv = [sys.executable, *arguments]
-    first, *rest = arguments
+    safe_path = arguments[0] == "-P"
+    first, *rest = arguments[safe_path:]
     main = ModuleType("__main__")
     vars(main).update(__builtins__=__builtins__)
     sys.modules["__main__"] = main
-    sys.path.insert(0, os.getcwd() if first == "-m" else os.path.dirname(os.path.realpath(first)))
+    if not safe_path:
+        sys.path.insert(0, os.getcwd() if first == "-m" else os.path.dirname(os.path.realpath(first)))
     if first == "-m":
         sys.argv = ["-m", *rest[1:]]
         runpy._run_module_as_main(rest[0])  # type: ignore[attr-defined]
