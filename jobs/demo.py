@@ -19,7 +19,7 @@ def run(config: DemoConfig) -> int:
     from patchsieve.pipeline.pictures.demo_photos import find_photos, pack_photos
     from patchsieve.pipeline.teacher.checkpoint import read_teacher
     from patchsieve.ranker.demo import (
-        FEWEST_SAMPLES,
+        FEWEST_ROWS,
         demo_evaluation,
         demo_pruning,
         demo_training,
@@ -47,8 +47,8 @@ def run(config: DemoConfig) -> int:
         return code
     picture = storage.join(config.out, "contact-sheet.png")
     storage.commit_bytes(demo_sheet.draw(packed, labels, teacher), picture, run_id=run_id)
-    if packed.samples < FEWEST_SAMPLES:
-        say("", f"{packed.samples} samples are too few to train a ranker on: {FEWEST_SAMPLES} are needed")
+    if (rows := packed.samples * config.views) < FEWEST_ROWS:
+        say("", f"{rows} views are too few to train a ranker on: {FEWEST_ROWS} are needed")
         ranker, pruned = "tiny", f"{pruned}-by-tiny"
     else:
         say("", "training a small ranker on the scores")

@@ -87,8 +87,8 @@ def _plain_bytes(request: PruneRequest) -> Iterator[int]:
                     yield len(codec.encode(image.pixels))
 
 
-FEWEST_SAMPLES = 30
-"""With fewer there is nothing to hold out."""
+FEWEST_ROWS = 60
+"""With fewer there is no batch to train on beside what is held out."""
 
 
 def demo_training(labels: str, out: str) -> TrainConfig:

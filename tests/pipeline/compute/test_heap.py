@@ -10,7 +10,7 @@ import pytest
 from patchsieve.pipeline.compute.device import keep_freed_memory
 
 PAGES = 13312  # of a batch: blocks of 4 and of 48 MB
-BATCHES = 20
+BATCHES = 8
 SCRIPT = f"""
 import resource, sys, threading
 import torch
@@ -54,7 +54,7 @@ def page_faults(how: str, *, others: int = 0) -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")
 def test_what_is_freed_is_kept_for_the_next_batch() -> None:
-    assert page_faults("plain") > 5 * PAGES
+    assert page_faults("plain") > 3 * PAGES
     assert page_faults("keep") < PAGES
     # As in a process of Ray's, whose threads have their heaps already.
     assert page_faults("keep", others=32) < PAGES

@@ -38,13 +38,13 @@ def test_scoring_takes_as_much_memory_for_a_long_shard_as_for_a_short_one(tmp_pa
     shards = [
         *(shard(f"short-{number}", SHORT) for number in range(5)),
         shard("long", LONG),
-        *(shard(f"later-{number}", SHORT) for number in range(20)),
+        *(shard(f"later-{number}", SHORT) for number in range(8)),
     ]
     command = [sys.executable, "-m", "tests.helpers.memory_run", str(tmp_path / "out"), teacher, *shards]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     told = json.loads(done.stdout)
     peaks = [told[name][1] for name in shards]
-    assert [told[name][0] for name in shards] == [SHORT * 2] * 5 + [LONG * 2] + [SHORT * 2] * 20
+    assert [told[name][0] for name in shards] == [SHORT * 2] * 5 + [LONG * 2] + [SHORT * 2] * 8
     # The rows of the long shard's table, 7 MB, fill no row group (64 MB) and stay in memory until its end.
     growth = {
         "by more shards": peaks[4] - peaks[0],
