@@ -23,6 +23,7 @@ from tests.helpers.score_runs import score_config
 OPTIONS = QueueOptions(
     size=ActorSize(cpus=1, gpus=0),
     max_actors=None,
+    unsorted=False,
     batch_size=4,
     compile=False,
     decode_threads=1,
