@@ -97,7 +97,8 @@ def test_a_silent_owner_elsewhere_is_watched_for_a_minute_of_our_clock(
     silent = Owner(str(tmp_path), "run-1", machine=world.machine("a", 5, clock_error=clock_error))
     silent.acquire(heartbeat=False)
     Owner(str(tmp_path), "run-2", machine=world.machine("b", 6)).acquire(heartbeat=False)
-    assert STALE_S <= world.clock - 1000 <= STALE_S + 2
+    assert 60 <= world.clock - 1000 <= 62  # as is said to users
+    assert STALE_S >= 6 * HEARTBEAT_S  # so that five may be late or lost
     assert owner_file(tmp_path)["run_id"] == "run-2"
 
 

@@ -83,6 +83,16 @@ def test_errors_count_as_attempts_and_wait_longer_each_time() -> None:
     assert policy.failures[0].reason == "reset again"
 
 
+def test_three_attempts_are_the_default() -> None:
+    policy = QueuePolicy([1], retry_wait_s=0.0)
+    policy.add_actor("a")
+    for attempt in (1, 2, 3):
+        assert not policy.ended
+        policy.fail("a", take(policy, "a"), "reset", now=0.0)
+        assert policy.attempts(0) == (attempt if attempt < 3 else 0)
+    assert policy.failures[0].attempts == 3
+
+
 def test_content_failure_is_final_at_once() -> None:
     policy = QueuePolicy([1])
     policy.add_actor("a")
@@ -128,6 +138,7 @@ def test_a_suspect_is_alone_on_its_actor() -> None:
     first, second = take(policy, "a"), take(policy, "a")
     policy.actor_gone("a", Gone.DIED, now=0.0)
     assert policy.attempts(first) == policy.attempts(second) == 0
+    assert (policy.waiting, policy.held) == (4, 0), "suspects wait like others"
     policy.add_actor("b")
     assert take(policy, "b") in (first, second)
     assert policy.assign("b", 0.0) is None
