@@ -282,7 +282,7 @@ def test_temporaries_of_dead_runs_are_removed(tmp_path: Path) -> None:
     (tmp_path / "notes.tmp").write_text("a user's own file")
     output = OutputFolder(str(tmp_path), SCORES, run_id="run-1")
     output.acquire()
-    assert not output.owner_lost
+    assert not output.lost_to
     output.release()
     assert list(tree(tmp_path)) == ["notes.tmp"]
 

@@ -120,14 +120,13 @@ def test_a_file_that_names_nobody_is_watched_too(tmp_path: Path, world: World, c
 
 
 def test_an_owner_learns_that_it_lost_the_folder(tmp_path: Path, world: World) -> None:
-    told: list[str] = []
-    suspended = Owner(str(tmp_path), "run-1", machine=world.machine("a", 5), on_lost=told.append)
+    suspended = Owner(str(tmp_path), "run-1", machine=world.machine("a", 5))
     suspended.acquire(heartbeat=False)
     Owner(str(tmp_path), "run-2", machine=world.machine("b", 6)).acquire(heartbeat=False)
     before = owner_file(tmp_path)
     assert not suspended.beat()
     assert suspended.lost.is_set()
-    assert told == [f"{tmp_path} was taken over by run run-2 on b (process 6)"]
+    assert suspended.lost_to == "run run-2 on b (process 6)"
     suspended.release()
     assert owner_file(tmp_path) == before
 

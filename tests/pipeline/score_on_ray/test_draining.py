@@ -113,7 +113,7 @@ def play(cluster: Cluster, *steps: Any) -> None:
     driver = queue.ShardQueue(
         SHARDS,
         None,
-        types.SimpleNamespace(owner_lost=False),
+        types.SimpleNamespace(lost_to=""),
         OPTIONS,
         out="/out",
         run_id="run",
