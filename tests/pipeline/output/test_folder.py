@@ -26,6 +26,7 @@ from tests.helpers.checkout import ROOT
 from tests.helpers.servers import S3Store, serve_s3
 from tests.helpers.tables import CONFIG, TEACHER, make_shard, record_of, write_errors, write_table
 from tests.pipeline.output import killed_run
+from tests.pipeline.output.killed_run import tree, without_run_id
 
 ROWS = row_fields(CONFIG, TEACHER.digest)
 IDENTITY = row_identity(CONFIG, TEACHER.digest)
@@ -40,15 +41,6 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Store]:
         # Else the client of another test's server would be used again.
         fsspec.get_filesystem_class("s3").clear_instance_cache()
         yield store
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    """Every file of an output but its runs and its cache, which never decide anything."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.parent.name not in ("runs", "cache")
-    }
 
 
 # Settings.
@@ -245,17 +237,6 @@ def test_a_rerun_after_a_kill_ends_like_an_uninterrupted_run(killed: tuple[Path,
         assert without_run_id(found) == without_run_id(expected)
         assert not list(folder.rglob("*.tmp"))
         assert not list(folder.glob("*.claim"))
-
-
-def without_run_id(files: dict[str, bytes]) -> dict[str, object]:
-    """Contents by name, but for the run that failed records and settings name."""
-    loaded = {name: json.loads(data) if name.endswith(".json") else data for name, data in files.items()}
-    return {
-        name: {key: value for key, value in content.items() if key != "run_id"}
-        if isinstance(content, dict)
-        else content
-        for name, content in loaded.items()
-    }
 
 
 def test_a_failed_commit_leaves_the_shard_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
