@@ -23,6 +23,7 @@ import hashlib
 import json
 import logging
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from patchsieve.pipeline import storage
@@ -53,8 +54,8 @@ class _Sight(enum.Enum):
 class Owner:
     """Ownership of one output folder by one run.
 
-    `lost` is set when the folder turns out to belong to another run, and `lost_to` then names that. While `quiet` is
-    held, no heartbeat is being written.
+    `lost` is set when the folder turns out to belong to another run; `lost_to` then names that, and `on_lost` is
+    called, on the thread of the heartbeat. While `quiet` is held, no heartbeat is being written.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Owner:
         run_id: str,
         *,
         machine: Machine | None = None,
+        on_lost: Callable[[], object] = lambda: None,
     ) -> None:
         self.folder, self.run_id = folder, run_id
         self.url = storage.join(folder, OWNER_FILE)
@@ -70,6 +72,7 @@ class Owner:
         self.lost_to = ""
         self.quiet = threading.Lock()
         self._machine = machine or Machine()
+        self._on_lost = on_lost
         self._beats = 0
         self._started = self._machine.now()
         self._stop = threading.Event()
@@ -134,6 +137,8 @@ class Owner:
         if owner.get("run_id") != self.run_id:
             self.lost_to = _name(owner)
             self.lost.set()
+            _log.warning("%s was taken over by %s", self.folder, self.lost_to)
+            self._on_lost()
             return False
         storage.commit_bytes(self._content(), self.url, run_id=self.run_id)
         return True
