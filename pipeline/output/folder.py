@@ -26,7 +26,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,18 +94,15 @@ class OutputFolder:
         run_id: str,
         beside: Collection[str] = (),
         machine: Machine | None = None,
-        on_lost: Callable[[str], None] | None = None,
     ) -> None:
         """`kind`: what its records are; `beside`: folders below it that runs write other files to. A `run_id` that
         ends with a part is of a run that shares the folder with those of the other parts.
-
-        `on_lost` is called, from another thread, with the reason when another run takes the folder over.
         """
         self.url, self.run_id, self._records = url, run_id, kind.folder
         self._beside = tuple(beside)
         self._part = part_of_run(run_id)
         self._whole = Owner(url, run_id, machine=machine)
-        self._owner = Owner(division.owner_folder(url, run_id), run_id, machine=machine, on_lost=on_lost)
+        self._owner = Owner(division.owner_folder(url, run_id), run_id, machine=machine)
         self._folder = RecordFolder(
             storage.join(url, kind.folder),
             _cache_url(url, kind.folder, self._part),
@@ -155,9 +152,9 @@ class OutputFolder:
                 storage.remove_temporaries(folder, of_runs=of_runs)
 
     @property
-    def owner_lost(self) -> bool:
-        """Whether another run was seen to have taken the folder over."""
-        return self._owner.lost.is_set()
+    def lost_to(self) -> str:
+        """The run that was seen to have taken the folder over, empty while none was."""
+        return self._owner.lost_to
 
     def release(self) -> None:
         """Give the folder back, if it is still ours; safe to call twice."""

@@ -54,8 +54,8 @@ class _Sight(enum.Enum):
 class Owner:
     """Ownership of one output folder by one run.
 
-    `lost` is set when the folder turns out to belong to another run; `on_lost` then gets the reason, from the
-    thread of the heartbeat. While `quiet` is held, no heartbeat is being written.
+    `lost` is set when the folder turns out to belong to another run; `lost_to` then names that, and `on_lost` is
+    called, on the thread of the heartbeat. While `quiet` is held, no heartbeat is being written.
     """
 
     def __init__(
@@ -64,11 +64,12 @@ class Owner:
         run_id: str,
         *,
         machine: Machine | None = None,
-        on_lost: Callable[[str], None] | None = None,
+        on_lost: Callable[[], object] = lambda: None,
     ) -> None:
         self.folder, self.run_id = folder, run_id
         self.url = storage.join(folder, OWNER_FILE)
         self.lost = threading.Event()
+        self.lost_to = ""
         self.quiet = threading.Lock()
         self._machine = machine or Machine()
         self._on_lost = on_lost
@@ -134,9 +135,10 @@ class Owner:
             return True
         owner = _parse(found if found is not None else _read(self.url) or b"")
         if owner.get("run_id") != self.run_id:
+            self.lost_to = _name(owner)
             self.lost.set()
-            if self._on_lost is not None:
-                self._on_lost(f"{self.folder} was taken over by {_name(owner)}")
+            _log.warning("%s was taken over by %s", self.folder, self.lost_to)
+            self._on_lost()
             return False
         storage.commit_bytes(self._content(), self.url, run_id=self.run_id)
         return True

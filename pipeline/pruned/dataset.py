@@ -73,6 +73,7 @@ class PrunedDataset(IterableDataset[PrunedSample]):
         background: int | None = None,
         root: str | None = None,
         image_field: str = IMAGE_FIELDS,
+        unsorted: bool = False,
         decoders: Mapping[str, Callable[[bytes], Any]] | None = None,
         handler: Handler = reraise,
         shuffle_shards: bool = False,
@@ -84,7 +85,8 @@ class PrunedDataset(IterableDataset[PrunedSample]):
         instance `ranker.select.online.keep_topk`. `transform`: uint8 image `[3, H, W]` -> uint8 `[3, S, S]`, by
         default the centre crop. `size`: side of the crop in pixels, by default the index's, or 224 with `select`.
         `background`: with `select`, side in pixels of a thumbnail of the whole crop that goes with each sample.
-        `image_field`: where original shards hold their images. Raises UserError for shards that are not there and
+        `image_field`: where original shards hold their images; `unsorted`: their samples are collected, as `prune
+        --unsorted` does. Raises UserError for shards that are not there and
         settings that exclude each other.
         """
         super().__init__()
@@ -113,6 +115,7 @@ class PrunedDataset(IterableDataset[PrunedSample]):
                 background=background,
                 image_field=image_field,
             )
+        self._unsorted = unsorted
         self._decoders = dict(decoders or {})
         self._handler = handler
         self._shuffle, self._seed = shuffle_shards, seed
@@ -223,7 +226,7 @@ class PrunedDataset(IterableDataset[PrunedSample]):
         except DamagedFileError as error:
             self._goes_on = self._handler(error)
             return
-        with ShardReader(shard) as reader:
+        with ShardReader(shard, unsorted=self._unsorted) as reader:
             for item in reader:
                 if isinstance(item, Fault) and item.sample_key is None and item.stage == "sample":
                     continue  # it belongs to no sample

@@ -70,7 +70,7 @@ class RunRecord:
             self._write(dataclasses.asdict(summary), changed)
 
     def _is_ours(self) -> bool:
-        return self._owned and not self._output.owner_lost
+        return self._owned and not self._output.lost_to
 
     def _write(self, content: Mapping[str, Any], changed: Collection[str]) -> None:
         self._output.write_run({**content, "asked": self._asked}, shards=self._shards, changed=changed)

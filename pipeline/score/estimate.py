@@ -77,9 +77,9 @@ def estimate(request: ScoreRequest) -> Estimate:
     device = this_device()
     model = build_teacher(request.teacher, device=str(device))
     rows = request.known_rows(None) or request.rows(choose_precision(model, device))
-    samples, read = _first_samples(request.shards, rows.image_field)
+    samples, found, read = _first_samples(request.shards, rows.image_field, unsorted=request.config.unsorted)
     total = sum(shard.size or 0 for shard in request.shards)
-    counted = round(total / max(1, read) * len(samples) * rows.sample)
+    counted = round(total / max(1, read) * found * rows.sample)
     decode = _prepared(samples, request, device)
     if not decode.views:
         raise UserError(f"none of the first {len(samples)} samples of {request.shards[0].name} gives a view")
@@ -128,19 +128,26 @@ class _Prepared:
     views_per_s: float
 
 
-def _first_samples(shards: Sequence[Shard], image_fields: str) -> tuple[list[Sample], int]:
-    """The first samples of the corpus, without fields that are no images, and the bytes of archive they take."""
+def _first_samples(
+    shards: Sequence[Shard], image_fields: str, *, unsorted: bool
+) -> tuple[list[Sample], int, int]:
+    """The first samples of the corpus, without fields that are no images; how many lie in how many bytes of archive."""
     wanted = set(image_fields_of(image_fields))
     samples: list[Sample] = []
-    read = 0
+    found = read = 0
     for shard in shards:
-        with ShardReader(shard, keep_fields=lambda field: field.lower() in wanted) as reader:
-            missing = PROBED_SAMPLES - len(samples)
-            samples += itertools.islice((item for item in reader if isinstance(item, Sample)), missing)
+        with ShardReader(
+            shard, keep_fields=lambda field: field.lower() in wanted, unsorted=unsorted
+        ) as reader:
+            items = (item for item in reader if isinstance(item, Sample))
+            here = list(itertools.islice(items, PROBED_SAMPLES - len(samples)))
+            samples += here
+            # Of an unsorted shard all was read for the first one.
+            found += len(here) + (sum(1 for _ in items) if unsorted else 0)
             read += reader.position
         if len(samples) == PROBED_SAMPLES:
             break
-    return samples, read
+    return samples, found, read
 
 
 def _prepared(samples: Sequence[Sample], request: ScoreRequest, device: torch.device) -> _Prepared:

@@ -26,6 +26,7 @@ class WorkOrder:
     run_id: str
     actor: str
     rows: RowConfig
+    unsorted: bool
     batch_size: int | None
     compile: bool
     decode_threads: int

@@ -62,9 +62,10 @@ class ShardScoring:
         provenance: dict[str, Any],
         threads: int,
         processes: bool | None = None,
+        unsorted: bool = False,
     ) -> None:
         """`provenance`: what tables record of the run without deciding anything. `threads`: decoders, which are
-        processes where the teacher is on a GPU, or where `processes` says so.
+        processes where the teacher is on a GPU, or where `processes` says so. `unsorted`: as `ShardReader` has it.
         """
         self.progress = Progress()
         self._scorer = scorer
@@ -72,6 +73,7 @@ class ShardScoring:
         self._rows = rows
         self._output = output
         self._provenance = provenance
+        self._unsorted = unsorted
         self._visible = visible_count(teacher.grid**2, rows.mask_ratio)
         self._turn = threading.Lock()
         self._decoders: Decoders | None = None
@@ -99,7 +101,7 @@ class ShardScoring:
         Raises InfrastructureError where another attempt may help; then nothing was committed.
         """
         started = time.monotonic()
-        feed = ViewFeed(shard, self._rows, self._views_of, self._pool, self._ahead)
+        feed = ViewFeed(shard, self._rows, self._views_of, self._pool, self._ahead, unsorted=self._unsorted)
         try:
             with scratch_folder() as scratch:
                 result = self._score(shard, feed, scratch)

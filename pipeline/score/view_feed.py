@@ -28,12 +28,19 @@ class ViewFeed(ShardFeed[list[View] | Fault]):
     """The views of each image of a shard that `--sample` takes, or a fault; see `ShardFeed`."""
 
     def __init__(
-        self, shard: Shard, rows: RowConfig, views_of: ViewsOf, pool: ThreadPoolExecutor, ahead: int
+        self,
+        shard: Shard,
+        rows: RowConfig,
+        views_of: ViewsOf,
+        pool: ThreadPoolExecutor,
+        ahead: int,
+        *,
+        unsorted: bool = False,
     ) -> None:
-        """`views_of`: makes views of an image file, on the threads of `pool`."""
+        """`views_of`: makes views of an image file, on the threads of `pool`; `unsorted`: as `ShardReader` has it."""
         wanted = set(image_fields_of(rows.image_field))
         # Other fields may be far larger than the images, and nobody here looks at them.
-        reader = ShardReader(shard, keep_fields=lambda field: field.lower() in wanted)
+        reader = ShardReader(shard, keep_fields=lambda field: field.lower() in wanted, unsorted=unsorted)
         super().__init__(
             reader,
             lambda item: prepare_views(item, rows.image_field, views_of),

@@ -87,6 +87,7 @@ class ScoringWorker:
             OutputFolder(order.out, SCORES, run_id=order.run_id),
             provenance=provenance,
             threads=order.decode_threads,
+            unsorted=order.unsorted,
         )
         sizes = {"batch_size": scorer.batch_size, "decode_threads": order.decode_threads}
         log_event("actor ready", {"device": self.device_name, **sizes})

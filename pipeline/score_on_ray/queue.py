@@ -92,8 +92,10 @@ class ShardQueue:
                 self._hand_out()
                 self._watch()
                 self._tell()
-                if self._output.owner_lost:
-                    raise PatchsieveError(f"another run took over {self._out}; this one stops")
+                if self._output.lost_to:
+                    raise PatchsieveError(
+                        f"{self._out} was taken over by {self._output.lost_to}: this run stops"
+                    )
         finally:
             for actor in self._pool.actors.values():
                 self._tally.keep(actor)

@@ -119,6 +119,7 @@ class _ScoreRun:
         return QueueOptions(
             size=size,
             max_actors=config.max_actors,
+            unsorted=config.unsorted,
             batch_size=config.known_batch_size,
             compile=config.compile,
             decode_threads=None if own_share else size.cpus,

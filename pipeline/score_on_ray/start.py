@@ -23,6 +23,7 @@ class QueueOptions:
 
     size: ActorSize
     max_actors: int | None
+    unsorted: bool
     batch_size: int | None
     compile: bool
     decode_threads: int | None
@@ -89,6 +90,7 @@ class ActorStart:
             run_id=self._run_id,
             actor=actor.name,
             rows=self._rows,
+            unsorted=self._options.unsorted,
             batch_size=self._options.batch_size,
             compile=self._options.compile,
             decode_threads=self._decode_threads(actor.node_id),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections import deque
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Self
@@ -18,6 +19,16 @@ MEMBER_LIMIT = 256 * 2**20
 MAX_MEMBERS = 1024
 # What Linux allows for a path: longer names come from damage or malice, and a key goes into every row.
 MAX_NAME = 4096
+UNSORTED_BYTES = 2**30
+"""What is held of a shard that is not sorted, whose samples are whole at its end alone."""
+# What a member takes in memory beside its data and its name, in a sample of its own.
+_MEMBER_BYTES = 2048
+_SORTED = "`tar --sort=name -cf` writes the members of a sample side by side"
+_REPEATED = "duplicate key: the shard had members of this key before"
+_UNSORTED = f"{_REPEATED}; {_SORTED}, and --unsorted of score, prune and prove collects them"
+_TOO_LARGE = (
+    f"its samples take more than the {UNSORTED_BYTES / 2**30:g} GiB that --unsorted collects; {_SORTED}"
+)
 _DRAIN_CHUNK = 2**20
 
 
@@ -94,13 +105,16 @@ def samples_of(
     keep: Callable[[str, str], bool],
     member_limit: int = MEMBER_LIMIT,
     keep_rejected: bool = False,
+    unsorted: bool = False,
 ) -> Iterator[Sample | Fault]:
     """The samples of an archive, or of a part of one that begins with a sample, and what makes none.
 
     `keep`: by key and field, whether a member's data are read in; the rest as `ShardReader` has it. Where the archive
     breaks off, a fault of stage "archive" comes last.
     """
-    group: _MemberGroup | None = None
+    groups: deque[_MemberGroup] = deque()  # that may get more members: one, or all of an unsorted archive
+    current: dict[str, _MemberGroup] = {}
+    held = 0
     # Digests of 16 bytes instead of keys: a shard may have millions of long ones.
     seen: set[bytes] = set()
     try:
@@ -109,28 +123,49 @@ def samples_of(
             if is_nameless(key):
                 yield _nameless(member, archive, member_limit, keep_rejected=keep_rejected)
                 continue
-            if group is not None and not group.continues(key, field):
-                yield group.result()
-                group = None
-            if group is None:
+            group = current.get(key)
+            if group is None or not group.takes(field):
+                if not unsorted:
+                    current.clear()
+                    yield from _results(groups)
                 digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=16).digest()
-                group = _MemberGroup(key, member.name, digest not in seen, keep_rejected=keep_rejected)
+                group = _MemberGroup(
+                    key,
+                    member.name,
+                    (_REPEATED if unsorted else _UNSORTED) if digest in seen else None,
+                    keep_rejected=keep_rejected,
+                )
+                groups.append(group)
+                current[key] = group
                 seen.add(digest)
             problem = member.problem
             if problem is None and member.size > member_limit:
                 problem = f"{member.size} bytes, more than the limit of {member_limit}"
             elif problem is None and group.bytes_kept + member.size > 4 * member_limit:
                 problem = f"its sample has more than the limit of {4 * member_limit} bytes"
-            wanted = (group.bad is None or keep_rejected) and keep(key, field)
+            kept = keep(key, field)
+            group.matters |= kept
+            wanted = (group.bad is None or keep_rejected) and kept
+            held += _MEMBER_BYTES + len(member.name) + (member.size if wanted and problem is None else 0)
+            if unsorted and held > UNSORTED_BYTES:
+                groups.clear()  # any of them may lack members
+                raise DamagedArchiveError(_TOO_LARGE)
             data = archive.read_data() if wanted and problem is None else None
             group.add(field, member.name, data, problem if wanted else None)
     except DamagedArchiveError as error:
-        if group is not None:
-            yield group.result()
+        current.clear()
+        yield from _results(groups)
         yield Fault(None, None, "archive", str(error))
         return
-    if group is not None:
-        yield group.result()
+    current.clear()
+    yield from _results(groups)
+
+
+def _results(groups: deque[_MemberGroup]) -> Iterator[Sample | Fault]:
+    while groups:
+        group = groups.popleft()
+        if group.matters:
+            yield group.result()
 
 
 def _nameless(member: Member, archive: TarStream, member_limit: int, *, keep_rejected: bool) -> Fault:
@@ -151,7 +186,9 @@ class ShardReader:
 
     `keep_fields` says by extension whose data is kept (all by default). Memory is bounded by the largest sample:
     members above `member_limit` bytes, and what would take a sample above four times that, are not read in.
-    `keep_rejected`: faults of stage "sample" come as `Rejected`, with the data of their members.
+    `keep_rejected`: faults of stage "sample" come as `Rejected`, with the data of their members. `unsorted`: members of
+    a sample may lie anywhere in the shard; they then come at its end, in the order of their first members, and a
+    shard that would take more than about `UNSORTED_BYTES` of memory breaks off with a fault before any of them.
     """
 
     def __init__(
@@ -161,8 +198,9 @@ class ShardReader:
         keep_fields: Callable[[str], bool] | None = None,
         member_limit: int = MEMBER_LIMIT,
         keep_rejected: bool = False,
+        unsorted: bool = False,
     ) -> None:
-        self.shard = shard
+        self.shard, self.unsorted = shard, unsorted
         self.size = 0
         self.sha256 = ""
         self.tag = ""
@@ -193,6 +231,7 @@ class ShardReader:
             keep=lambda key, field: self._keep(field),
             member_limit=self._limit,
             keep_rejected=self._keep_rejected,
+            unsorted=self.unsorted,
         ):
             self.damaged |= isinstance(item, Fault) and item.stage == "archive"
             yield item
@@ -219,26 +258,24 @@ class ShardReader:
 
 
 class _MemberGroup:
-    """Adjacent members of one key; `bad` says why they make no sample."""
+    """Members of one key; `bad` says why they make no sample, `matters` whether that is worth telling."""
 
-    def __init__(self, key: str, first_member: str, is_new: bool, *, keep_rejected: bool) -> None:
+    def __init__(self, key: str, first_member: str, repeated: str | None, *, keep_rejected: bool) -> None:
+        """`repeated`: what is wrong, where the key was there before."""
         self.bytes_kept = 0
+        # More members of a sample that was given out, of fields that nobody asked for, cost nothing.
+        self.matters = repeated is None
         self._rejected: list[tuple[str, bytes]] | None = [] if keep_rejected else None
-        self.bad: str | None = None
+        self.bad = repeated
         self._raw_key = key
         self._first_member = printable(first_member)[:MAX_NAME]
         self._sample = Sample(printable(key), {}, {})
-        if not is_new:
-            self.bad = (
-                "duplicate key: the shard had members of this key before; where it is not sorted, "
-                "`tar --sort=name -cf` writes those of a sample side by side"
-            )
         if self._sample.key != key:
             self.bad = "the member's name is not UTF-8"
 
-    def continues(self, key: str, field: str) -> bool:
-        """Whether such a member belongs to this group: a field given twice begins another one, a duplicate."""
-        return key == self._raw_key and field not in self._sample.members
+    def takes(self, field: str) -> bool:
+        """Whether such a member of its key belongs to this group: a field given twice begins another, a duplicate."""
+        return field not in self._sample.members
 
     def add(self, field: str, member: str, data: bytes | None, problem: str | None) -> None:
         """Take in a member of this group."""

@@ -26,13 +26,16 @@ from patchsieve.pipeline.tables.reader import TableFile
 from patchsieve.pipeline.threads import map_threads
 from patchsieve.ranker.batches.shard_bytes import Hashed, Headers, SamplePlaces, sample_places
 
+_UNSORTED = "; what was scored with --unsorted needs that here too"
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ImageShard:
     """The shard of one table: `url` as opened, `name`, `size` and `sha256` as the table says.
 
     `same_tag`: the store's mark of its version is the one that was scored, so that its content needs no hashing.
-    `sample_bytes`: mean size of a sample in the archive. `image_field` as it was scored with.
+    `sample_bytes`: mean size of a sample in the archive. `image_field` as it was scored with. `unsorted`: members of a
+    sample may lie anywhere in it.
     """
 
     url: str
@@ -42,9 +45,12 @@ class ImageShard:
     same_tag: bool
     sample_bytes: float
     image_field: str
+    unsorted: bool
 
 
-def find_shards(files: Sequence[TableFile], shards: Sequence[Shard]) -> list[ImageShard]:
+def find_shards(
+    files: Sequence[TableFile], shards: Sequence[Shard], *, unsorted: bool = False
+) -> list[ImageShard]:
     """The shard of each table, by its name among `shards` (see `expand_shards`).
 
     Raises UserError where one is missing, has another size than the one that was scored, or was decoded in a way that
@@ -59,10 +65,10 @@ def find_shards(files: Sequence[TableFile], shards: Sequence[Shard]) -> list[Ima
             f"--images lacks the shard {missing[0]}{more} of {files[0].url}; given: {given}. Tables name shards by "
             "URL, or by the path below the --root that they were scored with"
         )
-    return map_threads(lambda file: _image_shard(file, by_name[file.shard]), files)
+    return map_threads(lambda file: _image_shard(file, by_name[file.shard], unsorted=unsorted), files)
 
 
-def _image_shard(file: TableFile, shard: Shard) -> ImageShard:
+def _image_shard(file: TableFile, shard: Shard, *, unsorted: bool) -> ImageShard:
     metadata = read_footer(file.url).metadata
     with storage.parsing(file.url):
         recorded = typed(ShardRecord, metadata["shard"])
@@ -85,6 +91,7 @@ def _image_shard(file: TableFile, shard: Shard) -> ImageShard:
         same_tag=bool(tag) and tag == shard.tag,
         sample_bytes=size / max(1, recorded.samples),
         image_field=config.image_field,
+        unsorted=unsorted,
     )
 
 
@@ -132,13 +139,19 @@ class ShardImages:
         first, last = self._keys_of[number]
         if first not in places or last not in places:
             raise UserError(f"{_differs(shard)}: it lacks images of the table")
-        start, stop = places[first][0], places[last][1]
+        # Of an unsorted shard, the images of the samples between two may lie anywhere.
+        start, stop = (0, shard.size) if shard.unsorted else (places[first][0], places[last][1])
         if start >= stop:
-            raise UserError(f"{_differs(shard)}: its samples are in another order than the table's rows")
+            raise UserError(
+                f"{_differs(shard)}: its samples are in another order than the table's rows{_UNSORTED}"
+            )
         images = extract_images(shard, info, start, stop, keys)
         lost = next((key for key in keys if key not in images), None)
         if lost is not None:
-            raise UserError(f"{_differs(shard)}: it has no image of {lost}, or not where the table has it")
+            hint = "" if shard.unsorted else _UNSORTED
+            raise UserError(
+                f"{_differs(shard)}: it has no image of {lost}, or not where the table has it{hint}"
+            )
         return images
 
     def _located(self, shard: ImageShard) -> tuple[storage.ObjectInfo, SamplePlaces]:
@@ -187,9 +200,12 @@ def extract_images(
         archive = TarStream(read, stop - start + 2 * BLOCK)
         try:
             for item in samples_of(
-                archive, keep=lambda key, field: printable(key) in wanted and field.lower() in fields
+                archive,
+                keep=lambda key, field: printable(key) in wanted and field.lower() in fields,
+                unsorted=shard.unsorted,
             ):
-                if isinstance(item, Fault) and item.stage == "archive":
+                # Of a sorted shard, no damage lies between samples that were scored.
+                if isinstance(item, Fault) and item.stage == "archive" and not shard.unsorted:
                     raise ContentError(item.reason)
                 if isinstance(item, Sample) and item.key in wanted:
                     picked = pick_image(item, shard.image_field)

@@ -85,15 +85,16 @@ def index_tables(
     held_out_share: float = 0.0,
     seed: int = 0,
     shards: Sequence[Shard] = (),
+    unsorted: bool = False,
     slice_bytes: int = SLICE_BYTES,
 ) -> TableIndex:
     """Read the keys and scores of all tables, a row group at a time, and nothing else.
 
     `context`: `visible` takes the patches of a table, or cuts them out of its stored views; `full` takes its stored
     views. A table that has neither needs its shard among `shards` (see `expand_shards`), from whose images the views
-    are made again. The result may be sent to other processes. Raises UserError for tables without rows, a score that is
-    not finite (file and row are named), a table whose pixels cannot be had, one that is damaged, and shards that no
-    table needs.
+    are made again; `unsorted`: as it was scored. The result may be sent to other processes. Raises UserError for tables
+    without rows, a score that is not finite (file and row are named), a table whose pixels cannot be had, one that is
+    damaged, and shards that no table needs.
     """
     if not 0 <= held_out_share < 1:
         raise ValueError(f"a share of {held_out_share} cannot be held out")
@@ -105,7 +106,11 @@ def index_tables(
     if shards and not replayed:
         raise UserError(f"every table holds the pixels of context {context} itself: leave --images out")
     found = dict(
-        zip(replayed, find_shards([tables.files[n] for n in replayed], shards), strict=True)
+        zip(
+            replayed,
+            find_shards([tables.files[n] for n in replayed], shards, unsorted=unsorted),
+            strict=True,
+        )
         if replayed
         else ()
     )

@@ -90,6 +90,9 @@ class ProveConfig:
     """Seed of the validation split, of what is random in arms, and of intervals."""
     image_field: str = IMAGE_FIELDS
     """Fields that may hold a sample's image; the first one present is taken."""
+    unsorted: bool = False
+    """Collect the members of a sample wherever they lie in its shard, in up to 1 GiB of memory; by default they must
+    lie side by side."""
     workers: int | None = None
     """Share the arms out on Ray, to so many workers; by default all is done in this process."""
     gpus_per_worker: float | None = None

@@ -68,6 +68,7 @@ class Inputs:
             "job": "prove",
             "prove_version": PROVE_VERSION,
             **{name: getattr(config, name) for name in _IDENTITY},
+            **({"unsorted": True} if config.unsorted else {}),
             "merge": config.merged,
             "keep": list(config.ratios),
             "limit_train": config.limit_train,

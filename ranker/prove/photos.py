@@ -143,13 +143,17 @@ def read_photos(
     patch_size: int,
     image_field: str,
     limit: int | None,
+    unsorted: bool = False,
 ) -> LabelledPhotos:
     """The first `limit` labelled images of the shards (None: all), in their order; shards are read to their ends.
+    `unsorted`: as `ShardReader` has it.
 
     Raises UserError for a damaged archive and where fewer than 2 images are found; InfrastructureError where the store
     fails.
     """
-    found = _Found(label, grid=grid, patch_size=patch_size, image_field=image_field, limit=limit)
+    found = _Found(
+        label, grid=grid, patch_size=patch_size, image_field=image_field, limit=limit, unsorted=unsorted
+    )
     contents = []
     for shard in shards:
         if found.full:
@@ -176,7 +180,14 @@ class _Found:
     """What was found so far."""
 
     def __init__(
-        self, label: LabelField, *, grid: int, patch_size: int, image_field: str, limit: int | None
+        self,
+        label: LabelField,
+        *,
+        grid: int,
+        patch_size: int,
+        image_field: str,
+        limit: int | None,
+        unsorted: bool,
     ) -> None:
         self.keys: list[str] = []
         self.names: list[str] = []
@@ -185,7 +196,7 @@ class _Found:
         self.unlabelled = self.unreadable = 0
         self._label, self._field, self._limit = label, image_field, limit
         self._size, self._patch_size = grid * patch_size, patch_size
-        self._fields = {label.field, *image_fields_of(image_field)}
+        self._fields, self._unsorted = {label.field, *image_fields_of(image_field)}, unsorted
 
     @property
     def full(self) -> bool:
@@ -193,7 +204,9 @@ class _Found:
 
     def read(self, shard: Shard) -> str:
         """Take what is wanted of a shard; returns the shard's SHA-256."""
-        with ShardReader(shard, keep_fields=lambda field: field.lower() in self._fields) as reader:
+        with ShardReader(
+            shard, keep_fields=lambda field: field.lower() in self._fields, unsorted=self._unsorted
+        ) as reader:
             for item in reader:
                 if isinstance(item, Fault):
                     if item.stage == "archive":

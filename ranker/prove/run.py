@@ -101,6 +101,7 @@ def _read(inputs: Inputs, shards: Sequence[Shard], split: str, limit: int | None
         patch_size=ranker.patch_size,
         image_field=config.image_field,
         limit=limit,
+        unsorted=config.unsorted,
     )
 
 

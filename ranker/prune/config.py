@@ -110,6 +110,9 @@ class PruneConfig:
     """Prune part I/N of the shards, such as 3/8, beside runs of the other parts on the same --out."""
     image_field: str = IMAGE_FIELDS
     """Fields that may hold a sample's image; the first one present is taken."""
+    unsorted: bool = False
+    """Collect the members of a sample wherever they lie in its shard, in up to 1 GiB of memory; by default they must
+    lie side by side."""
     gpus_per_actor: float = 1.0
     """GPUs of an actor; 0 ranks on CPUs although there are GPUs."""
     cpus_per_actor: int | None = None

@@ -198,7 +198,7 @@ def _sample(request: PruneRequest) -> Iterator[tuple[Sample, ShardChoice | None]
     chosen = sorted({len(shards) * part // SAMPLED_SHARDS for part in range(SAMPLED_SHARDS)})
     for index in chosen:
         images = None if request.choice is None else request.choice.of(shards[index])
-        with ShardReader(shards[index]) as reader:
+        with ShardReader(shards[index], unsorted=request.spec.unsorted) as reader:
             samples = ((item, images) for item in reader if isinstance(item, Sample))
             yield from itertools.islice(samples, SAMPLED_IMAGES // len(chosen))
 

@@ -175,7 +175,7 @@ class ShardWork(abc.ABC):
         started = time.monotonic()
         choice = None if self._request.choice is None else self._request.choice.of(shard)
         feed = ShardFeed(
-            ShardReader(shard, keep_rejected=True),
+            ShardReader(shard, keep_rejected=True, unsorted=self._spec.unsorted),
             lambda item: self._prepare(item, choice),
             self._pool,
             self._ahead,

@@ -76,7 +76,8 @@ class PruneRequest:
     @property
     def _ranked_fields(self) -> dict[str, Any]:
         spec = self.spec.fields
-        read = {name: spec[name] for name in ("image_field", "crop", "grid", "patch_size", "decoder")}
+        names = ("image_field", "unsorted", "crop", "grid", "patch_size", "decoder")
+        read = {name: spec[name] for name in names if name in spec}
         return {"job": "prune survey", "prune_version": PRUNE_VERSION, **self.source.fields, **read}
 
     @property
@@ -162,6 +163,7 @@ def _spec_of(config: PruneConfig, source: PatchSource) -> PruneSpec:
         codec=codec,
         drop_bad=config.drop_bad,
         background=config.background,
+        unsorted=config.unsorted,
     )
 
 

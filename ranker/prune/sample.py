@@ -40,7 +40,7 @@ from patchsieve.ranker.select.image_choice import ShardChoice
 class PruneSpec:
     """What is read from a sample and written for it. `grid` patches of `patch_size` px are ranked along each side,
     `size` is the side of the written crop in pixels, `background` that of its thumbnail, None for none; `codec` None:
-    no image is written.
+    no image is written; `unsorted`: as `ShardReader` has it.
     """
 
     image_field: str
@@ -52,6 +52,7 @@ class PruneSpec:
     codec: ImageCodec | None
     drop_bad: bool
     background: int | None = None
+    unsorted: bool = False
 
     @property
     def coarse(self) -> int:
@@ -68,8 +69,11 @@ class PruneSpec:
         """What can change a pruned shard, by name."""
         fields = dataclasses.asdict(self)
         codec = fields.pop("codec")
+        # Named only where they are used: outputs from before there were such have the same identity.
         if self.background is None:
             del fields["background"]
+        if not self.unsorted:
+            del fields["unsorted"]
         if self.codec is not None:
             fields["codec"] = codec["name"]
             if codec["name"] != "png":

@@ -193,8 +193,9 @@ class _PruneRun:
             if events is not None:
                 events.totals(totals)
             display.update(totals)
-            if self._output.owner_lost:
-                raise PatchsieveError(f"another run took over {self._request.config.out}; this one stops")
+            if self._output.lost_to:
+                out = self._request.config.out
+                raise PatchsieveError(f"{out} was taken over by {self._output.lost_to}: this run stops")
 
         session.start()
         with display:

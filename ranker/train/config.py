@@ -42,6 +42,8 @@ class TrainConfig:
     their images. Needed for tables of --store none, and for --context full without stored views."""
     root: str | None = None
     """The folder that --root named when the tables were scored: shards are then known by their path below it."""
+    unsorted: bool = False
+    """The shards were scored with --unsorted: each is read whole for every 64 MB of its images."""
     flip: bool = False
     """Mirror half of the stored rows, others in every pass."""
     epochs: float = 48.0
@@ -114,5 +116,7 @@ class TrainConfig:
             raise UserError(f"--held-out is {self.held_out}, must be a share between 0 and 1")
         if self.root is not None and not self.images:
             raise UserError("--root does nothing without --images: leave it out")
+        if self.unsorted and not self.images:
+            raise UserError("--unsorted does nothing without --images: leave it out")
         if not self.tables:
             raise UserError("no table given: name an output folder of patchsieve score")

@@ -66,7 +66,12 @@ def make_plan(config: TrainConfig) -> TrainPlan:
     tables = ScoreTables(list(config.tables))
     shards = expand_shards(config.images, root=config.root) if config.images else ()
     index = index_tables(
-        tables, context=config.context, held_out_share=config.held_out, seed=config.seed, shards=shards
+        tables,
+        context=config.context,
+        held_out_share=config.held_out,
+        seed=config.seed,
+        shards=shards,
+        unsorted=config.unsorted,
     )
     if not index.held_out_rows.sum():
         raise UserError(

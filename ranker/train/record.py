@@ -27,7 +27,7 @@ TRAIN_SETTINGS = "train.yaml"
 _FORMAT = "patchsieve training"
 # Settings that a run may change when it goes on: where things are, how it runs, and how long.
 _FREE = {
-    *("tables", "out", "teacher", "images", "root", "resume", "log_format", "dry_run"),
+    *("tables", "out", "teacher", "images", "root", "unsorted", "resume", "log_format", "dry_run"),
     *(
         "workers",
         "gpus_per_worker",

@@ -62,7 +62,8 @@ def train(plan: TrainPlan) -> int:
     plan = dataclasses.replace(plan, config=dataclasses.replace(config, out=out))
     check_resume(plan, begun(out))
     weights = _initial_weights(plan)
-    owner = Owner(out, new_run_id())
+    # Two that train in one folder would tidy each other's checkpoints away.
+    owner = Owner(out, new_run_id(), on_lost=lambda: os.kill(os.getpid(), signal.SIGTERM))
     people = config.log_format == "text"
     with (
         run_events(config.log_format, job="train", run_id=owner.run_id),

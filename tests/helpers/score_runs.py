@@ -112,7 +112,12 @@ def local_scoring(
         )
         provenance = {"run_id": output.run_id}
         record = teacher_record(request.teacher)
-        yield ShardScoring(scorer, record, rows, output, provenance=provenance, threads=2), todo
+        yield (
+            ShardScoring(
+                scorer, record, rows, output, provenance=provenance, threads=2, unsorted=config.unsorted
+            ),
+            todo,
+        )
     finally:
         torch.set_num_threads(threads)
 

@@ -7,6 +7,7 @@ through; it prints how many were killed. `prepare` makes what a folder holds bef
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -67,6 +68,26 @@ def play(base: Path, folder: Path) -> None:
             )
     output.write_run({"state": "complete"}, shards=list(everything.values()))
     output.release()
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file of an output but its runs and its cache, which never decide anything."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.parent.name not in ("runs", "cache")
+    }
+
+
+def without_run_id(files: dict[str, bytes]) -> dict[str, object]:
+    """Contents by name, but for the run that failed records and settings name."""
+    loaded = {name: json.loads(data) if name.endswith(".json") else data for name, data in files.items()}
+    return {
+        name: {key: value for key, value in content.items() if key != "run_id"}
+        if isinstance(content, dict)
+        else content
+        for name, content in loaded.items()
+    }
 
 
 def kill_before(step: int) -> None:

@@ -26,6 +26,7 @@ from tests.helpers.checkout import ROOT
 from tests.helpers.servers import S3Store, serve_s3
 from tests.helpers.tables import CONFIG, TEACHER, make_shard, record_of, write_errors, write_table
 from tests.pipeline.output import killed_run
+from tests.pipeline.output.killed_run import tree, without_run_id
 
 ROWS = row_fields(CONFIG, TEACHER.digest)
 IDENTITY = row_identity(CONFIG, TEACHER.digest)
@@ -40,15 +41,6 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Store]:
         # Else the client of another test's server would be used again.
         fsspec.get_filesystem_class("s3").clear_instance_cache()
         yield store
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    """Every file of an output but its runs and its cache, which never decide anything."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.parent.name not in ("runs", "cache")
-    }
 
 
 # Settings.
@@ -247,17 +239,6 @@ def test_a_rerun_after_a_kill_ends_like_an_uninterrupted_run(killed: tuple[Path,
         assert not list(folder.glob("*.claim"))
 
 
-def without_run_id(files: dict[str, bytes]) -> dict[str, object]:
-    """Contents by name, but for the run that failed records and settings name."""
-    loaded = {name: json.loads(data) if name.endswith(".json") else data for name, data in files.items()}
-    return {
-        name: {key: value for key, value in content.items() if key != "run_id"}
-        if isinstance(content, dict)
-        else content
-        for name, content in loaded.items()
-    }
-
-
 def test_a_failed_commit_leaves_the_shard_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shard = make_shard(b"good")
     output = OutputFolder(str(tmp_path / "out"), SCORES, run_id="run-1")
@@ -282,7 +263,7 @@ def test_temporaries_of_dead_runs_are_removed(tmp_path: Path) -> None:
     (tmp_path / "notes.tmp").write_text("a user's own file")
     output = OutputFolder(str(tmp_path), SCORES, run_id="run-1")
     output.acquire()
-    assert not output.owner_lost
+    assert not output.lost_to
     output.release()
     assert list(tree(tmp_path)) == ["notes.tmp"]
 

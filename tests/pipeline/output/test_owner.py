@@ -97,7 +97,8 @@ def test_a_silent_owner_elsewhere_is_watched_for_a_minute_of_our_clock(
     silent = Owner(str(tmp_path), "run-1", machine=world.machine("a", 5, clock_error=clock_error))
     silent.acquire(heartbeat=False)
     Owner(str(tmp_path), "run-2", machine=world.machine("b", 6)).acquire(heartbeat=False)
-    assert STALE_S <= world.clock - 1000 <= STALE_S + 2
+    assert 60 <= world.clock - 1000 <= 62  # as is said to users
+    assert STALE_S >= 6 * HEARTBEAT_S  # so that five may be late or lost
     assert owner_file(tmp_path)["run_id"] == "run-2"
 
 
@@ -119,14 +120,13 @@ def test_a_file_that_names_nobody_is_watched_too(tmp_path: Path, world: World, c
 
 
 def test_an_owner_learns_that_it_lost_the_folder(tmp_path: Path, world: World) -> None:
-    told: list[str] = []
-    suspended = Owner(str(tmp_path), "run-1", machine=world.machine("a", 5), on_lost=told.append)
+    suspended = Owner(str(tmp_path), "run-1", machine=world.machine("a", 5))
     suspended.acquire(heartbeat=False)
     Owner(str(tmp_path), "run-2", machine=world.machine("b", 6)).acquire(heartbeat=False)
     before = owner_file(tmp_path)
     assert not suspended.beat()
     assert suspended.lost.is_set()
-    assert told == [f"{tmp_path} was taken over by run run-2 on b (process 6)"]
+    assert suspended.lost_to == "run run-2 on b (process 6)"
     suspended.release()
     assert owner_file(tmp_path) == before
 

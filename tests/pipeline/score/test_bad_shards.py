@@ -7,8 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from patchsieve.pipeline.identity import digest_of
+from patchsieve.pipeline.output.folder import OutputFolder
+from patchsieve.pipeline.score import estimate
 from patchsieve.pipeline.score.messages import ShardResult
-from tests.helpers.archives import END, archive
+from patchsieve.pipeline.score.request import make_request
+from patchsieve.pipeline.tables.schema import SCORES
+from tests.helpers.archives import END, apart, archive
 from tests.helpers.bad_samples import DAMAGED, FAULTS, GOOD, mixed_members, whole_members
 from tests.helpers.photos import photo_samples, write_shard
 from tests.helpers.score_runs import (
@@ -98,6 +103,33 @@ def test_a_shard_without_a_row_has_failed(teacher: str, tmp_path: Path) -> None:
     assert sorted(listed, key=str) == sorted(
         [*((str(labels), f"k{i}") for i in range(3)), (str(text), None)], key=str
     )
+
+
+def test_an_unsorted_shard_gives_the_rows_of_a_sorted_one(
+    teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sorted").mkdir()
+    tidy = write_shard(tmp_path / "sorted" / "a.tar", photo_samples(5, height=40, width=40))
+    path = apart(tidy, tmp_path / "a.tar")
+    scored([tidy], tmp_path / "expected", teacher, root=str(tidy.parent))
+    out = tmp_path / "out"
+    (result,) = scored([path], out, teacher, root=str(tmp_path))
+    # Three images come before their labels, whose lateness costs nothing; of two samples each half is a bad one.
+    assert (result.images, result.samples, result.quarantined) == (3, 7, 4)
+    assert any("tar --sort=name" in error["reason"] for error in errors_of(out))
+    unsorted = score_config([path], out, teacher, root=str(tmp_path), unsorted=True)
+    request = make_request(unsorted)
+    monkeypatch.setattr(estimate, "PROBED_SAMPLES", 2)
+    monkeypatch.setattr(estimate, "PROBE_S", 0.0)
+    assert estimate.estimate(request).samples == 5
+    identity = digest_of(request.fields(request.rows("fp32")))
+    assert OutputFolder(str(out), SCORES, run_id="r").plan(request.shards, identity, redo_errors=True).todo
+    (result,) = scored([path], tmp_path / "whole", teacher, root=str(tmp_path), unsorted=True)
+    assert (result.failed, result.images, result.samples, result.faults) == (None, 5, 5, {})
+    assert rows_of(tmp_path / "whole") == rows_of(tmp_path / "expected")
+    assert rows_of(out) == {
+        key: row for key, row in rows_of(tmp_path / "whole").items() if key in rows_of(out)
+    }
 
 
 def test_a_wrong_image_field_never_passes_for_success(teacher: str, tmp_path: Path) -> None:

@@ -65,6 +65,7 @@ def score_both(
         run_id="r",
         actor="a",
         rows=request.rows("fp32"),
+        unsorted=False,
         batch_size=4,
         decode_threads=2,
         decode_pixels=10**8,

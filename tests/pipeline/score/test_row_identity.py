@@ -29,6 +29,7 @@ NOT_IN_ROWS = {
         "limit_shards",
         "salvage",
         "redo_errors",
+        "unsorted",
         "max_bad",
     ),
     *(

@@ -130,6 +130,18 @@ def test_the_fault_of_a_device_blames_a_shard_no_more_than_any_death() -> None:
     assert policy.failures[0].reason == DEAD
 
 
+def test_a_shard_that_was_finished_elsewhere_keeps_no_other_from_having_its_attempt_back() -> None:
+    policy = QueuePolicy([10 - shard for shard in range(DEATHS)], retry_wait_s=0.0)
+    policy.add_actor("elsewhere", place(1))
+    assert break_down(policy, "a0", gpu=0) == [0]
+    policy.finish("elsewhere", take(policy, "elsewhere"))
+    for shard in range(1, DEATHS):
+        assert policy.attempts(shard) == 0
+        assert break_down(policy, f"a{shard}", gpu=0) == [shard]
+    assert policy.places.out == {place(0): DEAD}
+    assert [policy.attempts(shard) for shard in range(DEATHS)] == [0] * DEATHS
+
+
 def test_what_a_place_cost_its_shards_is_taken_back_when_it_is_taken_out() -> None:
     policy = QueuePolicy([3, 2, 1], retry_wait_s=0.0)
     first = break_down(policy, "a", gpu=0, shards=2)

@@ -11,6 +11,7 @@ import pytest
 from patchsieve.pipeline.cluster.nodes import ClusterView
 from patchsieve.pipeline.cluster.places import Place
 from patchsieve.pipeline.cluster.slots import ActorSize, NodeResources
+from patchsieve.pipeline.errors import PatchsieveError
 from patchsieve.pipeline.runs.progress import Totals
 from patchsieve.pipeline.score.messages import ActorInfo, Progress
 from patchsieve.pipeline.score_on_ray import queue
@@ -23,6 +24,7 @@ from tests.helpers.score_runs import score_config
 OPTIONS = QueueOptions(
     size=ActorSize(cpus=1, gpus=0),
     max_actors=None,
+    unsorted=False,
     batch_size=4,
     compile=False,
     decode_threads=1,
@@ -32,6 +34,7 @@ OPTIONS = QueueOptions(
     not_on="",
     log_format="text",
 )
+KEPT = types.SimpleNamespace(lost_to="")
 SHARDS = [Shard(url=f"/in/{n}.tar", name=f"/in/{n}.tar", id=str(n), size=10, tag="t") for n in range(9)]
 
 
@@ -97,7 +100,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     return made
 
 
-def play(cluster: Cluster, *steps: Any) -> None:
+def play(cluster: Cluster, *steps: Any, output: Any = KEPT) -> None:
     """Run the driver; each step changes the cluster once the driver has come round often enough to settle."""
     rounds, left = 0, deque(steps)
 
@@ -112,7 +115,7 @@ def play(cluster: Cluster, *steps: Any) -> None:
     driver = queue.ShardQueue(
         SHARDS,
         None,
-        types.SimpleNamespace(owner_lost=False),
+        output,
         OPTIONS,
         out="/out",
         run_id="run",
@@ -148,3 +151,15 @@ def test_who_has_to_go_for_want_of_room_is_told_so(cluster: Cluster) -> None:
     before: list[tuple[str, str]] = []
     play(cluster, lose, lambda: before.extend(cluster.gone))
     assert before == [("of c", "the cluster has no room for it any more")]
+
+
+def test_a_run_whose_output_another_one_took_stops(cluster: Cluster) -> None:
+    cluster.nodes, output = ["a"], types.SimpleNamespace(lost_to="")
+
+    def lose() -> None:
+        output.lost_to = "run another on elsewhere (process 5)"
+
+    with pytest.raises(
+        PatchsieveError, match=r"^/out was taken over by run another on elsewhere .*: this run stops$"
+    ):
+        play(cluster, lose, lambda: pytest.fail("it goes on"), output=output)

@@ -11,6 +11,7 @@ from patchsieve.pipeline.score_on_ray.policy import (
     AHEAD_S,
     GIVE_BACK_S,
     MOST_SLOTS,
+    Failure,
     Gone,
     QueuePolicy,
     may_finish,
@@ -61,12 +62,25 @@ def test_no_second_shard_while_a_free_actor_could_take_it() -> None:
     take(policy, "a")
     policy.finish("b", policy.holding("b")[0])
     assert policy.waiting == 0
-    last = QueuePolicy([1, 1])
+    last = QueuePolicy([1, 1, 1])
     for actor in "ab":
         last.add_actor(actor)
     take(last, "a")
-    assert last.assign("a", 0.0) is None
+    last.finish("b", take(last, "b"))
+    assert last.assign("a", 0.0) is None, "b is free again"
     take(last, "b")
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_an_actor_that_gets_no_more_shards_is_waited_for_by_none(gone: bool) -> None:
+    policy = QueuePolicy([1, 1])
+    for actor in "ab":
+        policy.add_actor(actor)
+    if gone:
+        policy.actor_gone("b", Gone.RETIRED, now=0.0)
+    else:
+        policy.drain("b")
+    assert [take(policy, "a"), take(policy, "a")] == [0, 1]
 
 
 def test_errors_count_as_attempts_and_wait_longer_each_time() -> None:
@@ -83,12 +97,37 @@ def test_errors_count_as_attempts_and_wait_longer_each_time() -> None:
     assert policy.failures[0].reason == "reset again"
 
 
-def test_content_failure_is_final_at_once() -> None:
-    policy = QueuePolicy([1])
+def test_three_attempts_and_ten_lost_nodes_are_the_default() -> None:
+    policy = QueuePolicy([2, 1])
     policy.add_actor("a")
+    for attempt, now in ((1, 0.0), (2, 1.0), (3, 3.0)):  # a second later, then two
+        assert not policy.failures
+        policy.fail("a", take(policy, "a", now), "reset", now)
+        assert policy.attempts(0) == (attempt if attempt < 3 else 0)
+    assert policy.failures == {0: Failure(3, "reset")}
+    for _ in range(10):
+        assert not policy.ended
+        take(policy, "a", 9.0)
+        policy.actor_gone("a", Gone.LOST, now=9.0)
+        policy.add_actor("a")
+    assert policy.failures[1] == Failure(0, "its node was lost 10 times")
+
+
+def test_content_failure_is_final_at_once() -> None:
+    policy = QueuePolicy([1], retry_wait_s=0.0)
+    policy.add_actor("a")
+    policy.fail("a", take(policy, "a"), "reset", now=0.0)
     policy.give_up("a", take(policy, "a"), "no sample gave a row")
     assert policy.ended
-    assert policy.failures[0].attempts == 1
+    assert policy.failures == {0: Failure(2, "no sample gave a row")}
+
+
+def test_what_was_held_against_a_shard_is_forgotten_when_it_is_finished() -> None:
+    policy = QueuePolicy([1], retry_wait_s=0.0)
+    policy.add_actor("a")
+    policy.fail("a", take(policy, "a"), "reset", now=0.0)
+    policy.finish("a", take(policy, "a"))
+    assert policy.attempts(0) == 0
 
 
 def test_death_with_one_shard_in_hand_is_that_shards_doing() -> None:
@@ -98,7 +137,7 @@ def test_death_with_one_shard_in_hand_is_that_shards_doing() -> None:
         take(policy, actor)
         policy.actor_gone(actor, Gone.DIED, now=0.0)
     assert policy.ended
-    assert policy.failures[0].attempts == 2
+    assert policy.failures == {0: Failure(2, "its actor died")}
 
 
 def test_of_two_shards_in_hand_only_the_guilty_one_fails() -> None:
@@ -128,6 +167,7 @@ def test_a_suspect_is_alone_on_its_actor() -> None:
     first, second = take(policy, "a"), take(policy, "a")
     policy.actor_gone("a", Gone.DIED, now=0.0)
     assert policy.attempts(first) == policy.attempts(second) == 0
+    assert (policy.waiting, policy.held) == (4, 0), "suspects wait like others"
     policy.add_actor("b")
     assert take(policy, "b") in (first, second)
     assert policy.assign("b", 0.0) is None
@@ -194,6 +234,8 @@ def test_a_drained_actor_that_is_let_go_costs_its_shard_nothing() -> None:
         (None, 10**12, 1.0, True),  # no end is known
         (GIVE_BACK_S + 10, 100, 10.0, True),
         (GIVE_BACK_S + 10, 101, 10.0, False),
+        (GIVE_BACK_S + 10, 11, 1.0, False),
+        (GIVE_BACK_S + 0.5, 5, 10.0, True),
         (GIVE_BACK_S + 10, 10**12, 0.0, True),  # nothing measured yet
         (GIVE_BACK_S, 0, 10.0, False),
         (-5.0, 0, 10.0, False),

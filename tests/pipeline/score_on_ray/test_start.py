@@ -21,6 +21,7 @@ FIRST = Shard(url="/in/0.tar", name="/in/0.tar", id="0", size=1, tag="t")
 OPTIONS = QueueOptions(
     size=ActorSize(cpus=2, gpus=1),
     max_actors=None,
+    unsorted=False,
     batch_size=None,
     compile=False,
     decode_threads=2,

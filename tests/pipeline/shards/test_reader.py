@@ -43,6 +43,53 @@ def test_duplicates_and_members_apart(tmp_path: Path) -> None:
     assert not reader.damaged
 
 
+def test_samples_of_an_unsorted_shard_are_collected_in_the_order_of_their_first_members(
+    tmp_path: Path,
+) -> None:
+    names = ["b.cls", "a.jpg", "c.jpg", "b.jpg", "._a.jpg", "a.cls", "c.jpg", "c.cls", "c.txt", "b.txt"]
+    shard = shard_of(tmp_path / "a.tar", archive((n, n.encode()) for n in names))
+    samples, faults, reader = read_all(shard, unsorted=True)
+    assert [(s.key, {field: data.decode() for field, data in s.fields.items()}) for s in samples] == [
+        ("b", {"cls": "b.cls", "jpg": "b.jpg", "txt": "b.txt"}),
+        ("a", {"jpg": "a.jpg", "cls": "a.cls"}),
+        ("c", {"jpg": "c.jpg"}),
+    ]
+    nameless, duplicate = faults
+    assert nameless.member == "._a.jpg"
+    # A field given twice is another sample of that key, to which what follows belongs.
+    assert duplicate == Fault(
+        "c", "c.jpg", "sample", "duplicate key: the shard had members of this key before"
+    )
+    assert (reader.size, reader.damaged) == (shard.size, False)
+
+
+def test_what_is_collected_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = archive((f"{n}.jpg", bytes(4000)) for n in range(3))
+    shard = shard_of(tmp_path / "a.tar", data)
+    held = 3 * (4000 + shards._MEMBER_BYTES + len("0.jpg"))
+    monkeypatch.setattr(shards, "UNSORTED_BYTES", held)
+    assert len(read_all(shard, unsorted=True)[0]) == 3
+    monkeypatch.setattr(shards, "UNSORTED_BYTES", held - 1)
+    samples, faults, reader = read_all(shard, unsorted=True)
+    assert samples == []
+    assert [(fault.stage, "tar --sort=name" in fault.reason) for fault in faults] == [("archive", True)]
+    assert reader.damaged
+    assert reader.sha256 == hashlib.sha256(data).hexdigest()
+    # Data that nobody asked for are not held.
+    assert read_all(shard, unsorted=True, keep_fields=lambda field: False)[1] == []
+
+
+def test_more_of_a_sample_costs_nothing_where_nobody_asks_for_it(tmp_path: Path) -> None:
+    names = ["a.jpg", "b.jpg", "a.cls", "b.cls", "b.jpg"]
+    shard = shard_of(tmp_path / "a.tar", archive((n, b"1") for n in names))
+    samples, faults, _ = read_all(shard, keep_fields=lambda field: field == "jpg")
+    assert [sample.key for sample in samples] == ["a", "b"]
+    (twice,) = faults
+    assert (twice.sample_key, twice.member) == ("b", "b.cls")
+    assert "tar --sort=name" in twice.reason
+    assert "--unsorted" in twice.reason
+
+
 def test_keys_fields_and_folders(tmp_path: Path) -> None:
     data = b"".join(
         [

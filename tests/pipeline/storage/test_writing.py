@@ -9,6 +9,7 @@ import stat as python_stat
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -110,6 +111,56 @@ def test_files_have_the_mode_that_the_umask_leaves(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert {(tmp_path / name).stat().st_mode & 0o777 for name in "ab"} == {0o640}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            lambda url, file: storage.commit_bytes(b"x", url, run_id="r"),
+            ["fsync .b.r", "replace b", "fsync a"],
+        ),
+        (
+            lambda url, file: storage.commit_file(file, url, run_id="r"),
+            ["fsync .b.r", "replace b", "fsync a"],
+        ),
+        (
+            lambda url, file: storage.create_exclusive(url, b"x"),
+            ["fsync .b.create", "link b", "fsync a"],
+        ),
+        (lambda url, file: storage.move(str(file), url), ["replace b", "fsync a", "fsync from"]),
+    ],
+    ids=["bytes", "file", "exclusive", "move"],
+)
+def test_bytes_are_on_the_disk_before_they_have_their_name_and_the_name_before_it_counts(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[str, Path], object],
+    expected: list[str],
+) -> None:
+    made: list[str] = []
+
+    def note(name: str) -> None:
+        call = getattr(os, name)
+
+        def noted(*arguments: Any) -> None:
+            place = os.readlink(f"/proc/self/fd/{arguments[0]}") if name == "fsync" else str(arguments[1])
+            made.append(f"{name} {'.'.join(Path(place).name.split('.')[:3])}")
+            if name == "fsync" and os.path.isfile(place):
+                assert os.path.getsize(place) == 1, "all bytes have left the process"
+            call(*arguments)
+
+        monkeypatch.setattr(os, name, noted)
+
+    file, folder = tmp_path / "from" / "file", tmp_path / "a"
+    for made_here in (file.parent, folder):
+        made_here.mkdir()
+    file.write_bytes(b"x")
+    for name in ("fsync", "replace", "link"):
+        note(name)
+    change(str(folder / "b"), file)
+    assert made == expected
+    assert (folder / "b").read_bytes() == b"x"
 
 
 def test_texts_lose_credentials() -> None:

@@ -22,7 +22,7 @@ from patchsieve.ranker.batches.image_shards import ShardImages
 from patchsieve.ranker.batches.index import Context, TableIndex, index_tables
 from patchsieve.ranker.batches.rows import held_out_batches
 from patchsieve.ranker.batches.stream import TableBatches
-from tests.helpers.archives import archive, member, pax
+from tests.helpers.archives import apart, archive, member, pax
 from tests.helpers.photos import encode, photo, photo_pixels
 from tests.helpers.score_runs import rows_of, save_small_teacher, score_config, score_here
 from tests.helpers.servers import serve_files
@@ -124,6 +124,27 @@ def test_tables_without_pixels_train_on_visible_patches_too(world: Path) -> None
     for batch in read(index_of(world, "none", context="visible")):
         for i, pair in enumerate(zip(batch.sample_keys, batch.views, strict=True)):
             assert torch.equal(batch.patches[i], expected[pair])
+
+
+def test_unsorted_shards_are_replayed_where_it_is_said_that_they_are(world: Path, tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    for seed in (1, 2):
+        apart(world / f"shards/part-{seed}.tar", tmp_path / f"shards/part-{seed}.tar")
+    teacher = str(next(world.glob("*.safetensors")))
+    for store in ("patches", "none"):
+        config = score_config(
+            [tmp_path / "shards"], tmp_path / store, teacher, unsorted=True, store=store, root=str(tmp_path)
+        )
+        score_here(config)
+    expected = stored_patches(tmp_path, "patches")
+    assert len(expected) == 2 * 2 * IMAGES
+    batches = read(index_of(tmp_path, "none", context="visible", unsorted=True, root=str(tmp_path)))
+    for batch in batches:
+        for i, pair in enumerate(zip(batch.sample_keys, batch.views, strict=True)):
+            assert torch.equal(batch.patches[i], expected[pair])
+    assert 4 * len(batches) == len(expected)
+    with pytest.raises(UserError, match="--unsorted needs that here too"):
+        read(index_of(tmp_path, "none", context="visible", root=str(tmp_path)))
 
 
 def test_held_out_images_are_replayed_apart(world: Path) -> None:

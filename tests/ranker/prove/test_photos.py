@@ -20,10 +20,11 @@ from patchsieve.ranker.prove.photos import (
     usable_test,
     validation_split,
 )
+from tests.helpers.archives import apart
 from tests.helpers.photos import photo, write_shard
 
 
-def read(path: Path, label: str = "cls", *, merged: Any = None, limit: int | None = None) -> LabelledPhotos:
+def read(path: Path, label: str = "cls", *, merged: Any = None, **options: Any) -> LabelledPhotos:
     return read_photos(
         expand_shards([str(path)]),
         "train",
@@ -31,7 +32,7 @@ def read(path: Path, label: str = "cls", *, merged: Any = None, limit: int | Non
         grid=4,
         patch_size=8,
         image_field="jpg",
-        limit=limit,
+        **{"limit": None, **options},
     )
 
 
@@ -68,6 +69,14 @@ def test_labels_and_what_is_left_out(shard: Path) -> None:
     assert (photos.unlabelled, photos.unreadable) == (3, 2)
     assert class_names(photos) == ["0", "5", "10", "15"]
     assert photos.labels(["0", "5", "10", "15"]).tolist() == [0, 1, 2, 3]
+
+
+def test_labels_that_lie_apart_from_their_images(shard: Path, tmp_path: Path) -> None:
+    tidy, found = read(shard), read(apart(shard, tmp_path / "a.tar"), unsorted=True)
+    assert sorted(zip(found.keys, found.names, found.files, strict=True)) == sorted(
+        zip(tidy.keys, tidy.names, tidy.files, strict=True)
+    )
+    assert (found.unlabelled, found.unreadable) == (tidy.unlabelled, tidy.unreadable)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from patchsieve.pipeline.pruned.index import INDEX
 from patchsieve.pipeline.shards.specs import Shard
 from patchsieve.ranker.model.checkpoint import save_ranker
 from patchsieve.ranker.prune.request import make_prune_request, output_paths
-from tests.helpers.archives import END, archive, member, pax
+from tests.helpers.archives import END, apart, archive, member, pax
 from tests.helpers.bad_samples import DAMAGED, FAULTS, GOOD, PHOTO, mixed_members, whole_members
 from tests.helpers.photos import photo_samples, write_shard
 from tests.helpers.prune_runs import index_of, members_of, prune_config, prune_here, save_small_ranker
@@ -58,6 +59,27 @@ def test_the_bad_samples_of_the_score_job_are_copied_and_listed(ranker: str, tmp
         assert [e for e in found if e[:3] == (key, stage, at) and reason in e[3]], (key, reason, found)
     pruned = [row["sample_key"] for row in index_of(tmp_path / "out") if row["reason"] is None]
     assert pruned == list(GOOD)
+
+
+def test_an_unsorted_shard_is_pruned_like_a_sorted_one(ranker: str, tmp_path: Path) -> None:
+    tidy = write_shard(tmp_path / "in" / "a.tar", photo_samples(5, height=40, width=40))
+    path = apart(tidy, tmp_path / "apart" / "a.tar")
+    for shard, name, options in ((tidy, "tidy", {}), (path, "apart", {"unsorted": True})):
+        config = prune_config([shard], tmp_path / f"{name}-out", ranker, root=str(shard.parent), **options)
+        (result,) = prune_here(config).values()
+        assert (result.failed, result.images, result.samples, result.faults) == (None, 5, 5, {})
+    tars = [members_of(tmp_path / out / "shards" / "a.tar") for out in ("tidy-out", "apart-out")]
+    assert sorted(tars[0]) == sorted(tars[1])
+    # Another tar than without it, and so another output.
+    plain = prune_config([path], tmp_path / "apart-out", ranker, root=str(path.parent))
+    assert make_prune_request(plain).fields != make_prune_request(config).fields
+    prune_here(dataclasses.replace(config, out=str(tmp_path / "index"), format="index"))
+    read = PrunedDataset(
+        str(path), index=str(tmp_path / "index"), root=str(path.parent), unsorted=True, image_field="jpg"
+    )
+    assert sorted((one.key, one.fields["cls"]) for one in read) == sorted(
+        (name.removesuffix(".cls"), data) for name, data in tars[0] if name.endswith(".cls")
+    )
 
 
 def test_odd_names_cost_their_sample_at_most(ranker: str, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ import pytest
 from patchsieve.jobs.train import main
 from patchsieve.ranker.model.checkpoint import LoadedRanker, load_ranker
 from patchsieve.ranker.train import run as run_module
+from patchsieve.ranker.train.config import TrainConfig
+from patchsieve.ranker.train.plan import make_plan
 from patchsieve.ranker.train.progress import finished, read_curve
 from tests.helpers.forks import below
 from tests.helpers.pixel_tables import SIDE, write_pixel_table
@@ -134,6 +137,25 @@ def test_a_training_that_is_over_is_told_of_again_without_ray(
     # One that was longer when it stopped is not over, nor is one that is to go on for longer.
     assert not finished(str(whole), STEPS + 1)
     assert not finished(str(whole), STEPS // 2)
+
+
+def test_a_training_whose_output_another_one_took_stops(
+    table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("patchsieve.pipeline.output.owner.HEARTBEAT_S", 0.02)
+    monkeypatch.setattr(run_module, "ray_session", lambda stop: contextlib.nullcontext())
+    out = tmp_path / "out"
+
+    def taken_over(*arguments: object) -> None:
+        (out / "owner.json").write_text(json.dumps({"run_id": "another", "host": "elsewhere", "pid": 5}))
+        threading.Event().wait(60)
+        pytest.fail("it was not told to stop")
+
+    monkeypatch.setattr(run_module, "_fit", taken_over)
+    plan = make_plan(TrainConfig(tables=(table,), out=str(out), depth=1, batch_size=16, held_out=0.2))
+    assert run_module.train(plan) == 128 + signal.SIGTERM
+    assert "was taken over by run another on elsewhere (process 5)" in caplog.text
+    assert json.loads((out / "owner.json").read_bytes())["run_id"] == "another"
 
 
 def newest_checkpoint(out: Path) -> str:
