@@ -99,10 +99,7 @@ class Head:
 
     def answer(self, features_ND: NDArray[np.float16], scene_N: NDArray[np.int64]) -> dict[int, str]:
         """The class of each scene, which is that of the square whose share of the softmax is the highest; N squares."""
-        probe = self.probe
-        logits_NC = ((features_ND - probe.mean) / probe.scale) @ probe.weights.T + probe.bias
-        shares_NC = np.exp(logits_NC - logits_NC.max(axis=1, keepdims=True))
-        shares_NC /= shares_NC.sum(axis=1, keepdims=True)
+        shares_NC = self.probe.shares(features_ND)
         if NOTHING in self.classes:
             shares_NC[:, self.classes.index(NOTHING)] = 0
         sure_N, best_N = shares_NC.max(axis=1), shares_NC.argmax(axis=1)

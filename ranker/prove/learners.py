@@ -102,10 +102,10 @@ class ProbeLearner:
     ) -> Learned:
         """See `Learner`; convex, so that nothing is drawn."""
         assert seed is None, "a probe has one solution"
-        penalty, near = choose_penalty(
+        penalty, _ = choose_penalty(
             seen, labels_N, fitted_N=kept_N & ~chosen_on_N, chosen_on_N=chosen_on_N, classes=classes
         )
-        probe = fit_probe(seen[kept_N], labels_N[kept_N], classes, penalty.value, start=near)
+        probe = fit_probe(seen[kept_N], labels_N[kept_N], classes, penalty.value)
         weights = {name: torch.from_numpy(value.copy()) for name, value in vars(probe).items()}
         return Learned(weights=weights, validation=penalty.accuracy, penalty=penalty.value)
 

@@ -28,7 +28,7 @@ from patchsieve.ranker.prove.views import Canvas
 from patchsieve.ranker.prove.workbench import Workbench
 from patchsieve.ranker.select.patch_scorer import PatchScorer, PatchSource, open_patch_source
 
-PROVE_VERSION = 1
+PROVE_VERSION = 2
 """Raised only when the same settings give other figures. Part of the identity."""
 
 _IDENTITY = ("label", "protocol", "selector", "validation", "seed", "image_field", "quality", "background")
