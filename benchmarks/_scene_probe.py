@@ -49,7 +49,13 @@ class Lite0:
         model.reset_classifier(0)
         self._model = model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
-    @torch.inference_mode()
+    @torch.no_grad()
+    def maps(self, pictures_N3HW: Tensor) -> Tensor:
+        """The last map, float32 `[N, D, H / 32, W / 32]`, of uint8 pictures."""
+        x = (pictures_N3HW.float() - 127) / 128
+        found: Tensor = self._model.forward_features(x.contiguous(memory_format=torch.channels_last))
+        return found
+
     def squares(self, pictures: Sequence[Tensor]) -> list[NDArray[np.float16]]:
         """Means of the last map over each of `squares_of` its cells, float16 `[Q, D]` for each picture, `[3, H, W]`."""
         by_size = defaultdict(list)
@@ -60,8 +66,7 @@ class Lite0:
             batch = max(1, _BATCH_PIXELS // (height * width))
             for start in range(0, len(places), batch):
                 rows = places[start : start + batch]
-                x = (torch.stack([pictures[row] for row in rows]).float() - 127) / 128
-                maps_NDHW = self._model.forward_features(x.contiguous(memory_format=torch.channels_last))
+                maps_NDHW = self.maps(torch.stack([pictures[row] for row in rows]))
                 means_NQD = square_means(maps_NDHW).half().numpy()
                 found |= dict(zip(rows, means_NQD, strict=True))
         return [found[place] for place in range(len(pictures))]

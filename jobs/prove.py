@@ -7,6 +7,7 @@ from functools import partial
 
 from patchsieve.jobs.command_line import run_job
 from patchsieve.pipeline.runs.config_file import config_to_yaml
+from patchsieve.pipeline.runs.waiting import doing
 from patchsieve.pipeline.shown import say
 from patchsieve.ranker.prove.config import ProveConfig
 
@@ -33,7 +34,8 @@ def run(config: ProveConfig) -> int:
 
         gpus = 1.0 if config.gpus_per_worker is None else config.gpus_per_worker
         hire = partial(on_ray, workers=config.workers, gpus_per_worker=gpus)
-    proof = prove(config, lambda line: say(line, file=talk), run_id=run_id, hire=hire)
+    with doing("reading the photos; then fitting and testing an arm"):
+        proof = prove(config, lambda line: say(line, file=talk), run_id=run_id, hire=hire)
     say(*(to_json(proof, run_id=run_id).splitlines() if config.json else ["", *report_lines(proof)]))
     plot = draw_proof(proof) if config.plot else None
     write_report(proof, config.out, settings=config_to_yaml(config), plot=plot, run_id=run_id)
