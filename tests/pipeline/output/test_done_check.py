@@ -13,7 +13,7 @@ from patchsieve.pipeline import storage
 from patchsieve.pipeline.errors import InfrastructureError, UserError
 from patchsieve.pipeline.output import done as done_check
 from patchsieve.pipeline.output.done import State, compare, same_content
-from patchsieve.pipeline.output.folder import OutputFolder
+from patchsieve.pipeline.output.folder import FailedRecord, OutputFolder
 from patchsieve.pipeline.shards.reader import Fault
 from patchsieve.pipeline.shards.specs import Shard, shard_id
 from patchsieve.pipeline.tables.schema import SCORES, row_identity
@@ -260,9 +260,19 @@ def test_what_is_left_beside_finished_shards_is_removed(output: OutputFolder, sh
     errors.parent.mkdir()
     errors.write_bytes(b"of an attempt before")
     (Path(output.url) / "failed" / "odd.json").write_text("{")
-    output.plan([shard], IDENTITY)
+    other = Shard(url="/data/other.tar", name="/data/other.tar", id="other", size=1, tag="t")
+    output.record_failed(other, 3, "it holds no samples")
+    output.plan([shard, other], IDENTITY)
     assert not errors.exists()
-    assert output.failed() == {}
+    told = FailedRecord(
+        shard="/data/other.tar",
+        size=1,
+        tag="t",
+        attempts=3,
+        reason="it holds no samples",
+        run_id=output.run_id,
+    )
+    assert output.failed() == {"other": told}, "what was given up stays told until it is done"
 
 
 def test_a_run_on_many_shards_lists_once_and_reads_what_is_there(

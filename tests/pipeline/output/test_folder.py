@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from patchsieve.pipeline import storage
 from patchsieve.pipeline.errors import InfrastructureError, UserError
 from patchsieve.pipeline.output import owner
 from patchsieve.pipeline.output.folder import OutputFolder, new_run_id
+from patchsieve.pipeline.part import Part
 from patchsieve.pipeline.runs.status import read_status
 from patchsieve.pipeline.shards.reader import Fault
 from patchsieve.pipeline.tables.reader import read_scores
@@ -266,6 +269,12 @@ def test_temporaries_of_dead_runs_are_removed(tmp_path: Path) -> None:
     assert not output.lost_to
     output.release()
     assert list(tree(tmp_path)) == ["notes.tmp"]
+
+
+def test_run_ids_tell_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: 86_401.25)
+    assert re.fullmatch(r"19700102T000001\.250000Z-[0-9a-f]{8}", new_run_id())
+    assert re.fullmatch(r"19700102T000001\.250000Z-[0-9a-f]{8}-2-of-3", new_run_id(Part(2, 3)))
 
 
 def test_run_ids_sort_by_time() -> None:

@@ -66,6 +66,18 @@ def test_a_live_owner_stops_a_second_run_with_one_clear_line(tmp_path: Path, wor
     assert owner_file(tmp_path)["run_id"] == "run-1"
 
 
+def test_an_owner_that_tells_no_time_is_refused_without_one(tmp_path: Path, world: World) -> None:
+    Owner(str(tmp_path), "run-1", machine=world.machine("a", 5)).acquire(heartbeat=False)
+
+    def change() -> None:
+        content = {**owner_file(tmp_path), "heartbeat": None}
+        (tmp_path / "owner.json").write_text(json.dumps(content))
+
+    world.while_waiting = change
+    with pytest.raises(UserError, match=r"in use by run run-1 on a \(process 5\): wait until it ends"):
+        Owner(str(tmp_path), "run-2", machine=world.machine("b", 6)).acquire(heartbeat=False)
+
+
 def test_a_dead_process_of_this_host_is_stale_at_once(tmp_path: Path, world: World) -> None:
     Owner(str(tmp_path), "run-1", machine=world.machine("a", 5)).acquire(heartbeat=False)
     del world.processes["a", 5]
@@ -90,15 +102,38 @@ def test_another_container_of_the_same_host_name_is_not_this_host(tmp_path: Path
     assert world.clock >= 1000 + STALE_S
 
 
+@pytest.mark.parametrize(
+    ("changes", "gone"),
+    [
+        ({"space": None}, True),  # of a release that did not tell it
+        ({"pid": 1}, True),  # the program of a container
+        ({"pid": 0}, False),
+        ({"pid": -7}, False),
+        ({"pid": "5"}, False),
+    ],
+)
+def test_a_process_is_looked_up_where_there_can_be_such_a_one(
+    tmp_path: Path, world: World, changes: dict, gone: bool
+) -> None:
+    Owner(str(tmp_path), "run-1", machine=world.machine("a", 5)).acquire(heartbeat=False)
+    del world.processes["a", 5]
+    content = {**owner_file(tmp_path), **changes}
+    (tmp_path / "owner.json").write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+    Owner(str(tmp_path), "run-2", machine=world.machine("a", 6)).acquire(heartbeat=False)
+    assert (world.clock == 1000) == gone
+
+
 @pytest.mark.parametrize("clock_error", [-86400.0, 0.0, 86400.0])
 def test_a_silent_owner_elsewhere_is_watched_for_a_minute_of_our_clock(
-    tmp_path: Path, world: World, clock_error: float
+    tmp_path: Path, world: World, clock_error: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     silent = Owner(str(tmp_path), "run-1", machine=world.machine("a", 5, clock_error=clock_error))
     silent.acquire(heartbeat=False)
     Owner(str(tmp_path), "run-2", machine=world.machine("b", 6)).acquire(heartbeat=False)
     assert 60 <= world.clock - 1000 <= 62  # as is said to users
     assert STALE_S >= 6 * HEARTBEAT_S  # so that five may be late or lost
+    waits = f"{tmp_path}/owner.json belongs to run run-1 on a (process 5); watching for 60 s whether it lives"
+    assert caplog.messages.count(waits) == 1
     assert owner_file(tmp_path)["run_id"] == "run-2"
 
 
@@ -139,9 +174,34 @@ def test_an_owner_file_removed_by_hand_comes_back(tmp_path: Path, world: World) 
     assert owner_file(tmp_path)["run_id"] == "run-1"
 
 
-def test_an_answer_that_was_lost_is_recognised_as_ours(
+def test_an_owner_whose_removed_file_another_run_made_is_told_too(
     tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    owner, other = (
+        Owner(str(tmp_path), f"run-{number}", machine=world.machine("a", number)) for number in (1, 2)
+    )
+    owner.acquire(heartbeat=False)
+    (tmp_path / "owner.json").unlink()
+    create = storage.create_exclusive
+
+    def a_moment_too_late(url: str, data: bytes) -> bool:
+        monkeypatch.setattr(storage, "create_exclusive", create)
+        other.acquire(heartbeat=False)
+        return create(url, data)
+
+    monkeypatch.setattr(storage, "create_exclusive", a_moment_too_late)
+    assert not owner.beat()
+    assert owner.lost_to == "run run-2 on a (process 2)"
+    assert other.beat()
+
+
+@pytest.mark.parametrize("dead_before", [False, True])
+def test_an_answer_that_was_lost_is_recognised_as_ours(
+    tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch, dead_before: bool
+) -> None:
+    if dead_before:
+        Owner(str(tmp_path), "dead", machine=world.machine("a", 4)).acquire(heartbeat=False)
+        del world.processes["a", 4]
     create = storage.create_exclusive
 
     def answer_lost(url: str, data: bytes) -> bool:
@@ -153,6 +213,7 @@ def test_an_answer_that_was_lost_is_recognised_as_ours(
     owner.acquire(heartbeat=False)
     assert world.clock == 1000
     assert owner.beat()
+    assert [path.name for path in tmp_path.iterdir()] == ["owner.json"]
 
 
 def test_the_heartbeat_thread_outlives_a_store_that_is_away(
