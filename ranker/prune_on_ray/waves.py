@@ -16,15 +16,15 @@ import ray
 import ray.data
 from ray.util.annotations import RayDeprecationWarning
 
+from patchsieve.pipeline.cluster.capacity import Capacity
 from patchsieve.pipeline.cluster.nodes import keep_off
 from patchsieve.pipeline.cluster.places import Place
 from patchsieve.pipeline.cluster.slots import per_place
-from patchsieve.pipeline.errors import PatchsieveError, UserError
+from patchsieve.pipeline.errors import PatchsieveError, UserError, last_line
 from patchsieve.pipeline.shards.specs import Shard
 from patchsieve.ranker.prune.ranking import PruneResult
 from patchsieve.ranker.prune.request import PruneRequest
-from patchsieve.ranker.prune_on_ray.capacity import Capacity, capacity_of
-from patchsieve.ranker.prune_on_ray.probe import last_line
+from patchsieve.ranker.prune_on_ray.capacity import capacity_of
 from patchsieve.ranker.prune_on_ray.starts import Starts
 from patchsieve.ranker.prune_on_ray.worker import PruneAnswer, PruneOrder, PruneWorker, Task
 
