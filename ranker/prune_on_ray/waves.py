@@ -116,7 +116,6 @@ class PruneWaves:
         self.actors = useful
         places = max(slots, capacity.coming) // each if size.gpus else 0
         ray.get(order.starts.begin_wave.remote(workers=least, places=places))
-        elsewhere: dict[str, Any] = {"label_selector": keep_off(capacity.not_on)} if capacity.not_on else {}
         with _tolerant(), warnings.catch_warnings():
             # Ray 2.60 has no other way to bound an actor's retries; it warns of the one it has.
             warnings.simplefilter("ignore", RayDeprecationWarning)
@@ -130,7 +129,7 @@ class PruneWaves:
                 ),
                 num_cpus=size.cpus,
                 num_gpus=size.gpus,
-                **elsewhere,
+                label_selector=keep_off(capacity.not_on),
                 max_restarts=-1,
                 max_task_retries=0,
             )
