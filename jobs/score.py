@@ -18,10 +18,11 @@ def run(config: ScoreConfig) -> int:
     with doing("looking at the shards and the teacher"):
         request = make_request(config)
     if config.dry_run:
+        from patchsieve.pipeline.cluster.dry_run import dry_run
         from patchsieve.pipeline.score.estimate import estimate
 
-        with doing("measuring the teacher"):
-            say(*estimate(request).lines(request))
+        with doing("measuring the teacher"), dry_run() as found:
+            say(*estimate(request, found).lines(request))
         return 0
     from patchsieve.pipeline.runs.progress import make_display
     from patchsieve.pipeline.score_on_ray.run import score

@@ -19,10 +19,11 @@ def run(config: TrainConfig) -> int:
     if config.dry_run or config.log_format == "text":
         say(*plan.lines())
     if config.dry_run:
+        from patchsieve.pipeline.cluster.dry_run import dry_run
         from patchsieve.ranker.train.estimate import estimate_training
 
-        with doing("measuring some steps"):
-            say(*estimate_training(plan).lines())
+        with doing("measuring some steps"), dry_run() as found:
+            say(*estimate_training(plan, found).lines())
         return 0
     from patchsieve.ranker.train.run import train
 

@@ -41,3 +41,9 @@ class DamagedArchiveError(ContentError):
 def first_line(error: BaseException) -> str:
     """The first line of what an exception says, its type where it says nothing."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def last_line(error: BaseException) -> str:
+    """The last line of what an exception says: Ray's begin with tracebacks of its processes."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -12,7 +12,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from patchsieve.pipeline.cluster.known_job import JobEnd, KnownJob, why_of
 from patchsieve.pipeline.cluster.private_api import forget_auth_token
-from patchsieve.pipeline.errors import InfrastructureError, first_line
+from patchsieve.pipeline.errors import InfrastructureError, first_line, last_line
 
 OUTPUT_KEY = "patchsieve_output"
 """The metadata that says which output folder a job of a schedule writes."""
@@ -100,5 +100,4 @@ def _line(error: Exception) -> str:
     if isinstance(error, AuthenticationError):
         shown = first_line(error)[:_SHOWN_CHARACTERS]
         return f"{shown} (the cluster's token: RAY_AUTH_MODE=token with RAY_AUTH_TOKEN or its file)"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    return last_line(error)

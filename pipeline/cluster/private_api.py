@@ -53,6 +53,20 @@ def autoscaler_groups() -> list[tuple[dict[str, float], int]]:
     return [(dict(group.resources), group.max_count) for group in groups]
 
 
+def cluster_address() -> str | None:
+    """The address of the cluster that `ray.init` would join here; None where it would start a Ray of its own.
+
+    What is public only joins: `ray.init(address="auto")` joins the Ray of any other program of this machine, too.
+    """
+    address: str | None = ray._private.services.get_ray_address_from_environment(None, None)  # type: ignore[arg-type]
+    return None if address == "local" else address
+
+
+def local_cpus() -> int:
+    """The CPUs that a Ray which starts here would count: fewer than the machine's in a container with a limit."""
+    return int(ray._private.utils.get_num_cpus(override_docker_cpu_warning=True))
+
+
 def free_resources() -> dict[str, dict[str, float]]:
     """What is left of each node's resources, by node id. `ray.available_resources` tells the sum alone."""
     found: dict[str, dict[str, float]] = ray._private.state.available_resources_per_node()

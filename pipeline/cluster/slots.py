@@ -23,6 +23,9 @@ class NodeResources:
     head: bool = False
 
 
+NOTHING = NodeResources(cpus=0, gpus=0)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ActorSize:
     """What one actor asks for. CPUs decode beside a GPU; without one they run the teacher as well."""
@@ -68,28 +71,30 @@ def choose_size(
 
 
 def worker_size(
-    nodes: Sequence[NodeResources], *, workers: int, gpus_per_worker: float, autoscaler: NodeResources
-) -> ActorSize:
-    """What each worker of a training asks for: a CPU, and beside it a GPU where `choose_size` asks for one.
+    nodes: Sequence[NodeResources], *, gpus_per_worker: float, autoscaler: NodeResources
+) -> tuple[ActorSize, int]:
+    """What each worker of a training asks for, and how many the cluster, or what its autoscaler may bring, holds.
 
-    Raises UserError where neither the nodes nor what their `autoscaler` may bring them to hold so many workers: they
-    would wait for ever.
+    It asks for a CPU, and beside it for a GPU where `choose_size` asks for one.
     """
     size = choose_size(
         nodes,
         gpus_per_actor=gpus_per_worker,
         cpus_per_actor=1,
-        max_actors=workers,
+        max_actors=None,
         autoscaler_gpus=autoscaler.gpus,
     )
-    room = max(count_slots(nodes, size), count_slots([autoscaler], size))
-    if room < workers:
+    return size, max(count_slots(nodes, size), count_slots([autoscaler], size))
+
+
+def check_workers(workers: int | Literal["auto"], size: ActorSize, room: int) -> None:
+    """Raise UserError where there is no room for so many workers, or for none of `auto`: they would wait for ever."""
+    if room < (1 if workers == "auto" else workers):
         each = f"{size.gpus:g} GPUs" if size.gpus else "1 CPU"
         less = ", or --gpus-per-worker 0 for processors" if size.gpus else ""
         raise UserError(
             f"--workers {workers} of {each} each: the cluster holds {room}; ask for fewer, add nodes{less}"
         )
-    return size
 
 
 def decode_share(node: NodeResources, gpus: float) -> int:

@@ -46,6 +46,14 @@ def device_name(device: torch.device) -> str:
     return f"{device.type} {model}"
 
 
+def short_name(device: torch.device) -> str:
+    """The model of a GPU, or with how many threads this process works on a processor: for people."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{threads} CPU thread{'' if threads == 1 else 's'}"
+
+
 def synchronise(device: torch.device) -> None:
     """Wait until the device has done what it was given."""
     if device.type == "cuda":

@@ -1,17 +1,19 @@
-"""What a score run would cost: counted on the first samples and measured for a few seconds on this machine."""
+"""What a score run would cost: counted on the first samples, and measured for a few seconds as an actor would work."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import torch
 
-from patchsieve.pipeline.compute.device import this_device
+from patchsieve.pipeline.cluster.capacity import capacity_for
+from patchsieve.pipeline.cluster.dry_run import DryRun
+from patchsieve.pipeline.compute.device import short_name
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.row_config import RowConfig
 from patchsieve.pipeline.score.request import ScoreRequest
@@ -32,8 +34,19 @@ PROBE_S = 3.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Probed:
+    """What an actor measured. `read`: bytes of shards that held as many `samples`; `device`: its name."""
+
+    rows: RowConfig
+    samples: int
+    read: int
+    views_per_s: float
+    device: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Predictions for a run; `seconds` is None where no actor could be counted."""
+    """Predictions for a run. `where`: what measured the speed; `held`: actors that the cluster holds at most."""
 
     shards: int
     shard_bytes: int
@@ -41,9 +54,11 @@ class Estimate:
     views: int
     precision: str
     views_per_s: float
+    where: str
     gflop_per_view: float
     table_bytes: int
     actors: int
+    held: int
     seconds: float
 
     def lines(self, request: ScoreRequest) -> list[str]:
@@ -51,7 +66,9 @@ class Estimate:
         config, teacher = request.config, request.teacher
         shape = teacher.config
         per_shard = self.seconds * self.actors / max(1, self.shards)
-        actors = "actor" if self.actors == 1 else "actors"
+        actors = f"{self.actors} actor{'' if self.actors == 1 else 's'}"
+        if self.actors > self.held:
+            actors += f" (there is room for {self.held})"
         lines = [
             f"shards    {self.shards:,}, {byte_size(self.shard_bytes)}",
             f"samples   about {self.samples:,}"
@@ -61,8 +78,8 @@ class Estimate:
             f"views     about {self.views:,}, {request.visible} of {shape.positions} patches visible, "
             f"{self.gflop_per_view:.3g} GFLOP each, {self.gflop_per_view * self.views:,.4g} GFLOP in all",
             f"table     about {byte_size(self.table_bytes)} beside {byte_size(self.shard_bytes)} of shards",
-            f"speed     {self.views_per_s:.1f} views/s per actor in {self.precision}, on {_device_name()} here",
-            f"time      about {duration(self.seconds)} with {self.actors} {actors}, {duration(per_shard)} per shard",
+            f"speed     {self.views_per_s:.1f} views/s per actor in {self.precision}, on {self.where}",
+            f"time      about {duration(self.seconds)} with {actors}, {duration(per_shard)} per shard",
         ]
         if config.price_per_hour is not None:
             hours = self.seconds * self.actors / 3600
@@ -70,33 +87,21 @@ class Estimate:
         return [*lines, *request.notes]
 
 
-def estimate(request: ScoreRequest) -> Estimate:
-    """Count and measure; nothing is written and Ray is not started."""
+def estimate(request: ScoreRequest, run: DryRun) -> Estimate:
+    """Count, and measure where `run` says; nothing is written."""
+    config = request.config
     if not request.shards:
-        raise UserError(f"--part {request.config.part} has no shard: there is nothing to measure")
-    device = this_device()
-    model = build_teacher(request.teacher, device=str(device))
-    rows = request.known_rows(None) or request.rows(choose_precision(model, device))
-    samples, found, read = _first_samples(request.shards, rows.image_field, unsorted=request.config.unsorted)
-    total = sum(shard.size or 0 for shard in request.shards)
-    counted = round(total / max(1, read) * found * rows.sample)
-    decode = _prepared(samples, request, device)
-    if not decode.views:
-        raise UserError(f"none of the first {len(samples)} samples of {request.shards[0].name} gives a view")
-    scorer = Scorer.for_rows(
-        model, rows, device=device, batch_size=request.config.known_batch_size, compile=request.config.compile
+        raise UserError(f"--part {config.part} has no shard: there is nothing to measure")
+    capacity = capacity_for(config, run.nodes, autoscaler_gpus=run.autoscaler.gpus)
+    probed, place = run.measure(
+        partial(probe, request=request, decode_threads=capacity.size.cpus),
+        capacity.size,
+        not_on=capacity.not_on,
     )
-    teacher_rate = _teacher_rate(scorer, decode.views, rows)
-    rate = (
-        min(teacher_rate, decode.views_per_s)
-        if device.type == "cuda"
-        else 1
-        / (
-            # On a processor decoding and scoring share the cores.
-            1 / teacher_rate + 1 / decode.views_per_s
-        )
-    )
-    actors = request.config.max_actors or max(1, torch.cuda.device_count())
+    rows, total = probed.rows, sum(shard.size or 0 for shard in request.shards)
+    counted = round(total / max(1, probed.read) * probed.samples * rows.sample)
+    held = max(1, capacity.slots, capacity.coming)
+    actors = min(config.max_actors or held, len(request.shards))
     views = counted * rows.views
     return Estimate(
         shards=len(request.shards),
@@ -104,7 +109,8 @@ def estimate(request: ScoreRequest) -> Estimate:
         samples=counted,
         views=views,
         precision=rows.precision,
-        views_per_s=rate,
+        views_per_s=probed.views_per_s,
+        where=f"{probed.device} of {place}",
         gflop_per_view=gflop_per_view(
             request.teacher.config, request.visible, rows.removal, rows.frozen_tokens
         ),
@@ -118,7 +124,32 @@ def estimate(request: ScoreRequest) -> Estimate:
             store=rows.store,
         ),
         actors=actors,
-        seconds=views / rate / actors,
+        held=held,
+        seconds=views / probed.views_per_s / actors,
+    )
+
+
+def probe(device: torch.device, *, request: ScoreRequest, decode_threads: int) -> Probed:
+    """Score the first samples for some seconds, as an actor with this device and these threads does."""
+    model = build_teacher(request.teacher, device=str(device))
+    rows = request.known_rows(None) or request.rows(choose_precision(model, device))
+    samples, found, read = _first_samples(request.shards, rows.image_field, unsorted=request.config.unsorted)
+    decode = _prepared(samples, request, decode_threads)
+    if not decode.views:
+        raise UserError(f"none of the first {len(samples)} samples of {request.shards[0].name} gives a view")
+    scorer = Scorer.for_rows(
+        model, rows, device=device, batch_size=request.config.known_batch_size, compile=request.config.compile
+    )
+    teacher_rate = _teacher_rate(scorer, decode.views, rows)
+    # On a processor decoding and scoring share the cores.
+    shared = 1 / (1 / teacher_rate + 1 / decode.views_per_s)
+    on_gpu = device.type == "cuda"
+    return Probed(
+        rows=rows,
+        samples=found,
+        read=read,
+        views_per_s=min(teacher_rate, decode.views_per_s) if on_gpu else shared,
+        device=short_name(device),
     )
 
 
@@ -150,9 +181,8 @@ def _first_samples(
     return samples, found, read
 
 
-def _prepared(samples: Sequence[Sample], request: ScoreRequest, device: torch.device) -> _Prepared:
+def _prepared(samples: Sequence[Sample], request: ScoreRequest, threads: int) -> _Prepared:
     rows = dataclasses.replace(request.rows("fp32"), sample=1.0)
-    threads = (os.cpu_count() or 1) // max(1, torch.cuda.device_count())
     views_of = views_here(rows, request.teacher.config.patch_size)
     started = time.perf_counter()
     with ThreadPoolExecutor(threads) as pool:
@@ -171,9 +201,3 @@ def _teacher_rate(scorer: Scorer, views: Sequence[View], rows: RowConfig) -> flo
         scorer.score(*arguments)
         count += len(batch)
     return count / (time.perf_counter() - started)
-
-
-def _device_name() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{torch.get_num_threads()} CPU threads"

@@ -7,9 +7,9 @@ import time
 import ray
 
 from patchsieve.pipeline import storage
+from patchsieve.pipeline.cluster.capacity import capacity_for
 from patchsieve.pipeline.cluster.nodes import autoscaler_gpus, cluster_nodes
 from patchsieve.pipeline.cluster.session import ray_session
-from patchsieve.pipeline.cluster.slots import choose_size, spared_node
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.identity import digest_of
 from patchsieve.pipeline.output.folder import OutputFolder, Plan, new_run_id
@@ -106,15 +106,9 @@ class _ScoreRun:
 
     def _options(self) -> QueueOptions:
         """How this cluster is used, as it is now."""
-        config, nodes, growing = self._request.config, cluster_nodes(), autoscaler_gpus()
-        not_on = spared_node(nodes, config.head_node, growing=growing > 0)
-        size = choose_size(
-            [node for node in nodes if node.node_id != not_on],
-            gpus_per_actor=config.gpus_per_actor,
-            cpus_per_actor=config.cpus_per_actor,
-            max_actors=config.max_actors,
-            autoscaler_gpus=growing,
-        )
+        config = self._request.config
+        capacity = capacity_for(config, cluster_nodes(), autoscaler_gpus=autoscaler_gpus())
+        size = capacity.size
         own_share = size.gpus > 0 and config.cpus_per_actor is None
         return QueueOptions(
             size=size,
@@ -126,7 +120,7 @@ class _ScoreRun:
             decode_pixels=config.decode_pixels,
             stall_timeout_s=config.stall_timeout,
             start_timeout_s=config.start_timeout,
-            not_on=not_on,
+            not_on=capacity.not_on,
             log_format=config.log_format,
         )
 

@@ -11,7 +11,7 @@ import ray
 
 from patchsieve.pipeline.cluster.nodes import autoscaler_resources, cluster_nodes, this_place
 from patchsieve.pipeline.cluster.session import ray_session
-from patchsieve.pipeline.cluster.slots import worker_size
+from patchsieve.pipeline.cluster.slots import check_workers, worker_size
 from patchsieve.pipeline.compute.device import keep_freed_memory
 from patchsieve.pipeline.compute.gpu_faults import assigned_device
 from patchsieve.pipeline.errors import PatchsieveError, UserError, first_line
@@ -104,12 +104,10 @@ def on_ray(job: Job, *, workers: int, gpus_per_worker: float) -> Iterator[RayCre
     Raises UserError where they do not fit.
     """
     with stop_on_signals(lambda _signal: None) as stop, ray_session(stop):
-        size = worker_size(
-            cluster_nodes(),
-            workers=workers,
-            gpus_per_worker=gpus_per_worker,
-            autoscaler=autoscaler_resources(),
+        size, room = worker_size(
+            cluster_nodes(), gpus_per_worker=gpus_per_worker, autoscaler=autoscaler_resources()
         )
+        check_workers(workers, size, room)
         remote: Any = ray.remote(RemoteWorker).options(
             num_cpus=size.cpus, num_gpus=size.gpus, max_restarts=_RESTARTS, max_task_retries=_RESTARTS
         )

@@ -1,8 +1,7 @@
-"""What a cluster holds of a prune run's actors: their size, how many, and waiting for the first of them."""
+"""What the cluster holds of a prune run's actors, and waiting for the first place."""
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import time
 from collections.abc import Callable
@@ -10,51 +9,28 @@ from typing import Any
 
 import ray
 
+from patchsieve.pipeline.cluster.capacity import Capacity, capacity_for
 from patchsieve.pipeline.cluster.nodes import ClusterView, autoscaler_gpus, cluster_nodes, keep_off
 from patchsieve.pipeline.cluster.room import Room
-from patchsieve.pipeline.cluster.slots import ActorSize, choose_size, count_slots, spared_node
-from patchsieve.pipeline.errors import PatchsieveError, UserError
+from patchsieve.pipeline.errors import PatchsieveError, UserError, last_line
 from patchsieve.pipeline.score_on_ray.patience import Patience
 from patchsieve.ranker.prune.config import PruneConfig
-from patchsieve.ranker.prune_on_ray.probe import CHECK_S, last_line
+from patchsieve.ranker.prune_on_ray.probe import CHECK_S
 
 _log = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Capacity:
-    """What an actor asks for, how many the cluster holds now, and how many its autoscaler's GPUs would hold.
-
-    `not_on`: id of a node that takes no actor, "" for none.
-    """
-
-    size: ActorSize
-    slots: int
-    coming: int
-    not_on: str
-
-
 def capacity_of(config: PruneConfig) -> Capacity:
     """Of the cluster as it is. Raises UserError where nodes take actors, and none holds one of this size."""
-    every, growing = cluster_nodes(), autoscaler_gpus()
-    not_on = spared_node(every, config.head_node, growing=growing > 0)
-    nodes = [node for node in every if node.node_id != not_on]
-    size = choose_size(
-        nodes,
-        gpus_per_actor=config.gpus_per_actor,
-        cpus_per_actor=config.cpus_per_actor,
-        max_actors=config.max_actors,
-        autoscaler_gpus=growing,
-    )
-    slots = count_slots(nodes, size)
-    if not slots and not growing and any(node.cpus >= 1 or node.gpus for node in nodes):
+    growing = autoscaler_gpus()
+    capacity = capacity_for(config, cluster_nodes(), autoscaler_gpus=growing)
+    size = capacity.size
+    if not capacity.slots and not growing and any(node.cpus >= 1 or node.gpus for node in capacity.nodes):
         raise UserError(
             f"no node holds an actor of {size.cpus} CPUs and {size.gpus:g} GPUs: change --cpus-per-actor or "
             "--gpus-per-actor"
         )
-    return Capacity(
-        size=size, slots=slots, coming=int(growing / size.gpus) if size.gpus else 0, not_on=not_on
-    )
+    return capacity
 
 
 class _Place:

@@ -15,7 +15,7 @@ from patchsieve.pipeline.cluster.places import Place
 from patchsieve.pipeline.cluster.slots import ActorSize
 from patchsieve.pipeline.compute.device import keep_freed_memory
 from patchsieve.pipeline.compute.gpu_faults import assigned_device, device_faults
-from patchsieve.pipeline.errors import DeviceError, PatchsieveError
+from patchsieve.pipeline.errors import DeviceError, PatchsieveError, last_line
 from patchsieve.pipeline.output.machine import process_start
 from patchsieve.pipeline.row_config import Precision
 from patchsieve.ranker.select.patch_scorer import PatchSource, choose_source_precision
@@ -84,12 +84,6 @@ def _answer(reference: Any, check: Callable[[], None]) -> Any:
         raise PatchsieveError(f"the ranker could not be tried: {last_line(error)}") from error
     except ray.exceptions.RayError as error:
         raise PatchsieveError(f"the ranker could not be tried: {last_line(error)}") from error
-
-
-def last_line(error: Exception) -> str:
-    """The last line of what an exception says: Ray's begin with tracebacks of its processes."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
 
 
 def _wait_for_end(homes: list[tuple[Place, int]], check: Callable[[], None]) -> None:

@@ -16,15 +16,15 @@ import ray
 import ray.data
 from ray.util.annotations import RayDeprecationWarning
 
+from patchsieve.pipeline.cluster.capacity import Capacity
 from patchsieve.pipeline.cluster.nodes import keep_off
 from patchsieve.pipeline.cluster.places import Place
 from patchsieve.pipeline.cluster.slots import per_place
-from patchsieve.pipeline.errors import PatchsieveError, UserError
+from patchsieve.pipeline.errors import PatchsieveError, UserError, last_line
 from patchsieve.pipeline.shards.specs import Shard
 from patchsieve.ranker.prune.ranking import PruneResult
 from patchsieve.ranker.prune.request import PruneRequest
-from patchsieve.ranker.prune_on_ray.capacity import Capacity, capacity_of
-from patchsieve.ranker.prune_on_ray.probe import last_line
+from patchsieve.ranker.prune_on_ray.capacity import capacity_of
 from patchsieve.ranker.prune_on_ray.starts import Starts
 from patchsieve.ranker.prune_on_ray.worker import PruneAnswer, PruneOrder, PruneWorker, Task
 
@@ -116,7 +116,6 @@ class PruneWaves:
         self.actors = useful
         places = max(slots, capacity.coming) // each if size.gpus else 0
         ray.get(order.starts.begin_wave.remote(workers=least, places=places))
-        elsewhere: dict[str, Any] = {"label_selector": keep_off(capacity.not_on)} if capacity.not_on else {}
         with _tolerant(), warnings.catch_warnings():
             # Ray 2.60 has no other way to bound an actor's retries; it warns of the one it has.
             warnings.simplefilter("ignore", RayDeprecationWarning)
@@ -130,7 +129,7 @@ class PruneWaves:
                 ),
                 num_cpus=size.cpus,
                 num_gpus=size.gpus,
-                **elsewhere,
+                label_selector=keep_off(capacity.not_on),
                 max_restarts=-1,
                 max_task_retries=0,
             )

@@ -78,8 +78,9 @@ class TrainConfig:
     """How often workers may fail before the run does; preempted nodes do not count."""
     stall_timeout: float = 900.0
     """Seconds that a step may take before its worker ends itself, which counts as a restart."""
-    workers: int = 1
-    """Training processes: one per GPU, or on processors."""
+    workers: int | Literal["auto"] = 1
+    """Training processes: one per GPU, or on processors. auto: as many as share a batch evenly and have room on the
+    cluster, what its autoscaler may bring included."""
     gpus_per_worker: float = 1.0
     """GPUs of each worker where the cluster has some, or its autoscaler may add them; 0 trains on processors."""
     seed: int = 0
@@ -97,9 +98,10 @@ class TrainConfig:
         for name in ("epochs", "measure_every", "base_lr", "checkpoint_minutes", "stall_timeout"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{flag(name)} is {getattr(self, name)}, must be above 0")
-        if self.batch_size % (self.workers * self.accumulate):
+        workers = 1 if self.workers == "auto" else self.workers
+        if self.batch_size % (workers * self.accumulate):
             raise UserError(
-                f"--batch-size {self.batch_size} does not divide by {self.workers} workers x {self.accumulate} parts"
+                f"--batch-size {self.batch_size} does not divide by {workers} workers x {self.accumulate} parts"
             )
         if not 0 < self.layer_decay <= 1:
             raise UserError(f"--layer-decay is {self.layer_decay}, must be above 0 and at most 1")

@@ -1,14 +1,17 @@
-"""What a training would cost: counted from its plan, and steps measured for a few seconds on this machine."""
+"""What a training would cost: counted from its plan, and steps measured for a few seconds as a worker would."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
-from patchsieve.pipeline.compute.device import this_device
+from patchsieve.pipeline.cluster.dry_run import DryRun
+from patchsieve.pipeline.cluster.slots import check_workers, worker_size
+from patchsieve.pipeline.compute.device import short_name
 from patchsieve.pipeline.units import byte_size, duration
 from patchsieve.ranker.batches.batch import Batch
 from patchsieve.ranker.batches.index import TableIndex
@@ -27,7 +30,8 @@ _FIRST_ROWS = 8
 class TrainEstimate:
     """Predictions for a training. `pass_bytes`: read from the store in one pass, by all workers together.
 
-    `window_bytes`: rows that a worker holds to draw batches from, the next ones included. `rows_per_s`: of one worker.
+    `window_bytes`: rows that a worker holds to draw batches from, the next ones included. `rows_per_s`: of one of the
+    `workers`; `room`: for how many the cluster, or this machine, has some; `where`: what measured the rate.
     """
 
     passes: float
@@ -35,34 +39,43 @@ class TrainEstimate:
     window_bytes: int
     rows_per_s: float
     seconds: float
-    device: str
+    workers: int
+    room: int
+    where: str
 
     def lines(self) -> list[str]:
         """What the dry run prints below the plan."""
         return [
             f"reading   about {byte_size(self.pass_bytes)} per pass, {byte_size(self.pass_bytes * self.passes)} in all",
             f"memory    about {byte_size(self.window_bytes)} of stored rows per worker, beside the model's own",
-            f"speed     {self.rows_per_s:,.1f} rows/s per worker on {self.device} here, steps alone",
+            f"workers   {self.workers}, there is room for {self.room}",
+            f"speed     {self.rows_per_s:,.1f} rows/s per worker on {self.where}, steps alone",
             f"time      about {duration(self.seconds)}, where rows arrive as fast ({self.seconds / 3600:.2f} h)",
         ]
 
 
-def estimate_training(plan: TrainPlan) -> TrainEstimate:
-    """Count, and time real steps of the ranker on made-up rows; nothing is read or written, Ray is not started.
+def estimate_training(plan: TrainPlan, run: DryRun) -> TrainEstimate:
+    """Count, and time real steps of the ranker on made-up rows where `run` says; nothing is read or written.
 
-    Takes some seconds. Raises torch.OutOfMemoryError where a worker's part of a batch does not fit the GPU.
+    Takes some seconds. Raises UserError where the cluster has no room for the workers, PatchsieveError and
+    torch.OutOfMemoryError where a worker's part of a batch does not fit the GPU.
     """
     config, recipe = plan.config, plan.recipe
-    part = recipe.batch_size // (config.workers * recipe.accumulate)
-    cuda = torch.cuda.is_available()
-    rows_per_s = step_rate(plan, part)
+    size, room = worker_size(run.nodes, gpus_per_worker=config.gpus_per_worker, autoscaler=run.autoscaler)
+    if run.joined:
+        check_workers(config.workers, size, room)
+    plan = plan.with_workers(room)
+    part = recipe.batch_size // (plan.workers * recipe.accumulate)
+    (rows_per_s, device), place = run.measure(partial(step_rate, plan=plan, part=part), size)
     return TrainEstimate(
         passes=recipe.steps * recipe.batch_size / max(1, int(plan.index.train_rows.sum())),
         pass_bytes=int(plan.index.read_bytes[plan.index.train_rows > 0].sum()),
-        window_bytes=window_memory(plan.index, ranks=config.workers),
+        window_bytes=window_memory(plan.index, ranks=plan.workers),
         rows_per_s=rows_per_s,
-        seconds=recipe.steps * recipe.batch_size / config.workers / rows_per_s,
-        device=torch.cuda.get_device_name() if cuda else "one CPU thread",
+        seconds=recipe.steps * recipe.batch_size / plan.workers / rows_per_s,
+        workers=plan.workers,
+        room=room,
+        where=f"{device} of {place}",
     )
 
 
@@ -75,27 +88,21 @@ def window_memory(index: TableIndex, *, ranks: int, window_bytes: int = WINDOW_B
     return min(2 * max(window_bytes, largest), share)
 
 
-def step_rate(plan: TrainPlan, part: int) -> float:
-    """Rows per second of one worker that takes `part` rows at once: a training step, data aside."""
-    device = this_device()
+def step_rate(device: torch.device, *, plan: TrainPlan, part: int) -> tuple[float, str]:
+    """Rows per second of a worker that takes `part` rows at once, data aside; and the name of its device."""
     precision = plan.config.precision
     half = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-    threads = torch.get_num_threads()
-    if device.type == "cpu":
-        torch.set_num_threads(1)  # as many as Ray gives a worker
-    try:
-        with torch.random.fork_rng():
-            ranker = Ranker(plan.ranker).to(device)
-        training = Training(
-            ranker,
-            dataclasses.replace(plan.recipe, accumulate=1),
-            device=device,
-            half=torch.float16 if precision == "auto" and device.type == "cuda" else half.get(precision),
-            full=plan.config.context == "full",
-        )
-        return _rate(lambda rows: training.train_step([_made_up(plan.index, rows)]), part)
-    finally:
-        torch.set_num_threads(threads)
+    with torch.random.fork_rng():
+        ranker = Ranker(plan.ranker).to(device)
+    training = Training(
+        ranker,
+        dataclasses.replace(plan.recipe, accumulate=1),
+        device=device,
+        half=torch.float16 if precision == "auto" and device.type == "cuda" else half.get(precision),
+        full=plan.config.context == "full",
+    )
+    rate = _rate(lambda rows: training.train_step([_made_up(plan.index, rows)]), part)
+    return rate, short_name(device)
 
 
 def _rate(step: Callable[[int], object], part: int) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.shards.specs import expand_shards
@@ -37,6 +37,21 @@ class TrainPlan:
     rows: dict[str, Any]
     validation: ValidationPlan
 
+    @property
+    def workers(self) -> int:
+        """How many there are, once `with_workers` has decided it."""
+        assert self.config.workers != "auto", "with_workers decides it"
+        return self.config.workers
+
+    def with_workers(self, room: int) -> TrainPlan:
+        """The plan with `--workers auto` decided: the most, up to `room`, that share each batch evenly."""
+        if self.config.workers != "auto":
+            return self
+        # Tables that fill a batch of one worker fill the shares of several.
+        parts = self.recipe.batch_size // self.recipe.accumulate
+        found = next(count for count in range(max(1, min(room, parts)), 0, -1) if parts % count == 0)
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, workers=found))
+
     def lines(self) -> list[str]:
         """What the dry run prints."""
         rows, held = int(self.index.train_rows.sum()), int(self.index.held_out_rows.sum())
@@ -46,10 +61,14 @@ class TrainPlan:
             f"ranker    {self.ranker.model}, head {self.ranker.head}, {self.index.visible} of "
             f"{self.ranker.positions} patches per view, context {self.config.context}",
             f"training  {self.recipe.steps:,} steps of {self.recipe.batch_size:,} rows, {passes:.1f} passes, "
-            f"{self.config.epochs:g} views per image, {self.config.workers} workers, loss {self.recipe.loss}",
+            f"{self.config.epochs:g} views per image, {_workers(self.config.workers)}, loss {self.recipe.loss}",
             f"measured  on {self.validation.kind}, {self.validation.rows:,} held-out rows, every "
             f"{self.measure_steps:,} steps",
         ]
+
+
+def _workers(asked: int | Literal["auto"]) -> str:
+    return "as many workers as there is room for" if asked == "auto" else f"{asked} workers"
 
 
 def images_of(files: Sequence[TableFile]) -> int:
@@ -78,11 +97,9 @@ def make_plan(config: TrainConfig) -> TrainPlan:
             f"--held-out {config.held_out} takes none of these images: score more, or hold out more"
         )
     # Refuses batches that the tables cannot fill.
+    ranks = 1 if config.workers == "auto" else config.workers
     TableBatches(
-        index,
-        batch_size=config.batch_size // (config.workers * config.accumulate),
-        seed=config.seed,
-        ranks=config.workers,
+        index, batch_size=config.batch_size // (ranks * config.accumulate), seed=config.seed, ranks=ranks
     )
     images = max(1, round(images_of(index.files) * (1 - config.held_out)))
 

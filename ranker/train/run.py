@@ -23,10 +23,10 @@ from patchsieve.pipeline import storage
 from patchsieve.pipeline.cluster.metrics import RunMetrics
 from patchsieve.pipeline.cluster.nodes import autoscaler_resources, cluster_nodes, this_place
 from patchsieve.pipeline.cluster.session import ray_session
-from patchsieve.pipeline.cluster.slots import MOST_DECODE_CPUS, worker_size
+from patchsieve.pipeline.cluster.slots import MOST_DECODE_CPUS, check_workers, worker_size
 from patchsieve.pipeline.compute.device import keep_freed_memory
 from patchsieve.pipeline.compute.gpu_faults import assigned_device
-from patchsieve.pipeline.errors import PatchsieveError
+from patchsieve.pipeline.errors import PatchsieveError, last_line
 from patchsieve.pipeline.images.pixel_gate import GATE
 from patchsieve.pipeline.output.folder import new_run_id
 from patchsieve.pipeline.output.owner import Owner
@@ -135,14 +135,18 @@ def _initial_weights(plan: TrainPlan) -> dict[str, torch.Tensor]:
 
 def _fit(plan: TrainPlan, weights: dict[str, torch.Tensor], run_id: str) -> None:
     config = plan.config
+    size, room = worker_size(
+        cluster_nodes(), gpus_per_worker=config.gpus_per_worker, autoscaler=autoscaler_resources()
+    )
+    check_workers(config.workers, size, room)
+    if config.workers == "auto":
+        plan = plan.with_workers(room)
+        told = {"workers": plan.workers, "room": room, "gpus_per_worker": size.gpus}
+        log_event("workers chosen", told)
+        if config.log_format == "text":
+            say(f"{plan.workers} workers, there is room for {room}")
     # Left to itself, Ray Train knows fewer stores than we do, and looks for their credentials elsewhere.
     store, path = storage.arrow_filesystem(config.out)
-    size = worker_size(
-        cluster_nodes(),
-        workers=config.workers,
-        gpus_per_worker=config.gpus_per_worker,
-        autoscaler=autoscaler_resources(),
-    )
     failures: Any = FailureConfig  # of the release that is pinned; the types tell of an older one
     trainer = TorchTrainer(
         _work,
@@ -150,12 +154,12 @@ def _fit(plan: TrainPlan, weights: dict[str, torch.Tensor], run_id: str) -> None
         train_loop_config={"plan": plan, "weights": ray.put(weights), "run_id": run_id},
         # One processor's worth of matrix products per worker, whatever the node offers besides.
         scaling_config=ScalingConfig(
-            num_workers=config.workers,
+            num_workers=plan.workers,
             use_gpu=size.gpus > 0,
             resources_per_worker={"CPU": size.cpus, "GPU": size.gpus} if size.gpus else None,
         ),
         # NCCL wants a whole GPU for each, and nobody to talk to wants nothing.
-        torch_config=TorchConfig(backend="nccl" if size.gpus == 1 and config.workers > 1 else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if size.gpus == 1 and plan.workers > 1 else "gloo"),
         run_config=RunConfig(
             name=RAY_FOLDER,
             storage_path=path,
@@ -177,8 +181,7 @@ def _cause(error: ray.train.TrainingFailedError) -> PatchsieveError:
     ours = [failure for failure in failures.values() if isinstance(failure, PatchsieveError)]
     if ours:
         return ours[0]
-    lines = str(error).strip().splitlines()
-    return PatchsieveError(f"training failed: {lines[-1] if lines else type(error).__name__}")
+    return PatchsieveError(f"training failed: {last_line(error)}")
 
 
 def _work(settings: dict[str, Any]) -> None:

@@ -13,7 +13,9 @@ from tests.helpers.score_runs import save_small_teacher
 
 
 @pytest.mark.ray
-def test_from_photos_to_pruned_shards(ray_cluster: None, tmp_path: Path) -> None:
+def test_from_photos_to_pruned_shards(
+    ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shard = write_shard(tmp_path / "photos" / "a.tar", photo_samples(12, height=60, width=80))
     teacher = save_small_teacher(tmp_path)
     labels, ranker, pruned = (str(tmp_path / name) for name in ("labels", "ranker", "pruned"))
@@ -31,8 +33,11 @@ def test_from_photos_to_pruned_shards(ray_cluster: None, tmp_path: Path) -> None
         epochs=4,
         held_out=0.4,
         batch_size=8,
+        accumulate=4,
+        workers="auto",
         gpus_per_worker=0.0,
     )
+    assert "\n2 workers, there is room for 4\n" in capsys.readouterr().out
     assert fitted.digest == patchsieve.load_ranker(ranker).digest
     done = patchsieve.prune([str(shard)], ranker=ranker, out=pruned, keep=0.25, **processors)
     assert (done.exit_code, done.kept) == (0, 12 * 9)

@@ -19,13 +19,16 @@ from patchsieve.pipeline.score.config import ScoreConfig
 from tests.helpers.checkout import ROOT
 
 AWS, KUBERAY, DOCKERFILE = ROOT / "ray_cluster.yaml", ROOT / "deploy/kuberay.yaml", ROOT / "deploy/Dockerfile"
-SKY = ROOT / "deploy/skypilot.yaml"
+SKY, GCP = ROOT / "deploy/skypilot.yaml", ROOT / "deploy/ray_cluster_gcp.yaml"
 RAY = Path(importlib.util.find_spec("ray").submodule_search_locations[0])  # type: ignore[union-attr, index]
 PLACEHOLDER = re.compile(r"<[A-Z_]+>")
 # The fields of EC2's request that we use, and those of Ray's AWS provider: Ray's schema lets any name pass.
 NODE_FIELDS = {
     *("InstanceType", "ImageId", "SubnetIds", "SecurityGroupIds", "IamInstanceProfile", "MetadataOptions"),
     *("BlockDeviceMappings", "InstanceMarketOptions"),
+}
+GCP_NODE_FIELDS = {
+    *("machineType", "disks", "networkInterfaces", "serviceAccounts", "scheduling"),  # of Google's reference
 }
 PROVIDER_FIELDS = {"type", "region", "availability_zone", "cache_stopped_nodes"}
 
@@ -56,6 +59,12 @@ def aws() -> dict[str, Any]:
 
 
 @pytest.fixture
+def gcp() -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(filled(GCP))
+    return content
+
+
+@pytest.fixture
 def kubernetes() -> dict[str, Any]:
     return {document["kind"]: document for document in yaml.safe_load_all(filled(KUBERAY)) if document}
 
@@ -69,7 +78,7 @@ def pods(kubernetes: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("file", [AWS, KUBERAY, DOCKERFILE, SKY])
+@pytest.mark.parametrize("file", [AWS, GCP, KUBERAY, DOCKERFILE, SKY])
 def test_every_placeholder_is_explained_and_every_explained_one_is_used(file: Path) -> None:
     explained = set(re.findall(r"^# +(<[A-Z_]+>) {2,}\S", comments(file), re.MULTILINE))
     lines = file.read_text(encoding="utf-8").splitlines()
@@ -107,6 +116,29 @@ def test_names_that_rays_schema_lets_pass(aws: dict[str, Any]) -> None:
     for kind in aws["available_node_types"].values():
         assert set(kind["node_config"]) <= NODE_FIELDS
     assert aws["available_node_types"]["gpu_worker"]["max_workers"] <= aws["max_workers"]
+
+
+def test_the_cluster_on_google_is_that_on_aws_but_for_the_machines(
+    aws: dict[str, Any], gcp: dict[str, Any]
+) -> None:
+    validate_as_ray_does(gcp)
+    assert set(gcp["provider"]) == PROVIDER_FIELDS | {"project_id"}
+    for kind in gcp["available_node_types"].values():
+        assert set(kind["node_config"]) <= GCP_NODE_FIELDS
+        (account,) = kind["node_config"]["serviceAccounts"]
+        assert account["email"]  # or Ray makes one with wide rights
+        assert kind["node_config"]["networkInterfaces"][0]["subnetwork"]
+    kinds = gcp["available_node_types"]
+    assert kinds["gpu_worker"]["node_config"]["scheduling"]["provisioningModel"] == "SPOT"
+    assert "scheduling" not in kinds["head"]["node_config"]
+    for cluster in (aws, gcp):
+        for kind in cluster["available_node_types"].values():
+            del kind["node_config"]
+        # What differs beside the machines: the provider, and packages by store and cloud.
+        for other in ("provider", "head_setup_commands"):
+            del cluster[other]
+        cluster["setup_commands"][0] = re.sub(r"\[\w+\]$", "", cluster["setup_commands"][0])
+    assert gcp == aws
 
 
 def test_workers_are_on_spot_and_the_head_takes_no_actor(aws: dict[str, Any]) -> None:

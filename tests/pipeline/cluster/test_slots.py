@@ -8,9 +8,11 @@ import pytest
 
 from patchsieve.pipeline.cluster.slots import (
     MOST_DECODE_CPUS,
+    NOTHING,
     ActorSize,
     HeadUse,
     NodeResources,
+    check_workers,
     choose_size,
     count_slots,
     decode_share,
@@ -126,42 +128,35 @@ def test_actors_wanted(slots: int, unfinished: int, most: int | None, wanted: in
     assert wanted_actors(slots=slots, unfinished=unfinished, max_actors=most) == wanted
 
 
-NOTHING = NodeResources(cpus=0, gpus=0)
-
-
 @pytest.mark.parametrize(
-    ("nodes", "autoscaler", "asked", "size"),
+    ("nodes", "autoscaler", "gpus_per_worker", "size", "room"),
     [
         # The driver's machine, the head, has none of the GPUs.
-        ([HEAD, GPU_8], NOTHING, {"workers": 8}, ActorSize(cpus=1, gpus=1)),
+        ([HEAD, GPU_8], NOTHING, 1, ActorSize(cpus=1, gpus=1), 8),
         # No worker node yet: GPUs are what the autoscaler brings.
-        ([CPU_8], NodeResources(cpus=64, gpus=4), {"workers": 4}, ActorSize(cpus=1, gpus=1)),
-        ([CPU_8, GPU_1], NOTHING, {"workers": 8, "gpus_per_worker": 0}, ActorSize(cpus=1, gpus=0)),
-        ([CPU_8], NOTHING, {"workers": 8}, ActorSize(cpus=1, gpus=0)),
-        ([GPU_1], NOTHING, {"workers": 2, "gpus_per_worker": 0.5}, ActorSize(cpus=1, gpus=0.5)),
+        ([CPU_8], NodeResources(cpus=64, gpus=4), 1, ActorSize(cpus=1, gpus=1), 4),
+        ([CPU_8, GPU_1], NOTHING, 0, ActorSize(cpus=1, gpus=0), 12),
+        ([CPU_8], NOTHING, 1, ActorSize(cpus=1, gpus=0), 8),
+        ([GPU_1], NOTHING, 0.5, ActorSize(cpus=1, gpus=0.5), 2),
+        # More may be there already than the autoscaler would bring.
+        ([GPU_8, GPU_8], NodeResources(cpus=8, gpus=8), 1, ActorSize(cpus=1, gpus=1), 16),
     ],
 )
 def test_workers_of_a_training(
-    nodes: list[NodeResources], autoscaler: NodeResources, asked: dict[str, Any], size: ActorSize
+    nodes: list[NodeResources], autoscaler: NodeResources, gpus_per_worker: float, size: ActorSize, room: int
 ) -> None:
-    assert worker_size(nodes, **{"gpus_per_worker": 1.0, "autoscaler": autoscaler, **asked}) == size
+    found = worker_size(nodes, gpus_per_worker=gpus_per_worker, autoscaler=autoscaler)
+    assert found == (size, room)
+    check_workers(room, size, room)
+    check_workers("auto", size, room)
+    with pytest.raises(
+        UserError, match=f"--workers {room + 1} of .* each: the cluster holds {room}; ask for"
+    ):
+        check_workers(room + 1, size, room)
 
 
-@pytest.mark.parametrize(
-    ("nodes", "autoscaler", "workers", "message"),
-    [
-        (
-            [HEAD, GPU_1],
-            NOTHING,
-            2,
-            r"--workers 2 of 1 GPUs each: the cluster holds 1; .*--gpus-per-worker 0",
-        ),
-        ([HEAD], NodeResources(cpus=8, gpus=2), 3, r"--workers 3 of 1 GPUs each: the cluster holds 2"),
-        ([CPU_8], NOTHING, 9, r"--workers 9 of 1 CPU each: the cluster holds 8; ask for fewer, add nodes$"),
-    ],
-)
-def test_workers_that_would_wait_for_ever_are_refused(
-    nodes: list[NodeResources], autoscaler: NodeResources, workers: int, message: str
-) -> None:
-    with pytest.raises(UserError, match=message):
-        worker_size(nodes, workers=workers, gpus_per_worker=1.0, autoscaler=autoscaler)
+def test_workers_that_would_wait_for_ever_are_refused() -> None:
+    with pytest.raises(UserError, match=r"--workers auto of 1 GPUs each: .* 0; .*--gpus-per-worker 0"):
+        check_workers("auto", ActorSize(cpus=1, gpus=1), 0)
+    with pytest.raises(UserError, match=r"--workers 9 of 1 CPU each: .* 8; ask for fewer, add nodes$"):
+        check_workers(9, ActorSize(cpus=1, gpus=0), 8)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from patchsieve.pipeline.cluster.dry_run import DryRun
 from patchsieve.pipeline.cluster.places import Place
+from patchsieve.pipeline.cluster.slots import NodeResources
 from patchsieve.pipeline.output.folder import OutputFolder
 from patchsieve.pipeline.output.owner import Owner
 from patchsieve.pipeline.score import estimate
@@ -102,4 +105,7 @@ def test_shards_are_scored_as_on_a_processor(tmp_path: Path) -> None:
 def test_a_dry_run_estimates(tmp_path: Path, gpu: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimate, "PROBE_S", 0.0)
     request = a_request(tmp_path, "cuda")
-    assert any("Pretended GPU" in line for line in estimate.estimate(request).lines(request))
+    request = dataclasses.replace(request, config=dataclasses.replace(request.config, gpus_per_actor=1.0))
+    run = DryRun(nodes=[NodeResources(cpus=4, gpus=1)])
+    lines = estimate.estimate(request, run).lines(request)
+    assert any("on Pretended GPU of this machine" in line for line in lines)

@@ -8,6 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from patchsieve.pipeline.cluster.dry_run import DryRun
+from patchsieve.pipeline.cluster.slots import NodeResources
+from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.tables.reader import ScoreTables
 from patchsieve.ranker.batches.index import index_tables
 from patchsieve.ranker.batches.stream import TableBatches
@@ -21,6 +24,9 @@ from tests.helpers.pixel_tables import write_pixel_table
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_pixel_table(tmp_path_factory.mktemp("tables") / "a.parquet", images=range(40), views=2)
+
+
+HERE = DryRun(nodes=[NodeResources(cpus=2, gpus=0)])
 
 
 def plan_of(table: str, **changes: object) -> TrainPlan:
@@ -39,7 +45,7 @@ def plan_of(table: str, **changes: object) -> TrainPlan:
 
 def test_a_dry_run_counts_what_training_reads_and_takes(table: str) -> None:
     plan = plan_of(table)
-    told = estimate_training(plan)
+    told = estimate_training(plan, HERE)
     metadata = pq.ParquetFile(table).metadata
     columns = ("sample_key", "view", "visible.list.element", "score.list.element", "patches")
     chunks = [metadata.row_group(g).column(c) for g in range(10) for c in range(metadata.num_columns)]
@@ -49,10 +55,36 @@ def test_a_dry_run_counts_what_training_reads_and_takes(table: str) -> None:
     assert told.seconds == pytest.approx(256 / told.rows_per_s)
     assert 0 < told.seconds < 1000
     two = dataclasses.replace(plan, config=dataclasses.replace(plan.config, workers=2))
-    twice = estimate_training(two)
+    twice = estimate_training(two, HERE)
     assert twice.seconds == pytest.approx(128 / twice.rows_per_s)
     lines = "\n".join(told.lines())
     assert all(word in lines for word in ("per pass", "in all", "per worker", " h)"))
+    assert "per worker on 1 CPU thread of this machine" in lines
+
+
+@pytest.mark.parametrize(("room", "accumulate", "workers"), [(1, 1, 1), (5, 1, 4), (100, 1, 16), (9, 4, 4)])
+def test_auto_is_as_many_workers_as_share_a_batch_evenly(
+    table: str, room: int, accumulate: int, workers: int
+) -> None:
+    plan = plan_of(table, workers="auto", accumulate=accumulate)
+    assert plan.with_workers(room).workers == workers
+    assert plan_of(table, workers=2).with_workers(room).workers == 2
+
+
+def test_a_dry_run_says_how_many_workers_auto_is(table: str) -> None:
+    plan = plan_of(table, workers="auto")
+    assert "as many workers as there is room for" in "\n".join(plan.lines())
+    cluster = DryRun(nodes=[NodeResources(cpus=5, gpus=0)])
+    told = estimate_training(plan, cluster)
+    assert "workers   4, there is room for 5" in told.lines()
+    assert told.seconds == pytest.approx(256 / 4 / told.rows_per_s)
+
+
+def test_workers_without_room_are_planned_for_here_and_refused_on_a_cluster(table: str) -> None:
+    plan = plan_of(table, workers=4)
+    assert "workers   4, there is room for 2" in estimate_training(plan, HERE).lines()
+    with pytest.raises(UserError, match="--workers 4 of 1 CPU each: the cluster holds 2"):
+        estimate_training(plan, dataclasses.replace(HERE, joined=True))
 
 
 def test_steps_are_probed_with_as_many_rows_as_take_long_enough(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,10 +104,9 @@ def test_steps_are_probed_with_as_many_rows_as_take_long_enough(monkeypatch: pyt
 
 def test_a_probe_leaves_torch_as_it_was(table: str) -> None:
     torch.manual_seed(5)
-    before, threads = torch.get_rng_state(), torch.get_num_threads()
-    train_estimate.step_rate(plan_of(table), 4)
+    before = torch.get_rng_state()
+    train_estimate.step_rate(torch.device("cpu"), plan=plan_of(table), part=4)
     assert torch.equal(before, torch.get_rng_state())
-    assert torch.get_num_threads() == threads
 
 
 def test_window_memory_bounds_what_windows_hold(table: str) -> None:
