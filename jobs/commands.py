@@ -6,6 +6,7 @@ from patchsieve.jobs.arguments import recipes_of
 from patchsieve.jobs.examples import EXAMPLES
 from patchsieve.pipeline.options.page import reference
 from patchsieve.pipeline.options.reading import options_of
+from patchsieve.pipeline.pack.config import PackConfig
 from patchsieve.pipeline.pictures.config import DemoConfig
 from patchsieve.pipeline.pretrain.config import PretrainConfig
 from patchsieve.pipeline.runs.status import StatusConfig
@@ -20,6 +21,7 @@ from patchsieve.ranker.train.config import TrainConfig
 from patchsieve.ranker.verify.config import VerifyConfig
 
 CONFIGS: dict[str, type] = {
+    "pack": PackConfig,
     "score": ScoreConfig,
     "train": TrainConfig,
     "evaluate": EvaluateConfig,

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 EXAMPLES: dict[str, tuple[str, ...]] = {
+    "pack": (
+        "patchsieve pack flowers/train --out shards/train",
+        "patchsieve pack flowers/test --out shards/test --classes shards/train",
+    ),
     "score": (
         "patchsieve score 'photos/train-{000..127}.tar' --out labels --teacher mae-base --dry-run",
         "patchsieve score 'photos/*.tar' --out labels --teacher tiny --crop center --views 22",

@@ -1,6 +1,14 @@
 """Every file operation of the project, on any store: what others use of it is imported from here."""
 
-from patchsieve.pipeline.storage.lookup import ObjectInfo, exists, glob, list_folder, stat, stat_many
+from patchsieve.pipeline.storage.lookup import (
+    ObjectInfo,
+    exists,
+    glob,
+    list_below,
+    list_folder,
+    stat,
+    stat_many,
+)
 from patchsieve.pipeline.storage.parsing import parsing, read_object
 from patchsieve.pipeline.storage.retry import describe_error, with_retry
 from patchsieve.pipeline.storage.scratch import remove_dead_scratch, scratch_folder
@@ -54,6 +62,7 @@ __all__ = [
     "is_local",
     "join",
     "kept_settings",
+    "list_below",
     "list_folder",
     "local_path",
     "make_folder",

@@ -42,6 +42,7 @@ LIGHT_FILES = [
     "patchsieve/__init__.py",
     "pipeline/row_config.py",
     "pipeline/score/config.py",
+    "pipeline/pack/config.py",
     "pipeline/pictures/config.py",
     "pipeline/pretrain/config.py",
     "pipeline/schedule/config.py",

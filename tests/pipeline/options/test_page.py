@@ -80,7 +80,7 @@ def test_the_reference_is_the_one_of_the_configurations() -> None:
 
 def test_completion_knows_commands_and_options() -> None:
     script = "\n".join(completion())
-    assert 'words="score train' in script
+    assert 'words="pack score train' in script
     assert "--keep-images" in script
 
 
