@@ -1,5 +1,6 @@
 """Every file operation of the project, on any store: what others use of it is imported from here."""
 
+from patchsieve.pipeline.storage.hub import HUB_NAME, hub_folder
 from patchsieve.pipeline.storage.lookup import (
     ObjectInfo,
     exists,
@@ -46,6 +47,7 @@ from patchsieve.pipeline.storage.writing import (
 )
 
 __all__ = [
+    "HUB_NAME",
     "ByteStream",
     "ObjectInfo",
     "RandomAccessFile",
@@ -59,6 +61,7 @@ __all__ = [
     "exists",
     "glob",
     "has_pattern",
+    "hub_folder",
     "is_local",
     "join",
     "kept_settings",

@@ -32,6 +32,7 @@ DRIVER_ROOMS = {
     "pipeline/runs",
     "pipeline/options",
     "pipeline/cluster",
+    "pipeline/pack",
     "pipeline/pretrain",
     "pipeline/schedule",
     "pipeline/score_on_ray",
