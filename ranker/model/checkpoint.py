@@ -55,6 +55,7 @@ _WEIGHTS_LIMIT = 16 * 2**30
 
 _FORMAT = "patchsieve ranker"
 _SEAL = "sha256"
+_FILE_DIGEST = "weights_sha256"
 _TEACHER_FIELDS = ("name", "digest", "grid", "patch_size")
 _WEIGHTS_NAME = re.compile(r"ranker-[0-9a-f]{16}\.safetensors")
 
@@ -130,12 +131,13 @@ def save_ranker(
         if not bool(stored[name].isfinite().all()):
             raise UserError(f"the ranker's {name} is not finite{' as float16' if half else ''}: not saved")
     digest = ranker_digest(config, stored)
-    weights = _weights_name(digest)
+    weights, file = _weights_name(digest), safetensors.torch.save(to_timm(ranker, stored))
     about: dict[str, Any] = {
         "format": _FORMAT,
         "schema_version": RANKER_VERSION,
         "config": dataclasses.asdict(config),
         "digest": digest,
+        _FILE_DIGEST: hashlib.sha256(file).hexdigest(),
         "teacher": dict(teacher),
         "tables": list(tables),
         "temperature": temperature,
@@ -146,7 +148,7 @@ def save_ranker(
     about[_SEAL] = digest_of(json.loads(json.dumps(about, allow_nan=False)))
     text = json.dumps(about, indent=2, allow_nan=False) + "\n"
     url = absolute_url(folder)
-    commit_bytes(safetensors.torch.save(to_timm(ranker, stored)), join(url, weights), run_id=run_id)
+    commit_bytes(file, join(url, weights), run_id=run_id)
     commit_bytes(text.encode(), join(url, RANKER_FILE), run_id=run_id)
     commit_bytes(model_card(about).encode(), join(url, CARD_FILE), run_id=run_id)
     for info in list_folder(url, suffix=".safetensors"):
@@ -176,12 +178,13 @@ def load_ranker(folder: str, *, device: str | None = None) -> LoadedRanker:
         _check_temperature(temperature, shown)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{shown}: its {RANKER_FILE} is not complete: {error!r}") from None
-    stored = _read_weights(weights)
+    stored, file_digest = _read_weights(weights)
     # Shapes alone until they are known to be those of the weights: no memory for what a file claims, no random draws.
     with torch.device("meta"):
         model = Ranker(config, drawn=False)
     _check_shapes(model, stored, shown)
-    if ranker_digest(config, stored) != digest:
+    # Of the file, since timm reads more of it than the weights that make the ranker; version 1 has none of that.
+    if ranker_digest(config, stored) != digest or about.get(_FILE_DIGEST, file_digest) != file_digest:
         raise UserError(f"{shown}: these are not the weights that its {RANKER_FILE} describes")
     model.load_state_dict({name: tensor.float() for name, tensor in stored.items()}, assign=True)
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -271,10 +274,12 @@ def _config_of(about: dict[str, Any], shown: str) -> RankerConfig:
         ) from None
 
 
-def _read_weights(url: str) -> dict[str, Tensor]:
+def _read_weights(url: str) -> tuple[dict[str, Tensor], str]:
+    """Weights by the ranker's names, and the SHA-256 (hex) of their file."""
     shown = canonical_url(url)
     try:
-        return from_timm(safetensors.torch.load(read_bytes(url, limit=_WEIGHTS_LIMIT)))
+        data = read_bytes(url, limit=_WEIGHTS_LIMIT)
+        return from_timm(safetensors.torch.load(data)), hashlib.sha256(data).hexdigest()
     except FileNotFoundError:
         raise UserError(f"the ranker is not complete: there is no {shown}") from None
     except SafetensorError as error:
