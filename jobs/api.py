@@ -1,7 +1,7 @@
 """The commands from Python: what `pack`, `score`, `train` and `prune` do, with the same settings by name and a result.
 
-    summary = patchsieve.score("photos/*.tar", out="labels", teacher="tiny", crop="center", views="22")
-    ranker = patchsieve.train("labels", out="ranker")
+    summary = patchsieve.score("photos/*.tar", out="tables", teacher="tiny", crop="center", views="22")
+    ranker = patchsieve.train("tables", out="ranker")
     patchsieve.prune("photos/*.tar", ranker="ranker", out="pruned", keep=0.5).exit_code
 
 Names of settings are those of the options (docs/commands.md) with underscores. They work on the Ray of this process, or

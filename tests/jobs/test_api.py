@@ -28,7 +28,7 @@ def test_from_photos_to_pruned_shards(ray_cluster: None, tmp_path: Path) -> None
         out=ranker,
         model="vit_tiny_patch16_224",
         depth=1,
-        epochs=4,
+        views_per_image=4,
         held_out=0.4,
         batch_size=8,
         gpus_per_worker=0.0,

@@ -271,6 +271,7 @@ def test_the_dry_run_writes_nothing_and_leaves_ray_alone(folder: Path, tmp_path:
     assert "with 2 actors" in told["time"]
     assert "per shard" in told["time"]
     assert re.match(r"about [\d.]+ for [\d.]+ actor hours", told["price"])
+    assert told["cheaper"].startswith("--estimator frozen, for a table to train on")
 
 
 def test_status_without_ray_or_torch(folder: Path, tmp_path: Path) -> None:
