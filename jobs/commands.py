@@ -1,10 +1,7 @@
-"""Every command with its configuration, and what is made of them all: completion, the reference."""
+"""Every command with its configuration, and completion for shells."""
 
 from __future__ import annotations
 
-from patchsieve.jobs.arguments import recipes_of
-from patchsieve.jobs.examples import EXAMPLES
-from patchsieve.pipeline.options.page import reference
 from patchsieve.pipeline.options.reading import options_of
 from patchsieve.pipeline.pack.config import PackConfig
 from patchsieve.pipeline.pictures.config import DemoConfig
@@ -59,9 +56,3 @@ def completion() -> list[str]:
         "}",
         "complete -o default -F _patchsieve patchsieve",
     ]
-
-
-def reference_page() -> str:
-    """`docs/commands.md`, all of it."""
-    head = "# Commands\n\nMade from the configurations (`make docs`); `patchsieve COMMAND --help` says the same.\n"
-    return f"{head}\n{reference(CONFIGS, examples=EXAMPLES, recipes={name: recipes_of(name) for name in CONFIGS})}"

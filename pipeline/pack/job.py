@@ -49,7 +49,7 @@ class _Packed:
 
 
 def pack(config: PackConfig, say: Callable[[str], None], *, run_id: str) -> PackSummary:
-    """Pack the photos of a folder; shards that are there from a run before, of the same photos, stay.
+    """Pack the photos of a folder; shards that are there from a run before, of the same photos (names and sizes), stay.
 
     Raises UserError where there is nothing to pack, where OUT holds something else, and for a photo that changes
     meanwhile; InfrastructureError for faults of the stores.
@@ -108,10 +108,8 @@ def _adopt(
     config: PackConfig, classes: Sequence[str], parts: Sequence[Sequence[_Packed]], *, run_id: str
 ) -> None:
     """Fix what is packed in OUT, or check that it is what is packed there already."""
-    listing = [
-        [(one.key, one.photo.ending, one.photo.info.size, one.photo.info.tag) for one in part]
-        for part in parts
-    ]
+    # Times of change are none of it: photos that were copied or written again as they were are the same.
+    listing = [[(one.key, one.photo.ending, one.photo.info.size) for one in part] for part in parts]
     identity = digest_of([listing, list(classes), bool(classes)])
     stored = _read_plan(config.out)
     if stored is not None and stored["identity"] != identity:
