@@ -9,7 +9,7 @@
 #   make bench          benchmarks in under ten minutes, beside the last saved ones of such a machine
 #   make gpu-check      the tests and benchmarks for a GPU, a call of less than ten minutes at a time until nothing is left
 #   make lint           ruff, mypy, and whether an editor finds every import
-#   make docs           docs/commands.md anew, and docs/ as a site in site/
+#   make docs           docs/commands.md and docs/api.md anew, and docs/ as a site in site/
 #   make clean          removes what the other targets made, but keeps .venv
 #
 # PYTHON=/path/to/python3 chooses the interpreter that .venv is made with.
@@ -74,9 +74,10 @@ bench: install
 gpu-check: links
 	$(or $(PYTHON),$(wildcard $(BIN)/python),python3) -m benchmarks.gpu_check $(ARGS)
 
-# The reference of the commands anew from their configurations, and docs/ as a site in site/.
+# The references of commands and Python calls anew from configurations and docstrings, and docs/ as a site in site/.
 docs: install
-	$(BIN)/python -c "from patchsieve.jobs.commands import reference_page; print(reference_page(), end='')" > docs/commands.md
+	$(BIN)/python -c "from patchsieve.jobs.pages import reference_page; print(reference_page(), end='')" > docs/commands.md
+	$(BIN)/python -c "from patchsieve.jobs.pages import api_page; print(api_page(), end='')" > docs/api.md
 	$(BIN)/mkdocs build --strict --quiet
 	@echo "== docs: open site/index.html"
 

@@ -23,7 +23,7 @@ def normalised_teacher(out: Path, shards: Sequence[str], held_out: Sequence[str]
         config = PretrainConfig(
             shards=tuple(shards[:MOST_SHARDS]),
             out=str(out),
-            held_out=tuple(held_out),
+            test=tuple(held_out),
             target="normalised",
             steps=STEPS,
             warmup_steps=20,
@@ -31,7 +31,7 @@ def normalised_teacher(out: Path, shards: Sequence[str], held_out: Sequence[str]
             adam_lr=1e-3,
         )
         side = round(config.image_size * KEPT_MARGIN)
-        photos, seen_not = load_photos(config.shards, side), load_photos(config.held_out, side)
+        photos, seen_not = load_photos(config.shards, side), load_photos(config.test, side)
         out.mkdir(parents=True, exist_ok=True)
         run = Pretraining(config, photos, seen_not, out, device=torch.device("cpu"))
         run.model.load_state_dict(build_teacher(read_teacher("tiny")).state_dict())

@@ -1,7 +1,7 @@
-"""The commands from Python: what `score`, `train` and `prune` do, with the same settings by name and a result.
+"""The commands from Python: what `pack`, `score`, `train` and `prune` do, with the same settings by name and a result.
 
-    summary = patchsieve.score("photos/*.tar", out="labels", teacher="tiny", crop="center", views="22")
-    ranker = patchsieve.train("labels", out="ranker")
+    summary = patchsieve.score("photos/*.tar", out="tables", teacher="tiny", crop="center", views="22")
+    ranker = patchsieve.train("tables", out="ranker")
     patchsieve.prune("photos/*.tar", ranker="ranker", out="pruned", keep=0.5).exit_code
 
 Names of settings are those of the options (docs/commands.md) with underscores. They work on the Ray of this process, or
@@ -14,15 +14,25 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from patchsieve.pipeline.errors import PatchsieveError
+from patchsieve.pipeline.pack.config import PackConfig
 from patchsieve.pipeline.runs.config_file import config_to_yaml
 from patchsieve.pipeline.score.config import ScoreConfig
 from patchsieve.ranker.prune.config import PruneConfig
 from patchsieve.ranker.train.config import TrainConfig
 
 if TYPE_CHECKING:
+    from patchsieve.pipeline.pack.job import PackSummary
     from patchsieve.pipeline.score_on_ray.summary import ScoreSummary
     from patchsieve.ranker.model.checkpoint import LoadedRanker
     from patchsieve.ranker.prune_on_ray.summary import PruneSummary
+
+
+def pack(folder: str, *, out: str, **settings: Any) -> PackSummary:
+    """Pack a folder of photos, whose sub folders are classes, into shards; raises UserError where that cannot be."""
+    from patchsieve.pipeline.output.folder import new_run_id
+    from patchsieve.pipeline.pack.job import pack as run
+
+    return run(PackConfig(folder=folder, out=out, **settings), lambda line: None, run_id=new_run_id())
 
 
 def score(shards: str | Sequence[str], *, out: str, **settings: Any) -> ScoreSummary:

@@ -13,6 +13,7 @@ from patchsieve.pipeline.options.given import meant
 from patchsieve.pipeline.shown import say
 
 COMMANDS = {
+    "pack": "pack a folder of photos, with sub folders as labels, into shards",
     "score": "score the patches of images in shards into a Parquet table",
     "train": "fit a ranker to the pseudo-scores of tables",
     "evaluate": "measure a ranker against the teacher's own scores",

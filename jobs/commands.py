@@ -1,11 +1,9 @@
-"""Every command with its configuration, and what is made of them all: completion, the reference."""
+"""Every command with its configuration, and completion for shells."""
 
 from __future__ import annotations
 
-from patchsieve.jobs.arguments import recipes_of
-from patchsieve.jobs.examples import EXAMPLES
-from patchsieve.pipeline.options.page import reference
 from patchsieve.pipeline.options.reading import options_of
+from patchsieve.pipeline.pack.config import PackConfig
 from patchsieve.pipeline.pictures.config import DemoConfig
 from patchsieve.pipeline.pretrain.config import PretrainConfig
 from patchsieve.pipeline.runs.status import StatusConfig
@@ -20,6 +18,7 @@ from patchsieve.ranker.train.config import TrainConfig
 from patchsieve.ranker.verify.config import VerifyConfig
 
 CONFIGS: dict[str, type] = {
+    "pack": PackConfig,
     "score": ScoreConfig,
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
@@ -57,9 +56,3 @@ def completion() -> list[str]:
         "}",
         "complete -o default -F _patchsieve patchsieve",
     ]
-
-
-def reference_page() -> str:
-    """`docs/commands.md`, all of it."""
-    head = "# Commands\n\nMade from the configurations (`make docs`); `patchsieve COMMAND --help` says the same.\n"
-    return f"{head}\n{reference(CONFIGS, examples=EXAMPLES, recipes={name: recipes_of(name) for name in CONFIGS})}"

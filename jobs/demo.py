@@ -28,15 +28,15 @@ def run(config: DemoConfig) -> int:
     )
 
     run_id = new_run_id()
-    names = ("shards", "labels", "ranker", "pruned")
-    shards, labels, ranker, pruned = (storage.join(config.out, name) for name in names)
+    names = ("shards", "tables", "ranker", "pruned")
+    shards, tables, ranker, pruned = (storage.join(config.out, name) for name in names)
     teacher = read_teacher(config.teacher)
     demo_sheet.check_drawable(teacher)
     packed = pack_photos(find_photos(config.images), shards, samples=config.samples, run_id=run_id)
     say(*packed.lines())
     scoring = ScoreConfig(
         shards=tuple(packed.shards),
-        out=labels,
+        out=tables,
         teacher=config.teacher,
         views=config.views,
         crop="center",
@@ -46,13 +46,13 @@ def run(config: DemoConfig) -> int:
     if code := score.run(scoring):
         return code
     picture = storage.join(config.out, "contact-sheet.png")
-    storage.commit_bytes(demo_sheet.draw(packed, labels, teacher), picture, run_id=run_id)
+    storage.commit_bytes(demo_sheet.draw(packed, tables, teacher), picture, run_id=run_id)
     if (rows := packed.samples * config.views) < FEWEST_ROWS:
         say("", f"{rows} views are too few to train a ranker on: {FEWEST_ROWS} are needed")
         ranker, pruned = "tiny", f"{pruned}-by-tiny"
     else:
         say("", "training a small ranker on the scores")
-        if code := train.run(demo_training(labels, ranker)):
+        if code := train.run(demo_training(tables, ranker)):
             return code
         say("", "measuring it on samples that it did not see: other crops of the same photos")
         evaluate.run(demo_evaluation(packed.shards, ranker, config.teacher))
@@ -62,7 +62,7 @@ def run(config: DemoConfig) -> int:
         return code
     say(*saved_lines(pruning), reading_line(pruning))
     lines = demo_sheet.closing_lines(
-        out=config.out, picture=picture, shards=shards, labels=labels, pruned=pruned
+        out=config.out, picture=picture, shards=shards, tables=tables, ranker=ranker, pruned=pruned
     )
     say(*lines)
     return 0

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 EXAMPLES: dict[str, tuple[str, ...]] = {
+    "pack": (
+        "patchsieve pack flowers/train --out shards/train",
+        "patchsieve pack flowers/test --out shards/test --classes shards/train",
+    ),
     "score": (
-        "patchsieve score 'photos/train-{000..127}.tar' --out labels --teacher mae-base --dry-run",
-        "patchsieve score 'photos/*.tar' --out labels --teacher tiny --crop center --views 22",
+        "patchsieve score 'photos/train-{000..127}.tar' --out tables --teacher mae-base --dry-run",
+        "patchsieve score 'photos/*.tar' --out tables --teacher tiny --crop center --views 22",
     ),
     "train": (
-        "patchsieve train labels --out ranker",
-        "patchsieve train labels --out ranker --model vit_base_patch16_224 --weights teacher --resume",
+        "patchsieve train tables --out ranker",
+        "patchsieve train tables --out ranker --model vit_base_patch16_224 --weights teacher --resume",
     ),
     "evaluate": (
         "patchsieve evaluate 'photos/test-*.tar' --ranker ranker --teacher mae-base --out evaluation",
@@ -21,9 +25,9 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "patchsieve prune 'photos/*.tar' --ranker ranker --out pruned --dry-run --sweep 0.25,0.5 --sheet sheet.png",
         "patchsieve prune 'photos/*.tar' --ranker baseline:edge --out pruned --keep 0.5",
     ),
-    "report": ("patchsieve report labels ranker pruned proof --out report.html",),
+    "report": ("patchsieve report tables ranker pruned proof --out report.html",),
     "sheet": (
-        "patchsieve sheet labels photo-0042 --ranker ranker",
+        "patchsieve sheet tables photo-0042 --ranker ranker",
         "patchsieve sheet pruned --top 8 --out most.png",
     ),
     "schedule once": (
@@ -33,8 +37,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "patchsieve schedule run --cron '0 3 * * *' --source 's3://bucket/*/' --out s3://tables -- --teacher mae-base",
     ),
     "schedule list": ("patchsieve schedule list --source 's3://bucket/*/' --out s3://tables",),
-    "status": ("patchsieve status labels --json",),
-    "verify": ("patchsieve verify labels --sample 0.01",),
-    "pretrain": ("patchsieve pretrain 'photos/*.tar' --held-out other.tar --out teacher",),
+    "status": ("patchsieve status tables --json",),
+    "verify": ("patchsieve verify tables --sample 0.01",),
+    "pretrain": ("patchsieve pretrain 'photos/*.tar' --test other.tar --out teacher",),
     "demo": ("patchsieve demo --images holiday --out demo-out",),
 }

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from patchsieve.jobs.api import prune, score, train
+    from patchsieve.jobs.api import pack, prune, score, train
     from patchsieve.pipeline.pruned.dataset import PrunedDataset
     from patchsieve.pipeline.scoring.aggregate import dense_scores
     from patchsieve.pipeline.scoring.api import load_teacher, score_images
@@ -37,6 +37,7 @@ __all__ = [
     "draw_sheet",
     "load_ranker",
     "load_teacher",
+    "pack",
     "prune",
     "rank_images",
     "read_scores",
@@ -52,6 +53,7 @@ _API = {
     "draw_sheet": "patchsieve.ranker.gallery.sheet",
     "load_ranker": "patchsieve.ranker.model.checkpoint",
     "load_teacher": "patchsieve.pipeline.scoring.api",
+    "pack": "patchsieve.jobs.api",
     "prune": "patchsieve.jobs.api",
     "rank_images": "patchsieve.ranker.model.api",
     "read_scores": "patchsieve.pipeline.tables.reader",

@@ -24,7 +24,8 @@ TITLES: dict[Group, str] = {
 
 _GROUPS: dict[Group, str] = {
     "what": """shards tables paths path key out ranker fits teacher table test images root limit_shards limit_images
-        limit_train limit_test samples image_field unsorted sample label merge held_out source dense""",
+        limit_train limit_test samples image_field unsorted sample folder labels classes label merge held_out
+        only_held_out source dense""",
     "where": """gpus_per_actor cpus_per_actor max_actors head_node batch_size compile decode_pixels precision workers
         gpus_per_worker accumulate stall_timeout start_timeout max_restarts checkpoint_minutes address working_dir
         max_jobs""",

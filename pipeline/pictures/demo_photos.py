@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.util
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -16,6 +15,7 @@ from torch.nn.functional import interpolate
 from patchsieve.pipeline.errors import ContentError, UserError
 from patchsieve.pipeline.images.decode import decode_image
 from patchsieve.pipeline.images.views import encode_view
+from patchsieve.pipeline.pack.photos import SampleKeys, photos_below
 from patchsieve.pipeline.row_config import IMAGE_FIELDS
 from patchsieve.pipeline.shards.writer import ShardWriter
 from patchsieve.pipeline.storage import join, remove_temporaries, scratch_folder
@@ -35,7 +35,7 @@ SCIKIT_IMAGE_PHOTOS = (
 """The colour photographs that the scikit-image wheel holds. `motorcycle_right.png` is left out because it shows the
 same scene again; the wheel's other pictures are gray, drawn or made up."""
 
-SUFFIXES = tuple(f".{field}" for field in f"{IMAGE_FIELDS};jpe;jfif;dib;avif;jp2;ppm;pgm;pbm".split(";"))
+ENDINGS = tuple(f"{IMAGE_FIELDS};jpe;jfif;dib;avif;jp2;ppm;pgm;pbm".split(";"))
 """Endings of the files that are tried, in lower case."""
 
 SHARDS = 4
@@ -108,14 +108,10 @@ def find_photos(folder: str | None) -> list[tuple[str, Path]]:
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise UserError(f"--images {folder}: there is no such folder")
-    found: list[Path] = []
-    for place, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        names = sorted(name for name in files if name.lower().endswith(SUFFIXES) and not name.startswith("."))
-        found += [Path(place) / name for name in names]
+    found, _ = photos_below(str(root), ENDINGS)
     if not found:
-        raise UserError(f"--images {folder}: no photos below it (files that end in {', '.join(SUFFIXES)})")
-    return [(str(path.relative_to(root)), path) for path in found]
+        raise UserError(f"--images {folder}: no photos below it (files that end in .{', .'.join(ENDINGS)})")
+    return [(photo.name, Path(photo.info.url)) for photo in found]
 
 
 def _scikit_image_photos() -> list[tuple[str, Path]]:
@@ -148,7 +144,7 @@ def pack_photos(
     crops = max(FEWEST_CROPS, min(len(_PLACES), -(-samples // len(chosen)) - 1))
     packed: list[PackedPhoto] = []
     unreadable: list[str] = []
-    keys = _Keys()
+    keys = SampleKeys()
     urls = [join(folder, f"photos-{number}.tar") for number in range(SHARDS)]
     remove_temporaries(folder, keep_run_id=run_id)
     with contextlib.ExitStack() as stack:
@@ -209,20 +205,3 @@ def _decode(path: Path) -> Tensor:
         return decode_image(path.read_bytes())
     except OSError as error:
         raise ContentError(error.strerror or type(error).__name__) from error
-
-
-class _Keys:
-    """Sample keys from file names: no dots, none twice, text that every format can hold."""
-
-    def __init__(self) -> None:
-        self._taken: set[str] = set()
-
-    def new(self, name: str) -> str:
-        text = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-        stem = os.path.splitext(text)[0].replace(os.sep, "-").replace(".", "_")
-        key, number = stem, 1
-        while key in self._taken:
-            number += 1
-            key = f"{stem}~{number}"
-        self._taken.add(key)
-        return key

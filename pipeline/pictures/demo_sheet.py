@@ -29,11 +29,11 @@ def check_drawable(teacher: TeacherFile) -> None:
         )
 
 
-def draw(packed: PackedPhotos, labels: str, teacher: TeacherFile) -> bytes:
-    """The contact sheet of at most MOST_ROWS photos as a PNG. `labels`: the output folder of the scores."""
+def draw(packed: PackedPhotos, scored: str, teacher: TeacherFile) -> bytes:
+    """The contact sheet of at most MOST_ROWS photos as a PNG. `scored`: the output folder of the scores."""
     model = build_teacher(teacher)
     shown = spread(packed.photos, MOST_ROWS)
-    tables = ScoreTables(labels)
+    tables = ScoreTables(scored)
     samples = read_samples(tables, [part.sample_key for photo in shown for part in photo.parts])
     rows = [scored_photo(photo, samples, model) for photo in shown if photo.parts[0].sample_key in samples]
     sheet = contact_sheet(
@@ -47,21 +47,22 @@ def draw(packed: PackedPhotos, labels: str, teacher: TeacherFile) -> bytes:
     return picture_file(draw_sheet(sheet))
 
 
-def closing_lines(*, out: str, picture: str, shards: str, labels: str, pruned: str) -> list[str]:
+def closing_lines(*, out: str, picture: str, shards: str, tables: str, ranker: str, pruned: str) -> list[str]:
     """Where everything is, and what to try next; `out` is the demo's whole output."""
     command, other = _command(), shlex.quote(out.rstrip("/") + "-2")
     return [
         "",
         f"picture  {picture}",
         f"shards   {shards}",
-        f"table    {labels}",
+        f"table    {tables}",
         f"pruned   {pruned}",
         "",
         "Look at the picture: do the scores follow the objects? Then try:",
-        f"  {command} status {shlex.quote(labels)}",
+        f"  {command} report {shlex.join([tables, ranker, pruned])} --out report.html    (look at all of it)",
+        f"  {command} status {shlex.quote(tables)}",
         f"  {command} demo --images DIR --out {other}    (the same with photos of your own)",
         f"  {command} score --help    (the job itself, for shards of your own)",
-        f"  import patchsieve; patchsieve.read_scores({labels!r})    (in Python: the table)",
+        f"  import patchsieve; patchsieve.read_scores({tables!r})    (in Python: the table)",
     ]
 
 

@@ -19,7 +19,7 @@ class PretrainConfig:
     """Shards of training photos: paths, globs, brace ranges, directories or @list.txt, on any fsspec URL."""
     out: str
     """Local folder for the checkpoint, the learning curve and the finished teacher."""
-    held_out: tuple[str, ...]
+    test: tuple[str, ...]
     """Shards of photos that are measured and never trained on."""
     resume: bool = False
     """Go on from the checkpoint in OUT; --steps may differ from before while the learning rate is still level."""
@@ -74,5 +74,5 @@ class PretrainConfig:
         for name in ("mask_ratio", "decay_share", "decoded_share", "min_scale"):
             if not 0 < getattr(self, name) <= 1:
                 raise UserError(f"{flag(name)} is {getattr(self, name)}, must be in (0, 1]")
-        if not self.shards or not self.held_out:
-            raise UserError("pretraining needs shards to train on and --held-out shards to measure on")
+        if not self.shards or not self.test:
+            raise UserError("pretraining needs shards to train on and --test shards to measure on")

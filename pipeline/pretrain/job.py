@@ -76,7 +76,7 @@ def pretrain(config: PretrainConfig, say: Callable[[str], None]) -> None:
     device = this_device()
     shorter_side = round(config.image_size * KEPT_MARGIN)
     photos = load_photos(config.shards, shorter_side)
-    held_out = load_photos(config.held_out, shorter_side)
+    held_out = load_photos(config.test, shorter_side)
     run = Pretraining(config, photos, held_out, out, device=device)
     precision = config.precision
     if precision == "auto":

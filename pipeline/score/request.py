@@ -12,6 +12,7 @@ from patchsieve.pipeline.part import parse_part
 from patchsieve.pipeline.row_config import DECODER, Precision, RowConfig, count_tokens
 from patchsieve.pipeline.score.config import ScoreConfig
 from patchsieve.pipeline.shards.specs import Shard, expand_shards
+from patchsieve.pipeline.storage import absolute_url
 from patchsieve.pipeline.tables.schema import row_fields
 from patchsieve.pipeline.teacher.checkpoint import TeacherFile, read_teacher
 
@@ -53,6 +54,8 @@ class ScoreRequest:
 
 def make_request(config: ScoreConfig) -> ScoreRequest:
     """Find shards and teacher; UserError where the combination cannot work."""
+    # Of a cluster that was there before, workers stand in other folders.
+    config = dataclasses.replace(config, out=absolute_url(config.out))
     shards = expand_shards(config.shards, root=config.root)[: config.limit_shards]
     part = parse_part(config.part)
     if part is not None:

@@ -230,7 +230,11 @@ def _files(info: ObjectInfo) -> Iterator[ObjectInfo]:
     listed = _or_refuse(lambda: storage.list_folder(info.url, suffix=SHARD_SUFFIX), info.url)
     found = [file for file in listed if is_shard_name(storage.split_name(file.url)[1])]
     if not found:
-        raise UserError(f"no *{SHARD_SUFFIX} directly in the folder {storage.redact(info.url)}")
+        where = storage.redact(info.url)
+        raise UserError(
+            f"no *{SHARD_SUFFIX} directly in the folder {where}; of photos in it, "
+            f"`patchsieve pack {where} --out SHARDS` makes shards"
+        )
     yield from found
 
 

@@ -1,6 +1,15 @@
 """Every file operation of the project, on any store: what others use of it is imported from here."""
 
-from patchsieve.pipeline.storage.lookup import ObjectInfo, exists, glob, list_folder, stat, stat_many
+from patchsieve.pipeline.storage.hub import HUB_NAME, hub_folder
+from patchsieve.pipeline.storage.lookup import (
+    ObjectInfo,
+    exists,
+    glob,
+    list_below,
+    list_folder,
+    stat,
+    stat_many,
+)
 from patchsieve.pipeline.storage.parsing import parsing, read_object
 from patchsieve.pipeline.storage.retry import describe_error, with_retry
 from patchsieve.pipeline.storage.scratch import remove_dead_scratch, scratch_folder
@@ -38,6 +47,7 @@ from patchsieve.pipeline.storage.writing import (
 )
 
 __all__ = [
+    "HUB_NAME",
     "ByteStream",
     "ObjectInfo",
     "RandomAccessFile",
@@ -51,9 +61,11 @@ __all__ = [
     "exists",
     "glob",
     "has_pattern",
+    "hub_folder",
     "is_local",
     "join",
     "kept_settings",
+    "list_below",
     "list_folder",
     "local_path",
     "make_folder",

@@ -171,6 +171,24 @@ def list_folder(url: str, *, suffix: str = "", folders: bool = False) -> list[Ob
     return [info for info in found if folders or not info.is_folder]
 
 
+def list_below(url: str) -> list[ObjectInfo]:
+    """Every file in a folder and in the folders below it, linked ones too, in no order that matters.
+
+    Names that begin with a dot are left out. Raises UserError for a link that leads back up, InfrastructureError.
+    """
+    return _files_below(url, ())
+
+
+def _files_below(url: str, inside: tuple[str, ...]) -> list[ObjectInfo]:
+    place = os.path.realpath(local_path(url)) if is_local(url) else url
+    if place in inside:
+        raise UserError(f"{url} is a link to a folder that it lies in: remove the link")
+    found = []
+    for info in _list(url, _matcher("*")):
+        found += _files_below(info.url, (*inside, place)) if info.is_folder else [info]
+    return found
+
+
 def _list(url: str, wanted: Callable[[str], bool], unlisted: Unlisted = _raise) -> list[ObjectInfo]:
     """What lies directly below a folder and has a name that is wanted, sorted by URL."""
     try:

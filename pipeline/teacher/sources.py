@@ -19,14 +19,15 @@ from torch import Tensor
 
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.storage import (
+    HUB_NAME,
     absolute_url,
     canonical_url,
     exists,
+    hub_folder,
     is_local,
     join,
     read_bytes,
     read_object,
-    redact,
     split_name,
 )
 
@@ -41,7 +42,6 @@ _SETTINGS_LIMIT = 2**20
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 _HUGGING_FACE_FILES = ("model.safetensors", "pytorch_model.bin")
 _FILES_IN_FOLDER = ("teacher.safetensors", *_HUGGING_FACE_FILES)
-_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 # The licence of the release's repository, which its files carry; the hub's copies state their own.
 _FAIR_FILE = re.compile(r"mae_(visualize|pretrain)_vit_")
 _FAIR_LICENCE = "CC-BY-NC-4.0"
@@ -77,7 +77,7 @@ def read_checkpoint(spec: str) -> RawCheckpoint:
         return _read_folder(url)
     if os.path.isfile(url):
         return _read_file(url)
-    if _HUB_NAME.fullmatch(spec) and not spec.endswith(_SUFFIXES):
+    if HUB_NAME.fullmatch(spec) and not spec.endswith(_SUFFIXES):
         return _read_hub(spec)
     if "/" in spec or spec.endswith(_SUFFIXES):
         raise UserError(f"no teacher at {spec}: there is no such file or folder")
@@ -88,21 +88,13 @@ def read_checkpoint(spec: str) -> RawCheckpoint:
 
 
 def _read_hub(repository: str) -> RawCheckpoint:
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = snapshot_download(
-            repository, allow_patterns=["config.json", "README.md", "model.safetensors"]
-        )
-        if not os.path.exists(join(folder, "model.safetensors")):
-            folder = snapshot_download(repository, allow_patterns=["pytorch_model.bin"])
-    except Exception as error:  # whatever the client raises for no network, no such model, no access
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"cannot fetch {repository} from the Hugging Face hub ({redact(reason)}), and no local folder has that "
-            "name; give the path of a copy of that folder or of a .pth of the MAE release, or use the bundled teacher "
-            "tiny"
-        ) from None
+    otherwise = (
+        "give the path of such a folder or of a .pth of the MAE release, or use the bundled teacher tiny"
+    )
+    wanted = ["config.json", "README.md", "model.safetensors"]
+    folder = hub_folder(repository, wanted, otherwise=otherwise)
+    if not os.path.exists(join(folder, "model.safetensors")):
+        folder = hub_folder(repository, ["pytorch_model.bin"], otherwise=otherwise)
     return _read_folder(folder, name=repository)
 
 

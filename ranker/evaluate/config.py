@@ -24,7 +24,7 @@ class EvaluateConfig:
     """The teacher that the ranker learned from: tiny, mae-base, ... or path or URL, as for score."""
     out: str | None = None
     """Folder (any fsspec URL) for evaluation.json, evaluation.png and the settings; none prints only."""
-    held_out: bool = False
+    only_held_out: bool = False
     """Take only the images that the ranker's training held out: for the shards that it was trained on."""
     limit_images: int = 200
     """Take only the first N images; they are in memory, 150 KB each at 224 px."""

@@ -68,7 +68,7 @@ def read_evaluation_images(
         reader.read()
         if reader.sha256 in trained and not held_out_only:
             raise UserError(
-                f"{ranker.name} was trained on {shard.name}: add --held-out to measure the images that it held "
+                f"{ranker.name} was trained on {shard.name}: add --only-held-out to measure the images that it held "
                 "out, or name other shards"
             )
         read += 1
@@ -103,7 +103,7 @@ def held_out_by(ranker: LoadedRanker) -> Callable[[str], bool]:
         share, seed = float(settings["held_out"]), int(settings["seed"])  # type: ignore[index]
     except (KeyError, TypeError, ValueError):
         raise UserError(
-            f"{ranker.name} does not tell which images its training held out: name other shards, without --held-out"
+            f"{ranker.name} does not tell which images its training held out: name other shards, not --only-held-out"
         ) from None
     return lambda key: held_out(key, share, seed)
 

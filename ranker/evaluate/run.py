@@ -44,7 +44,7 @@ def evaluate(config: EvaluateConfig, say: Callable[[str], None]) -> Evaluation:
         ranker,
         image_field=config.image_field,
         limit=config.limit_images,
-        held_out_only=config.held_out,
+        held_out_only=config.only_held_out,
     )
     say(f"images     {len(images)}, from {images.shards} {'shard' if images.shards == 1 else 'shards'}")
     if images.unreadable:

@@ -40,7 +40,7 @@ SIDE = 224
 def draw_sheet(path: str, *, key: str | None = None, **options: Any) -> Image.Image:
     """A picture of a table, a pruned set or shards, for notebooks; `options`: those of `patchsieve sheet`, by name.
 
-        draw_sheet("labels/train", ranker="tiny", top=4)
+        draw_sheet("tables/train", ranker="tiny", top=4)
 
     Raises UserError as the command does.
     """

@@ -2,9 +2,10 @@
 
 `config.json` names the architecture, the teacher and the tables that the ranker was fitted to, the softmax temperature
 and the digest of the weights; `ranker-<digest>.safetensors` holds the weights. A new ranker in an old folder
-comes under a new name, and the JSON last: whenever saving is killed, the folder holds a complete ranker.
+comes under a new name, and the JSON after it: whenever saving is killed, the folder holds a complete ranker. Both are
+laid out as timm reads them (`timm_layout.py`), and `README.md` is a card for people.
 
-A ranker is named by its folder or URL; `tiny` is the one that comes with patchsieve.
+A ranker is named by its folder or URL, or by its name on the Hugging Face hub; `tiny` comes with patchsieve.
 """
 
 from __future__ import annotations
@@ -26,9 +27,13 @@ from torch import Tensor
 from patchsieve.pipeline.errors import DamagedFileError, UserError
 from patchsieve.pipeline.identity import digest_of
 from patchsieve.pipeline.storage import (
+    HUB_NAME,
     absolute_url,
     canonical_url,
     commit_bytes,
+    exists,
+    hub_folder,
+    is_local,
     join,
     list_folder,
     parsing,
@@ -38,15 +43,19 @@ from patchsieve.pipeline.storage import (
     split_name,
     stat,
 )
+from patchsieve.ranker.model.card import CARD_FILE, model_card
 from patchsieve.ranker.model.ranker import Ranker, RankerConfig
+from patchsieve.ranker.model.timm_layout import from_timm, timm_fields, to_timm
 
-RANKER_VERSION = 1
+RANKER_VERSION = 2
+_READABLE = (1, 2)
 RANKER_FILE = "config.json"
 _WEIGHTS_LIMIT = 16 * 2**30
 """Largest file of weights, in bytes: it goes through memory."""
 
 _FORMAT = "patchsieve ranker"
 _SEAL = "sha256"
+_FILE_DIGEST = "weights_sha256"
 _TEACHER_FIELDS = ("name", "digest", "grid", "patch_size")
 _WEIGHTS_NAME = re.compile(r"ranker-[0-9a-f]{16}\.safetensors")
 
@@ -122,22 +131,26 @@ def save_ranker(
         if not bool(stored[name].isfinite().all()):
             raise UserError(f"the ranker's {name} is not finite{' as float16' if half else ''}: not saved")
     digest = ranker_digest(config, stored)
-    about = {
+    weights, file = _weights_name(digest), safetensors.torch.save(to_timm(ranker, stored))
+    about: dict[str, Any] = {
         "format": _FORMAT,
         "schema_version": RANKER_VERSION,
         "config": dataclasses.asdict(config),
         "digest": digest,
+        _FILE_DIGEST: hashlib.sha256(file).hexdigest(),
         "teacher": dict(teacher),
         "tables": list(tables),
         "temperature": temperature,
         "extra": dict(extra or {}),
+        **timm_fields(ranker, weights_file=weights),
     }
     # As it is read back: what it says of itself is told apart from what was changed later.
     about[_SEAL] = digest_of(json.loads(json.dumps(about, allow_nan=False)))
     text = json.dumps(about, indent=2, allow_nan=False) + "\n"
-    url, weights = absolute_url(folder), _weights_name(digest)
-    commit_bytes(safetensors.torch.save(stored), join(url, weights), run_id=run_id)
+    url = absolute_url(folder)
+    commit_bytes(file, join(url, weights), run_id=run_id)
     commit_bytes(text.encode(), join(url, RANKER_FILE), run_id=run_id)
+    commit_bytes(model_card(about).encode(), join(url, CARD_FILE), run_id=run_id)
     for info in list_folder(url, suffix=".safetensors"):
         name = split_name(info.url)[1]
         if name != weights and _WEIGHTS_NAME.fullmatch(name):
@@ -146,8 +159,8 @@ def save_ranker(
 
 
 def load_ranker(folder: str, *, device: str | None = None) -> LoadedRanker:
-    """Load the ranker in a folder, given by path or URL, or the bundled `tiny`. `device` None: the first GPU, else the
-    processor.
+    """Load the ranker in a folder, given by path or URL, or on the Hugging Face hub (`user/name`, where no local folder
+    has that name), or the bundled `tiny`. `device` None: the first GPU, else the processor.
 
     Raises UserError, one line, for a folder without a ranker, of an unknown schema or not complete, and for weights
     that are damaged or not those of its `config.json`; InfrastructureError where a URL cannot be read now.
@@ -165,19 +178,20 @@ def load_ranker(folder: str, *, device: str | None = None) -> LoadedRanker:
         _check_temperature(temperature, shown)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{shown}: its {RANKER_FILE} is not complete: {error!r}") from None
-    stored = _read_weights(weights)
+    stored, file_digest = _read_weights(weights)
     # Shapes alone until they are known to be those of the weights: no memory for what a file claims, no random draws.
     with torch.device("meta"):
         model = Ranker(config, drawn=False)
     _check_shapes(model, stored, shown)
-    if ranker_digest(config, stored) != digest:
+    # Of the file, since timm reads more of it than the weights that make the ranker; version 1 has none of that.
+    if ranker_digest(config, stored) != digest or about.get(_FILE_DIGEST, file_digest) != file_digest:
         raise UserError(f"{shown}: these are not the weights that its {RANKER_FILE} describes")
     model.load_state_dict({name: tensor.float() for name, tensor in stored.items()}, assign=True)
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return LoadedRanker(
         model=model.to(where).eval().requires_grad_(False),
         config=config,
-        name=split_name(shown.rstrip("/"))[1],
+        name=split_name(shown.rstrip("/"))[1] if is_place(folder) else folder,
         digest=digest,
         teacher=teacher,
         tables=tables,
@@ -243,10 +257,10 @@ def _read_about(url: str, shown: str) -> dict[str, Any]:
         raise UserError(f"no ranker at {shown}: {error}") from None
     if about.get("format") != _FORMAT:
         raise UserError(f"no ranker at {shown}: its {RANKER_FILE} is of another program or job")
-    if about.get("schema_version") != RANKER_VERSION:
+    if about.get("schema_version") not in _READABLE:
         raise UserError(
-            f"{shown} is a ranker of schema version {about.get('schema_version')}, this patchsieve reads version "
-            f"{RANKER_VERSION}: use the release that wrote it"
+            f"{shown} is a ranker of schema version {about.get('schema_version')}, this patchsieve reads versions up "
+            f"to {RANKER_VERSION}: use the release that wrote it"
         )
     return about
 
@@ -260,10 +274,12 @@ def _config_of(about: dict[str, Any], shown: str) -> RankerConfig:
         ) from None
 
 
-def _read_weights(url: str) -> dict[str, Tensor]:
+def _read_weights(url: str) -> tuple[dict[str, Tensor], str]:
+    """Weights by the ranker's names, and the SHA-256 (hex) of their file."""
     shown = canonical_url(url)
     try:
-        return safetensors.torch.load(read_bytes(url, limit=_WEIGHTS_LIMIT))
+        data = read_bytes(url, limit=_WEIGHTS_LIMIT)
+        return from_timm(safetensors.torch.load(data)), hashlib.sha256(data).hexdigest()
     except FileNotFoundError:
         raise UserError(f"the ranker is not complete: there is no {shown}") from None
     except SafetensorError as error:
@@ -286,13 +302,24 @@ def _check_shapes(model: Ranker, weights: dict[str, Tensor], shown: str) -> None
 BUNDLED = ("tiny",)
 
 
-def resolve_ranker(name: str) -> str:
-    """The folder of a ranker: that of a bundled one by its name, else the path or URL as given.
+def is_place(name: str) -> bool:
+    """Whether a ranker is named by its folder or URL, not as a bundled one or one on the hub."""
+    if name in BUNDLED:
+        return False
+    return HUB_NAME.fullmatch(name) is None or not is_local(name) or exists(absolute_url(name))
 
-    Raises UserError for a bundled name whose folder this installation lacks.
+
+def resolve_ranker(name: str) -> str:
+    """The folder of a ranker: that of a bundled one by its name, of one on the hub once it is fetched, else the path or
+    URL as given.
+
+    Raises UserError for a bundled name whose folder this installation lacks, and for what cannot be fetched.
     """
-    if name not in BUNDLED:
+    if is_place(name):
         return name
+    if name not in BUNDLED:
+        otherwise = "give the folder of a ranker, or use the bundled one, tiny"
+        return hub_folder(name, [RANKER_FILE, "ranker-*.safetensors"], otherwise=otherwise)
     folder = Path(__file__).resolve().parent.parent / name
     if not folder.is_dir():
         raise UserError(

@@ -102,6 +102,8 @@ class PruneRequest:
 
 def make_prune_request(config: PruneConfig) -> PruneRequest:
     """Find shards and ranker; UserError where the combination cannot work."""
+    # Of a cluster that was there before, workers stand in other folders.
+    config = dataclasses.replace(config, out=storage.absolute_url(config.out))
     diagnostic = config.dry_run and config.ranker != "baseline:attention"
     teacher = None if diagnostic else config.teacher
     source = open_patch_source(config.ranker, fits=config.fits, teacher=teacher, seed=config.seed or 0)

@@ -46,9 +46,9 @@ class TrainConfig:
     """The shards were scored with --unsorted: each is read whole for every 64 MB of its images."""
     flip: bool = False
     """Mirror half of the stored rows, others in every pass."""
-    epochs: float = 48.0
+    views_per_image: float = 48.0
     """Length of the training in views per image; 48 are 12 passes over a table of 4 views."""
-    warmup_epochs: float = 4.0
+    warmup_views: float = 4.0
     """Views per image over which the learning rate rises."""
     batch_size: int = 256
     """Rows per step, of all workers together."""
@@ -86,7 +86,7 @@ class TrainConfig:
     seed: int = 0
     """Seed of weights and of the order of rows."""
     resume: bool = False
-    """Go on from the last checkpoint in OUT, with the same settings; --epochs may be longer."""
+    """Go on from the last checkpoint in OUT, with the same settings; --views-per-image may be longer."""
     log_format: LogFormat = "text"
     """Lines for people, or every event as a line of JSON."""
     dry_run: bool = False
@@ -95,7 +95,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("batch_size", "accumulate", "workers", "depth", "decode_pixels"):
             at_least_one(flag(name), getattr(self, name))
-        for name in ("epochs", "measure_every", "base_lr", "checkpoint_minutes", "stall_timeout"):
+        for name in ("views_per_image", "measure_every", "base_lr", "checkpoint_minutes", "stall_timeout"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{flag(name)} is {getattr(self, name)}, must be above 0")
         workers = 1 if self.workers == "auto" else self.workers
@@ -105,7 +105,7 @@ class TrainConfig:
             )
         if not 0 < self.layer_decay <= 1:
             raise UserError(f"--layer-decay is {self.layer_decay}, must be above 0 and at most 1")
-        for name in ("warmup_epochs", "weight_decay", "clip", "max_restarts"):
+        for name in ("warmup_views", "weight_decay", "clip", "max_restarts"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"{flag(name)} is {getattr(self, name)}, must not be below 0")
         if not 0 <= self.gpus_per_worker <= 1:

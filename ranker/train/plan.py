@@ -61,7 +61,7 @@ class TrainPlan:
             f"ranker    {self.ranker.model}, head {self.ranker.head}, {self.index.visible} of "
             f"{self.ranker.positions} patches per view, context {self.config.context}",
             f"training  {self.recipe.steps:,} steps of {self.recipe.batch_size:,} rows, {passes:.1f} passes, "
-            f"{self.config.epochs:g} views per image, {_workers(self.config.workers)}, loss {self.recipe.loss}",
+            f"{self.config.views_per_image:g} views per image, {_workers(self.config.workers)}, loss {self.recipe.loss}",
             f"measured  on {self.validation.kind}, {self.validation.rows:,} held-out rows, every "
             f"{self.measure_steps:,} steps",
         ]
@@ -103,8 +103,8 @@ def make_plan(config: TrainConfig) -> TrainPlan:
     )
     images = max(1, round(images_of(index.files) * (1 - config.held_out)))
 
-    def steps(epochs: float) -> int:
-        return max(1, math.ceil(epochs * images / config.batch_size))
+    def steps(views: float) -> int:
+        return max(1, math.ceil(views * images / config.batch_size))
 
     recipe = Recipe(
         loss=config.loss,
@@ -112,10 +112,10 @@ def make_plan(config: TrainConfig) -> TrainPlan:
         base_lr=config.base_lr,
         weight_decay=config.weight_decay,
         beta2=config.beta2,
-        warmup_steps=min(steps(config.warmup_epochs), steps(config.epochs))
-        if config.warmup_epochs > 0
+        warmup_steps=min(steps(config.warmup_views), steps(config.views_per_image))
+        if config.warmup_views > 0
         else 0,
-        steps=steps(config.epochs),
+        steps=steps(config.views_per_image),
         batch_size=config.batch_size,
         accumulate=config.accumulate,
         clip=config.clip,

@@ -37,7 +37,7 @@ _FREE = {
         "stall_timeout",
         "decode_pixels",
         "measure_every",
-        "epochs",
+        "views_per_image",
     ),
 }
 

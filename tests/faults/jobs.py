@@ -20,8 +20,8 @@ from tests.helpers.score_runs import errors_of, rows_of, save_small_teacher, sco
 
 SHARDS, PHOTOS, VIEWS = 10, 12, 6
 TRAINING = """
-    --model vit_tiny_patch16_224 --depth 1 --head token --batch-size 16 --warmup-epochs 2 --held-out 0.2
-    --base-lr 0.01 --epochs 48 --measure-every 8 --workers 2 --checkpoint-minutes 0.01
+    --model vit_tiny_patch16_224 --depth 1 --head token --batch-size 16 --warmup-views 2 --held-out 0.2
+    --base-lr 0.01 --views-per-image 48 --measure-every 8 --workers 2 --checkpoint-minutes 0.01
 """
 
 

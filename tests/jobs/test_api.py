@@ -1,47 +1,66 @@
-"""The commands as calls: what they leave and what they give back."""
+"""The commands as calls: the tutorial runs as it stands, on fewer photos and a smaller teacher."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import patchsieve
 from patchsieve.pipeline.errors import UserError
-from tests.helpers.photos import photo_samples, write_shard
+from tests.helpers.checkout import ROOT
+from tests.helpers.pages import python_blocks
 from tests.helpers.score_runs import save_small_teacher
+
+HERE: dict[str, Any] = {"gpus_per_actor": 0.0, "max_actors": 1, "precision": "fp32"}
+
+
+def with_settings(call: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
+    return lambda *given, **named: call(*given, **{**named, **settings})
 
 
 @pytest.mark.ray
-def test_from_photos_to_pruned_shards(
-    ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_tutorial(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shard = write_shard(tmp_path / "photos" / "a.tar", photo_samples(12, height=60, width=80))
     teacher = save_small_teacher(tmp_path)
-    labels, ranker, pruned = (str(tmp_path / name) for name in ("labels", "ranker", "pruned"))
-    processors = {"gpus_per_actor": 0.0, "max_actors": 1, "precision": "fp32"}
+    training = {
+        **{"depth": 1, "batch_size": 8, "accumulate": 4, "views_per_image": 4, "held_out": 0.4},
+        **{"workers": "auto", "gpus_per_worker": 0.0},
+    }
+    smaller = {
+        "score": {"teacher": teacher, "views": "2", "mask_ratio": 0.75, **HERE},
+        "train": training,
+        "prune": HERE,
+    }
+    for name, settings in smaller.items():
+        monkeypatch.setattr(patchsieve, name, with_settings(getattr(patchsieve, name), **settings))
+    monkeypatch.chdir(tmp_path)
+    code = "\n".join(python_blocks(ROOT / "docs" / "tutorial.md"))
+    # The small teacher sees 6 x 6 patches of 8 px.
+    for given, taken in (
+        ('32), ("test", 8', '6), ("test", 2'),
+        ('"tiny", views=22', "load_teacher(TEACHER)"),
+        ('fields=("cls",)', 'fields=("cls",), patch_size=8'),
+        ("(14, 14)", '(6, 6), "patch_size": 8'),
+    ):
+        assert given in code
+        code = code.replace(given, taken)
+    names: dict[str, Any] = {"TEACHER": teacher, "load_teacher": patchsieve.load_teacher}
+    exec(code, names)
 
-    scored = patchsieve.score(
-        str(shard), out=labels, teacher=teacher, views="2", mask_ratio=0.75, **processors
-    )
-    assert (scored.exit_code, scored.rows) == (0, 24)
-    fitted = patchsieve.train(
-        [labels],
-        out=ranker,
-        model="vit_tiny_patch16_224",
-        depth=1,
-        epochs=4,
-        held_out=0.4,
-        batch_size=8,
-        accumulate=4,
-        workers="auto",
-        gpus_per_worker=0.0,
-    )
-    assert "\n2 workers, there is room for 4\n" in capsys.readouterr().out
-    assert fitted.digest == patchsieve.load_ranker(ranker).digest
-    done = patchsieve.prune([str(shard)], ranker=ranker, out=pruned, keep=0.25, **processors)
-    assert (done.exit_code, done.kept) == (0, 12 * 9)
-    assert len(list(patchsieve.PrunedDataset(f"{pruned}/shards/*.tar"))) == 12
+    assert (names["packed"].photos, names["packed"].classes) == (12, ("chelsea", "coffee"))
+    assert (names["scored"].exit_code, names["scored"].rows) == (0, 24)
+    assert names["ranker"].digest == patchsieve.load_ranker("ranker").digest
+    assert (names["pruned"].exit_code, names["pruned"].kept) == (0, 4 * 18)
+    assert len(list(patchsieve.PrunedDataset("pruned/train/shards"))) == 12
+    assert re.search(r"^test: 72 of 144 patches stay$", said := capsys.readouterr().out, re.MULTILINE), said
+    assert re.search(r"^accuracy [01]\.\d{3} of 4 test photos$", said, re.MULTILINE), said
+    assert "\n2 workers, there is room for 4\n" in said
+    assert all((tmp_path / f"{name}.png").stat().st_size > 500 for name in ("teacher", "ranker", "sheet"))
 
 
 def test_settings_that_cannot_be_are_refused_before_anything_starts(tmp_path: Path) -> None:

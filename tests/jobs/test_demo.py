@@ -108,7 +108,7 @@ def test_the_demo_from_photos_to_picture_and_again(tmp_path, capsys, monkeypatch
     assert "agreement with the teacher's dense scores" in ended.stdout
     assert load_ranker(str(out / "ranker")).config.depth == 2
     assert "complete: 4 of 4 shards done, 64 rows" in ended.stdout
-    assert re.search(rf"^  \S+ status {out}/labels$", ended.stdout, re.MULTILINE)
+    assert re.search(rf"^  \S+ status {out}/tables$", ended.stdout, re.MULTILINE)
     assert "patches: 3,136 of 6,272 kept, 50.0%" in ended.stdout
     assert "tokens   196 of an image before, 98 after" in ended.stdout
     assert re.search(
@@ -121,7 +121,7 @@ def test_the_demo_from_photos_to_picture_and_again(tmp_path, capsys, monkeypatch
     with Image.open(out / "contact-sheet.png") as image:
         assert image.width > 5 * 224
         assert image.height > 2 * 224
-    rows = ScoreTables(str(out / "labels")).rows
+    rows = ScoreTables(str(out / "tables")).rows
     assert rows == 64
 
     # Prune measured which precision to rank in, and does not do so again.

@@ -142,8 +142,8 @@ def test_shards_it_was_trained_on_give_only_what_it_held_out(
     assert trained_contents(trained) == {digest}
     line = refused(capsys, folder, ranker=tmp_path / "r")
     assert "r was trained on" in line
-    assert "add --held-out" in line
-    flags = {"ranker": tmp_path / "r", "held_out": True, "json": True, "no_reconstruct": True}
+    assert "add --only-held-out" in line
+    flags = {"ranker": tmp_path / "r", "only_held_out": True, "json": True, "no_reconstruct": True}
     code, printed, _ = run_command(capsys, *arguments(folder, **flags))
     expected = [key for key, _ in photo_samples(6, height=60, width=70) if held_out(key, 0.5, 3)]
     assert 2 <= len(expected) < 6
@@ -166,7 +166,7 @@ def test_what_cannot_be_measured_is_one_line(
     ranker_of(tmp_path / "odd", teacher, rows={**ROWS, "metric": "taste"})
     assert "metric of its tables is 'taste'" in refused(capsys, folder, ranker=tmp_path / "odd")
     ranker_of(tmp_path / "untold", teacher)
-    line = refused(capsys, folder, ranker=tmp_path / "untold", held_out=True)
+    line = refused(capsys, folder, ranker=tmp_path / "untold", only_held_out=True)
     assert "does not tell which images its training held out" in line
     write_shard(tmp_path / "one.tar", [("only", {"jpg": photo(1, 60, 70)})])
     code, _, line = run_command(capsys, str(tmp_path / "one.tar"), *arguments(folder)[1:])

@@ -35,7 +35,7 @@ for name, *arguments in json.loads(sys.argv[1]):
 """
 # Tables without pixels: the workers read the photos, too.
 TRAIN = """
-    --context full --model vit_tiny_patch16_224 --depth 1 --head token --batch-size 16 --warmup-epochs 2 --held-out 0.2
+    --context full --model vit_tiny_patch16_224 --depth 1 --head token --batch-size 16 --warmup-views 2 --held-out 0.2
     --measure-every 4
 """
 PRUNE = "--batch-size 4 --gpus-per-actor 0 --cpus-per-actor 1 --max-actors 1"
@@ -53,7 +53,7 @@ def test_train_resume_and_prune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         )
         ranker = save_small_ranker(tmp_path)
         given = ["--images", s3.url("photos"), *TRAIN.split()]
-        train = ["train", s3.url("labels"), "--out", s3.url("ranker"), *given, "--epochs"]
+        train = ["train", s3.url("labels"), "--out", s3.url("ranker"), *given, "--views-per-image"]
         commands = [
             [*train, "4"],
             [*train, "8", "--resume"],

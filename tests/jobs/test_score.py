@@ -272,6 +272,7 @@ def test_the_dry_run_writes_nothing_and_starts_no_ray(folder: Path, tmp_path: Pa
     assert "with 1 actor," in told["time"], "there is one shard"
     assert "per shard" in told["time"]
     assert re.match(r"about [\d.]+ for [\d.]+ actor hours", told["price"])
+    assert told["cheaper"].startswith("--estimator frozen, for a table to train on")
 
 
 def test_status_without_ray_or_torch(folder: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ FLOORS = """
     pipeline/row_config pipeline/part pipeline/storage
     pipeline/shards pipeline/images pipeline/compute
     pipeline/output pipeline/teacher
-    pipeline/runs pipeline/options pipeline/tables pipeline/scoring pipeline/pruned pipeline/pretrain
+    pipeline/runs pipeline/options pipeline/tables pipeline/scoring pipeline/pruned pipeline/pretrain pipeline/pack
     pipeline/cluster pipeline/pictures
     pipeline/score pipeline/schedule
     pipeline/score_on_ray

@@ -1,9 +1,9 @@
-"""The README's code runs as it stands there, on data and a model that are small."""
+"""The code of the README and of the recipes runs as it stands there, on data and a model that are small."""
 
 from __future__ import annotations
 
+import importlib.util
 import re
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +12,21 @@ import pytest
 import timm
 import torch
 
+from patchsieve.ranker.model.checkpoint import save_ranker
 from tests.helpers.checkout import ROOT
-from tests.helpers.photos import encode, write_shard
+from tests.helpers.pages import python_blocks
+from tests.helpers.photos import encode, photo_samples, write_shard
 from tests.helpers.prune_runs import prune_config, prune_here
+from tests.helpers.rankers import TEACHER, small_ranker
+from tests.helpers.score_runs import save_small_teacher, score_config, score_here
 
 COLOURS = ((220, 30, 30), (30, 30, 220))
 
 
 def code_with(words: str) -> str:
     """The indented block of the README that holds these words."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"(?:^(?:    .*)?\n)+", text, re.MULTILINE)
-    (found,) = [block for block in blocks if words in block]
-    return textwrap.dedent(found)
+    (found,) = [block for block in python_blocks(ROOT / "README.md") if words in block]
+    return found
 
 
 def coloured(folder: Path, name: str, count: int) -> None:
@@ -54,3 +56,23 @@ def test_from_labels_to_accuracy(
     exec(code.replace("num_workers=2", "num_workers=0"), {})
     assert re.fullmatch(r"accuracy [01]\.\d{3}\n", said := capsys.readouterr().out)
     assert float(said.split()[1]) >= 0.5
+
+
+def test_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order of the page, but for blocks of libraries that are not here."""
+    shard = write_shard(tmp_path / "photos.tar", photo_samples(2, height=60, width=80))
+    score_here(score_config([shard], tmp_path / "tables", save_small_teacher(tmp_path), mask_ratio=0.75))
+    save_ranker(
+        str(tmp_path / "ranker"), small_ranker(head="token"), teacher=TEACHER, tables=[], temperature=1.0
+    )
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    ran = 0
+    for block in python_blocks(ROOT / "docs" / "recipes.md"):
+        needed = re.findall(r"\b(datasets|polars|duckdb)\b", block.partition("\n")[0])
+        if all(importlib.util.find_spec(name) for name in needed):
+            exec(block.replace("scores, 196)", "scores, 36)"), names)
+            ran += 1
+    assert ran >= 3
+    assert np.isfinite(names["dense"]).sum() == len({place for seen in names["visible"] for place in seen})
+    assert tuple(names["images"]) == (3, 64, 64)

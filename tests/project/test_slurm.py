@@ -101,4 +101,4 @@ def test_commands_of_its_head_are_ones_that_patchsieve_takes() -> None:
     assert len(commands) == 2
     for command in commands:
         config = read_config("score", ScoreConfig, [*shlex.split(command), "--part", "3/8"])
-        assert config.out == "/data/labels"
+        assert config.out == "/data/tables"

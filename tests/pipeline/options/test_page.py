@@ -12,8 +12,9 @@ import pytest
 
 from patchsieve.jobs import cli, schedule
 from patchsieve.jobs.arguments import read_config, recipes_of
-from patchsieve.jobs.commands import CONFIGS, completion, reference_page
+from patchsieve.jobs.commands import CONFIGS, completion
 from patchsieve.jobs.examples import EXAMPLES
+from patchsieve.jobs.pages import api_page, reference_page
 from patchsieve.pipeline.options.page import help_page
 from patchsieve.pipeline.options.reading import GROUP_OF, TITLES, options_of
 from patchsieve.ranker.baselines.baselines import BASELINES
@@ -76,11 +77,12 @@ def test_prune_names_every_baseline() -> None:
 
 def test_the_reference_is_the_one_of_the_configurations() -> None:
     assert (ROOT / "docs" / "commands.md").read_text(encoding="utf-8") == reference_page(), "run make docs"
+    assert (ROOT / "docs" / "api.md").read_text(encoding="utf-8") == api_page(), "run make docs"
 
 
 def test_completion_knows_commands_and_options() -> None:
     script = "\n".join(completion())
-    assert 'words="score train' in script
+    assert 'words="pack score train' in script
     assert "--keep-images" in script
 
 

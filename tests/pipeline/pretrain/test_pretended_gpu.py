@@ -21,7 +21,7 @@ from tests.helpers.pretended_gpu.pretend import pretend_cuda
 def config(tmp_path: Path) -> PretrainConfig:
     return PretrainConfig(
         shards=(str(write_shard(tmp_path / "train.tar", photo_samples(4, seed=1, height=40, width=50))),),
-        held_out=(str(write_shard(tmp_path / "held.tar", photo_samples(2, seed=2, height=40, width=50))),),
+        test=(str(write_shard(tmp_path / "held.tar", photo_samples(2, seed=2, height=40, width=50))),),
         out=str(tmp_path / "out"),
         image_size=32,
         patch_size=8,

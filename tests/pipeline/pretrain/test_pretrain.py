@@ -34,7 +34,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 def small(shards: tuple[str, str], out: Path, **changes: object) -> PretrainConfig:
     config = PretrainConfig(
         shards=shards[:1],
-        held_out=shards[1:],
+        test=shards[1:],
         out=str(out),
         image_size=64,
         width=32,

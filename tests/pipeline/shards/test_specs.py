@@ -141,7 +141,10 @@ def test_strange_file_names(folder: Path) -> None:
         ("none.tar", "no such shard: .*none.tar"),
         ("none-{0..9}.tar", "none-0.tar, .*none-1.tar, .*none-2.tar and 7 more"),
         ("*.none", r"nothing matches \*.none"),
-        ("empty", r"no \*.tar directly in the folder"),
+        (
+            "empty",
+            r"no \*.tar directly in the folder (\S+); of photos in it, `patchsieve pack \1 --out SHARDS`",
+        ),
         ("@none.txt", "cannot read .*none.txt"),
         ("pipe:cat a.tar", "would run a command"),
         ("PIPE: curl http://u:secret@h/a.tar?sig=secret", "would run a command"),

@@ -48,8 +48,8 @@ def config_for(table: str, out: Path, **changes: object) -> TrainConfig:
         out=str(out),
         model="vit_tiny_patch16_224",
         batch_size=16,
-        epochs=8,
-        warmup_epochs=2,
+        views_per_image=8,
+        warmup_views=2,
         measure_every=4,
         held_out=0.2,
     )

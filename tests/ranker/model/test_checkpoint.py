@@ -49,6 +49,7 @@ def test_what_is_saved_comes_back(head: str, tmp_path: Path) -> None:
     patches = random_patches(2, ranker)
     assert torch.equal(loaded.model(patches), ranker(patches))
     assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == [
+        "README.md",
         "config.json",
         f"ranker-{digest[:16]}.safetensors",
     ]
@@ -166,8 +167,8 @@ def change_weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Calla
     ("damage", "message"),
     [
         (
-            change_config(lambda a: a.update(schema_version=2)),
-            "of schema version 2, this patchsieve reads version 1",
+            change_config(lambda a: a.update(schema_version=3)),
+            "of schema version 3, this patchsieve reads versions up to 2",
         ),
         (change_config(lambda a: a.pop("schema_version")), "of schema version None"),
         (change_config(lambda a: a.pop("format")), "is of another program or job"),

@@ -35,8 +35,8 @@ def plan_of(table: str, **changes: object) -> TrainPlan:
         out="unused",
         model="vit_tiny_patch16_224",
         batch_size=16,
-        epochs=8,
-        warmup_epochs=2,
+        views_per_image=8,
+        warmup_views=2,
         measure_every=4,
         held_out=0.2,
     )

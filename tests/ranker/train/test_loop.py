@@ -122,7 +122,7 @@ def test_from_every_checkpoint_on_the_steps_are_the_same(table: str, tmp_path: P
 
 @pytest.mark.gpu
 def test_a_gpu_is_fed_from_pinned_memory_and_goes_on_from_main_memory(table: str, tmp_path: Path) -> None:
-    plan, device = a_plan(table, tmp_path / "out", epochs=4, measure_every=2), torch.device("cuda")
+    plan, device = a_plan(table, tmp_path / "out", views_per_image=4, measure_every=2), torch.device("cuda")
 
     def a_fit(state: FitState | None) -> Fit:
         ranker = initial_ranker(plan.ranker).to(device)
@@ -140,11 +140,11 @@ def test_a_gpu_is_fed_from_pinned_memory_and_goes_on_from_main_memory(table: str
 
 
 def test_checkpoints_by_the_clock_hold_what_was_not_measured_yet(table: str, tmp_path: Path) -> None:
-    plan = a_plan(table, tmp_path / "often", epochs=4, measure_every=4, checkpoint_minutes=1e-9)
+    plan = a_plan(table, tmp_path / "often", views_per_image=4, measure_every=4, checkpoint_minutes=1e-9)
     states = fit(plan)
     assert list(states) == list(range(1, 9))
     assert states[5]["progress"]["curve"] == []
-    other = a_plan(table, tmp_path / "resumed", epochs=4, measure_every=4)
+    other = a_plan(table, tmp_path / "resumed", views_per_image=4, measure_every=4)
     # Amid the first pass, which the baselines are fitted to.
     fit(other, states[2])
     one, two = (read_curve(str(tmp_path / name))[0] for name in ("often", "resumed"))
@@ -157,7 +157,7 @@ def test_checkpoints_by_the_clock_hold_what_was_not_measured_yet(table: str, tmp
 def test_out_holds_the_best_ranker_and_the_last(table: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     # So high a rate that agreement comes and goes.
-    fit(a_plan(table, out, epochs=16, measure_every=2, base_lr=0.3))
+    fit(a_plan(table, out, views_per_image=16, measure_every=2, base_lr=0.3))
     curve = read_curve(str(out))
     best, last = load_ranker(str(out)), load_ranker(str(out / "last"))
     top = max(curve, key=lambda point: float(point["agreement"]))
@@ -171,7 +171,7 @@ def test_out_holds_the_best_ranker_and_the_last(table: str, tmp_path: Path) -> N
 
 def test_a_ranker_says_what_it_was_trained_on(table: str, tmp_path: Path) -> None:
     # Three steps are a whole pass.
-    plan = a_plan(table, tmp_path / "out", epochs=2, batch_size=20)
+    plan = a_plan(table, tmp_path / "out", views_per_image=2, batch_size=20)
     write_settings(plan.config, run_id="run-1")
     fit(plan)
     ranker = load_ranker(str(tmp_path / "out"))
@@ -190,12 +190,12 @@ def test_a_ranker_says_what_it_was_trained_on(table: str, tmp_path: Path) -> Non
             expected.add(batch)
     assert fits == expected.result()
     make_baseline("ridge", BaselineSources(grid=GRID, patch_size=PATCH, fits=fits))
-    assert "epochs: 2" in (tmp_path / "out" / "train.yaml").read_text()
+    assert "views_per_image: 2" in (tmp_path / "out" / "train.yaml").read_text()
 
 
 def test_whole_images_are_measured_and_said_so(tmp_path: Path) -> None:
     table = write_partition_table(tmp_path / "a.parquet", images=range(24))
-    plan = a_plan(table, tmp_path / "out", epochs=4, measure_every=4)
+    plan = a_plan(table, tmp_path / "out", views_per_image=4, measure_every=4)
     assert "on whole images" in "\n".join(plan.lines())
     fit(plan)
     (point,) = csv.DictReader(io.StringIO((tmp_path / "out" / "curve.csv").read_text()))
@@ -212,7 +212,9 @@ def test_going_on_needs_the_same_settings_and_tables(table: str, tmp_path: Path)
         with pytest.raises(UserError, match=message):
             check_resume(a_plan(given, out, **{"resume": True, **changes}), begun(str(out)))
 
-    check_resume(a_plan(table, out, resume=True, epochs=100, workers=2, measure_every=1), begun(str(out)))
+    check_resume(
+        a_plan(table, out, resume=True, views_per_image=100, workers=2, measure_every=1), begun(str(out))
+    )
     refused("add --resume", resume=False)
     refused(r"base_lr: 0.02 -> 0.1; loss: rank_net -> mse\. Ask for the same", base_lr=0.1, loss="mse")
     refused(r"held_out: 0.2 -> 0.3", held_out=0.3)

@@ -35,7 +35,7 @@ def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Store]:
 
 
 def plan_for(tables: str, out: str) -> TrainPlan:
-    config = config_for(tables, Path("unused"), **{**SETTINGS, "epochs": 4})
+    config = config_for(tables, Path("unused"), **{**SETTINGS, "views_per_image": 4})
     return make_plan(dataclasses.replace(config, out=out))
 
 

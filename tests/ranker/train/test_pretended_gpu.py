@@ -31,7 +31,13 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def a_plan(table: str, out: Path, **changes: object) -> TrainPlan:
-    asked: dict[str, object] = {"head": "token", "depth": 1, "epochs": 2, "measure_every": 1, "flip": True}
+    asked: dict[str, object] = {
+        "head": "token",
+        "depth": 1,
+        "views_per_image": 2,
+        "measure_every": 1,
+        "flip": True,
+    }
     return make_plan(config_for(table, out, **{**asked, **changes}))
 
 
@@ -87,7 +93,7 @@ def test_batches_arrive_from_pinned_memory(
         return loss
 
     monkeypatch.setattr(Training, "train_step", watched)
-    fit(a_plan(table, tmp_path / "out", epochs=2), CUDA, tmp_path)
+    fit(a_plan(table, tmp_path / "out", views_per_image=2), CUDA, tmp_path)
     # Constants go up in the first step.
     assert sent[1:] == [{"async": 3}] * (len(sent) - 1)
     assert len(sent) > 1

@@ -30,8 +30,8 @@ def test_the_published_recipe_is_that_of_the_paper() -> None:
         "beta2": 0.95,
         "weight_decay": 0.06,
         "clip": 0,
-        "epochs": 400,
-        "warmup_epochs": 40,
+        "views_per_image": 400,
+        "warmup_views": 40,
         "batch_size": 4096,
         "model": "vit_small_patch16_224",
         "head": "cls",
@@ -43,8 +43,8 @@ def test_the_published_recipe_is_that_of_the_paper() -> None:
 def test_flags_override_a_recipe_and_a_file_is_given_by_its_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flags = ["labels", "--out", "ranker", "--epochs", "8", "--config", "published"]
-    assert read_config("train", TrainConfig, flags).epochs == 8
+    flags = ["labels", "--out", "ranker", "--views-per-image", "8", "--config", "published"]
+    assert read_config("train", TrainConfig, flags).views_per_image == 8
     monkeypatch.chdir(tmp_path)
     Path("published").write_text("batch_size: 512")
     assert read_config("train", TrainConfig, [*flags[:-1], "./published"]).batch_size == 512

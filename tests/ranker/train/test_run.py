@@ -28,8 +28,8 @@ from tests.helpers.pixel_tables import SIDE, write_pixel_table
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 # Long enough to be killed on the way.
 OPTIONS = """
-    --model vit_tiny_patch16_224 --depth 1 --head token --batch-size 16 --warmup-epochs 2 --held-out 0.2
-    --base-lr 0.01 --epochs 80 --measure-every 20 --workers 2
+    --model vit_tiny_patch16_224 --depth 1 --head token --batch-size 16 --warmup-views 2 --held-out 0.2
+    --base-lr 0.01 --views-per-image 80 --measure-every 20 --workers 2
 """
 OFTEN = ("--checkpoint-minutes", "0.01")
 STEPS = 160
