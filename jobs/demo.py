@@ -7,7 +7,7 @@ from functools import partial
 from patchsieve.jobs import evaluate, prune, score, train
 from patchsieve.jobs.command_line import run_job
 from patchsieve.pipeline.pictures.config import DemoConfig
-from patchsieve.pipeline.score.config import ScoreConfig
+from patchsieve.pipeline.score.config import ScoreConfig, parse_views
 from patchsieve.pipeline.shown import say
 
 
@@ -47,7 +47,7 @@ def run(config: DemoConfig) -> int:
         return code
     picture = storage.join(config.out, "contact-sheet.png")
     storage.commit_bytes(demo_sheet.draw(packed, tables, teacher), picture, run_id=run_id)
-    if (rows := packed.samples * config.views) < FEWEST_ROWS:
+    if (rows := packed.samples * parse_views(config.views)[1]) < FEWEST_ROWS:
         say("", f"{rows} views are too few to train a ranker on: {FEWEST_ROWS} are needed")
         ranker, pruned = "tiny", f"{pruned}-by-tiny"
     else:

@@ -6,6 +6,7 @@ Position embeddings of timm are taken out: a ranker adds fixed ones (see `ranker
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import timm
 from timm.layers.patch_embed import PatchEmbed
@@ -76,7 +77,7 @@ def _published(name: str) -> bool:
 def _create(
     name: str, image_size: int, patch_size: int, *, pretrained: bool, drawn: bool = True
 ) -> VisionTransformer:
-    options = {} if drawn else {"weight_init": "skip"}
+    options: dict[str, Any] = {} if drawn else {"weight_init": "skip"}
     try:
         model = timm.create_model(
             name, pretrained=pretrained, num_classes=0, img_size=image_size, patch_size=patch_size, **options

@@ -111,7 +111,7 @@ def _solve(x_ND: Tensor, y_N: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
             weights_CD = u_CD * unit_CD
             total = cross_entropy(z_ND @ weights_CD.T + u_C * unit_C, y_N)
             total = total + penalty / 2 * weights_CD.square().sum()
-            total.backward()  # type: ignore[no-untyped-call]
+            total.backward()
         return float(total.detach())
 
     solver.step(loss)  # type: ignore[no-untyped-call]

@@ -61,7 +61,8 @@ class TrainPlan:
             f"ranker    {self.ranker.model}, head {self.ranker.head}, {self.index.visible} of "
             f"{self.ranker.positions} patches per view, context {self.config.context}",
             f"training  {self.recipe.steps:,} steps of {self.recipe.batch_size:,} rows, {passes:.1f} passes, "
-            f"{self.config.views_per_image:g} views per image, {_workers(self.config.workers)}, loss {self.recipe.loss}",
+            f"{self.config.views_per_image:g} views per image, {_workers(self.config.workers)}, "
+            f"loss {self.recipe.loss}",
             f"measured  on {self.validation.kind}, {self.validation.rows:,} held-out rows, every "
             f"{self.measure_steps:,} steps",
         ]

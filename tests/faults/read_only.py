@@ -56,7 +56,7 @@ def read_only_before(step: int, folder: Path) -> None:
             mount(folder, _BIND | _REMOUNT | _READ_ONLY)
         return call(file, mode, *arguments, **options)
 
-    builtins.open = counted  # type: ignore[assignment]
+    builtins.open = counted
 
 
 def run(work: Callable[[], object], said: Path) -> None:

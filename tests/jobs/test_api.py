@@ -28,8 +28,13 @@ def test_the_tutorial(
 ) -> None:
     teacher = save_small_teacher(tmp_path)
     training = {
-        **{"depth": 1, "batch_size": 8, "accumulate": 4, "views_per_image": 4, "held_out": 0.4},
-        **{"workers": "auto", "gpus_per_worker": 0.0},
+        "depth": 1,
+        "batch_size": 8,
+        "accumulate": 4,
+        "views_per_image": 4,
+        "held_out": 0.4,
+        "workers": "auto",
+        "gpus_per_worker": 0.0,
     }
     smaller = {
         "score": {"teacher": teacher, "views": "2", "mask_ratio": 0.75, **HERE},

@@ -6,14 +6,12 @@ import ast
 import functools
 
 import pytest
-import ray
-import ray._private.services
-import ray._raylet
 
+from patchsieve.pipeline.cluster import private_api
 from tests.helpers.checkout import ROOT
 
 SOURCE = (ROOT / "pipeline" / "cluster" / "private_api.py").read_text(encoding="utf-8")
-ROOTS = {"ray": ray, "raylet": ray._raylet}
+ROOTS = {name: vars(private_api)[name] for name in ("ray", "raylet")}
 
 
 def dotted(node: ast.AST) -> str:

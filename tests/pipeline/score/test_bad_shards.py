@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+import torch
 
 from patchsieve.pipeline.identity import digest_of
 from patchsieve.pipeline.output.folder import OutputFolder
@@ -121,7 +122,7 @@ def test_an_unsorted_shard_gives_the_rows_of_a_sorted_one(
     request = make_request(unsorted)
     monkeypatch.setattr(estimate, "PROBED_SAMPLES", 2)
     monkeypatch.setattr(estimate, "PROBE_S", 0.0)
-    assert estimate.estimate(request).samples == 5
+    assert estimate.probe(torch.device("cpu"), request=request, decode_threads=1).samples == 5
     identity = digest_of(request.fields(request.rows("fp32")))
     assert OutputFolder(str(out), SCORES, run_id="r").plan(request.shards, identity, redo_errors=True).todo
     (result,) = scored([path], tmp_path / "whole", teacher, root=str(tmp_path), unsorted=True)

@@ -10,6 +10,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from timm.data.config import resolve_model_data_config
 
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.images.patches import normalise, unpatchify
@@ -63,7 +64,7 @@ def test_timm_gives_the_same_scores(head: str, model: str, tmp_path: Path) -> No
     if head == "token":
         scores = scores[:, read.num_prefix_tokens :, 0]
     torch.testing.assert_close(scores, wanted, rtol=1e-4, atol=1e-4)
-    data = timm.data.resolve_model_data_config(read)
+    data = resolve_model_data_config(read)
     assert (data["input_size"], data["crop_pct"], *data["mean"]) == ((3, 64, 64), 0.875, 0.485, 0.456, 0.406)
 
 
