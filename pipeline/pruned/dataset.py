@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, get_worker_info
 
 from patchsieve.pipeline import storage
 from patchsieve.pipeline.errors import ContentError, DamagedFileError, UserError
@@ -151,10 +151,13 @@ class PrunedDataset(IterableDataset[PrunedSample]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where the reading was: call it before the dataset is iterated, or given to a loader.
 
-        With as many ranks and workers the rest comes in the order that it would have had. Raises UserError for what is
-        no state.
+        With as many ranks and workers the rest comes in the order that it would have had. In a worker of a loader it is
+        that worker's own state, as torchdata's StatefulDataLoader keeps and loads them. Raises UserError for what is no
+        state.
         """
         progress = Progress.from_state(state)
+        if get_worker_info() is not None:  # type: ignore[no-untyped-call]
+            progress.keep_workers()
         self._epoch.fill_(progress.epoch)
         self._resumed = progress
         self._given, self._arrived = Progress.from_state(state), Progress.from_state(state)

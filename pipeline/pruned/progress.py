@@ -78,6 +78,11 @@ class Progress:
             self._totals[place.shard] = place.total
         self.last = place.reader
 
+    def keep_workers(self) -> None:
+        """Have every worker stand where it stood: its loader knows itself whose batch is next."""
+        if self.last is not None:
+            self.last = dataclasses.replace(self.last, worker=self.last.workers - 1)
+
     def has(self, shard: str, number: int) -> bool:
         """Whether a sample has arrived."""
         return bisect.bisect_right(self._runs.get(shard, []), number) % 2 == 1

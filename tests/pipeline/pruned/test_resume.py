@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from patchsieve.pipeline.errors import ContentError, UserError
 from patchsieve.pipeline.pruned import PrunedDataset, WithPlaces, merge_states
@@ -183,6 +184,43 @@ def test_a_real_loader_goes_on_where_it_was(folder: Path) -> None:
     again = PrunedDataset(str(folder))
     again.load_state_dict(dataset.state_dict())
     assert found + [key for keys, _ in loader(again) for key in keys] == whole
+
+
+def with_own_state(samples: list[PrunedSample]) -> tuple[int, list[str], dict[str, Any]]:
+    """A collate as StatefulDataLoader wraps it: worker, keys, and the state of the worker's own copy."""
+    info = get_worker_info()
+    return info.id, key_of(samples), info.dataset.state_dict()
+
+
+class LoadsInWorkers:
+    """A `worker_init_fn` that gives each worker's copy its own state, as StatefulDataLoader does."""
+
+    def __init__(self, states: dict[int, dict[str, Any]]) -> None:
+        self._states = states
+
+    def __call__(self, worker: int) -> None:
+        if worker in self._states:
+            get_worker_info().dataset.load_state_dict(self._states[worker])
+
+
+@pytest.mark.parametrize("stop", [1, 3, 8])
+def test_each_worker_goes_on_from_its_own_state(folder: Path, stop: int) -> None:
+    def batches(states: dict[int, dict[str, Any]]) -> Iterator[tuple[int, list[str], dict[str, Any]]]:
+        dataset = PrunedDataset(str(folder))
+        init = LoadsInWorkers(states)
+        return iter(DataLoader(dataset, BATCH, num_workers=2, collate_fn=with_own_state, worker_init_fn=init))
+
+    whole: dict[int, list[list[str]]] = {0: [], 1: []}
+    for worker, keys, _ in batches({}):
+        whole[worker].append(keys)
+    found: dict[int, list[list[str]]] = {0: [], 1: []}
+    states: dict[int, dict[str, Any]] = {}
+    for worker, keys, state in itertools.islice(batches({}), stop):
+        found[worker].append(keys)
+        states[worker] = state
+    for worker, keys, _ in batches(states):
+        found[worker].append(keys)
+    assert found == whole
 
 
 def test_without_workers_it_knows_by_itself(folder: Path) -> None:
