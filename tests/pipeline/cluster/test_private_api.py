@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import ast
 import functools
+import sys
 
 import pytest
 
-from patchsieve.pipeline.cluster import private_api
+import patchsieve.pipeline.cluster.private_api  # noqa: F401 -- loads Ray
 from tests.helpers.checkout import ROOT
 
 SOURCE = (ROOT / "pipeline" / "cluster" / "private_api.py").read_text(encoding="utf-8")
-ROOTS = {name: vars(private_api)[name] for name in ("ray", "raylet")}
+ROOTS = {"ray": sys.modules["ray"], "raylet": sys.modules["ray._raylet"]}
 
 
 def dotted(node: ast.AST) -> str:
