@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,19 @@ def fit(
         if before is not None:
             before(worker.training.step)
 
-    worker = Fit(plan, ranker, worker=Worker(), state=state, run_id="run-1", noticed=noticed)
+    watched: list[int] = []
+
+    @contextlib.contextmanager
+    def over_step() -> Iterator[None]:
+        watched.append(worker.training.step)
+        yield
+
+    worker = Fit(
+        plan, ranker, worker=Worker(), state=state, run_id="run-1", noticed=noticed, over_step=over_step
+    )
+    first = worker.training.step
     worker.run(report)
+    assert watched == list(range(first, worker.training.step)), "each step is what a watchdog watches"
     return found
 
 
