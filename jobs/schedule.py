@@ -33,7 +33,7 @@ def _with_score_options(config: _Submit, options: Sequence[str]) -> _Submit:
         raise UserError(
             "after -- come options of score, but for shards, --out, --root, --part, --dry-run and --config"
         )
-    return dataclasses.replace(config, score_options=chosen)
+    return dataclasses.replace(config, score_options=chosen, teacher=score.teacher)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -24,12 +24,16 @@ _ERRORS = (OSError, RuntimeError, ValueError, RayError)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Submission:
-    """A job to submit. `out`: the output folder that it writes; `working_dir`: to upload, None for nothing."""
+    """A job to submit. `out`: the output folder that it writes; `working_dir`: to upload, None for nothing.
+
+    `gpus`: those that the command itself asks for.
+    """
 
     id: str
     command: Sequence[str]
     out: str
     working_dir: str | None
+    gpus: float = 0.0
 
 
 class JobsApi:
@@ -65,6 +69,7 @@ class JobsApi:
                 submission_id=job.id,
                 runtime_env=runtime_env,
                 metadata={OUTPUT_KEY: job.out},
+                entrypoint_num_gpus=job.gpus or None,
             )
         except _ERRORS as error:
             if self._knows(job.id):

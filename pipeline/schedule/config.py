@@ -53,6 +53,7 @@ class SubmitConfig(CorporaConfig):
     """How a tick submits its jobs."""
 
     score_options: Hidden = ()
+    teacher: Annotated[str, tyro.conf.Suppress] = ""
     address: str | None = None
     """The cluster's Jobs API, http://HOST:8265; by default what RAY_API_SERVER_ADDRESS or RAY_ADDRESS say."""
     working_dir: str | None = None
@@ -61,12 +62,27 @@ class SubmitConfig(CorporaConfig):
     """Submit again what is left alone: shards given up that did not change, corpora whose jobs failed alike."""
     max_jobs: int = 16
     """At most this many jobs of schedules at once; what is beyond them is left to a later tick."""
+    drift: float | None = None
+    """Watch for drift: on this share of a new corpus's shards, at least one, a ranker is evaluated: 0.01."""
+    drift_ranker: str | None = None
+    """The ranker of --drift (path or URL that the cluster reads)."""
+    drift_reference: str | None = None
+    """What it is held against: OUT of `patchsieve evaluate` of that ranker on held-out images it was trained beside."""
+    drift_gpus: float = 0.0
+    """GPUs that a job of --drift asks for."""
     dry_run: bool = False
     """Say what would be submitted; submits and writes nothing."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least_one(flag("max_jobs"), self.max_jobs)
+        given = [self.drift is not None, self.drift_ranker is not None, self.drift_reference is not None]
+        if any(given) and not all(given):
+            raise UserError("--drift, --drift-ranker and --drift-reference go together: give all three")
+        if self.drift is not None and not 0 < self.drift <= 1:
+            raise UserError(f"--drift is {self.drift}, must be a share above 0, and at most 1")
+        if self.drift_gpus < 0 or (self.drift_gpus and self.drift is None):
+            raise UserError(f"--drift-gpus is {self.drift_gpus}: give a number above 0, with --drift")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

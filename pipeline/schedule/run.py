@@ -19,6 +19,8 @@ from patchsieve.pipeline.output.folder import new_run_id
 from patchsieve.pipeline.output.owner import Owner
 from patchsieve.pipeline.schedule.config import OnceConfig, RunConfig, SubmitConfig
 from patchsieve.pipeline.schedule.corpora import find_corpora, shard_list, survey
+from patchsieve.pipeline.schedule.drift import DRIFT_PREFIX
+from patchsieve.pipeline.schedule.drift_watch import DriftWatch
 from patchsieve.pipeline.schedule.history import SCHEDULE_FOLDER, SubmittedJob, settled, write_job
 from patchsieve.pipeline.schedule.renamed import with_renamed
 from patchsieve.pipeline.schedule.tick import Corpus, Decision, Limits, decide, score_command, submission_id
@@ -40,12 +42,16 @@ class Jobs(Protocol):
 
 @dataclasses.dataclass
 class TickedCorpus:
-    """What a tick did with one corpus. `job`: the id of the one that it submitted, or has; `end`: where waited for."""
+    """What a tick did with one corpus. `job`: the id of the one that it submitted, or has; `end`: where waited for.
+
+    `drift`: what its drift watch says, "" for nothing.
+    """
 
     corpus: str
     out: str
     outcome: str
     attention: bool
+    drift: str = ""
     job: str | None = None
     submitted: SubmittedJob | None = None
     end: JobEnd | None = None
@@ -92,6 +98,7 @@ def run_once(
             "out": one.out,
             "outcome": one.outcome,
             "attention": one.attention,
+            "drift": one.drift or None,
             "job": one.job,
             "end": None if one.end is None else dataclasses.asdict(one.end),
         }
@@ -115,7 +122,8 @@ def _tick(
     places = find_corpora(config.source, config.out)
     # Asked first: what a job finishes before it ends is then seen by the survey.
     listed_at, known = now(), jobs.jobs()
-    active = {job.out: job.id for job in known if job.end is None}
+    active = {job.out: job.id for job in known if job.end is None and not job.id.startswith(DRIFT_PREFIX)}
+    watch = DriftWatch(config, known, name)
     corpora = survey(
         places, root=config.root, min_age_s=seconds(config.min_age), busy=active, now=now, sleep=sleep
     )
@@ -128,7 +136,9 @@ def _tick(
     ticked = []
     for decision in decisions:
         ticked.append(_carry_out(decision, jobs, config, name, now()))
-        say(f"{ticked[-1].corpus}: {ticked[-1].outcome}")
+        _look_at_drift(ticked[-1], watch, decision, jobs)
+        told = "; ".join(filter(None, [ticked[-1].outcome, ticked[-1].drift]))
+        say(f"{ticked[-1].corpus}: {told}")
     return ticked
 
 
@@ -160,6 +170,13 @@ def _carry_out(decision: Decision, jobs: Jobs, config: SubmitConfig, name: str, 
     except PatchsieveError as error:
         ticked.outcome, ticked.attention = str(error), True
     return ticked
+
+
+def _look_at_drift(ticked: TickedCorpus, watch: DriftWatch, decision: Decision, jobs: Jobs) -> None:
+    try:
+        ticked.drift = watch.look(decision, jobs.submit)
+    except PatchsieveError as error:
+        ticked.drift, ticked.attention = f"drift: {error}", True
 
 
 def _submit(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from patchsieve.jobs import evaluate
 from patchsieve.pipeline.pictures.demo_photos import find_photos
+from patchsieve.pipeline.schedule.drift import read_evaluation
 from patchsieve.pipeline.scoring.api import Teacher, load_teacher
 from patchsieve.ranker.baselines.baselines import BASELINES
 from patchsieve.ranker.batches.order import held_out
@@ -97,6 +99,10 @@ def test_photographs_and_the_bundled_teacher(tmp_path: Path, capsys: pytest.Capt
     told = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert set(told["agreement"]) == {"ranker", *BASELINES}
     assert told["dense"]["choice"] is None
+    # What the drift watch of a schedule reads of it.
+    watched = read_evaluation(str(tmp_path / "out"))
+    assert watched is not None
+    assert dataclasses.asdict(watched.of_ceiling) == told["agreement"]["ranker"]["of_ceiling"]
     # Real scores of a real teacher repeat, and follow texture more than chance or random weights do.
     assert told["rho"]["value"] > 0.3
     assert (
