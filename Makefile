@@ -77,7 +77,7 @@ gpu-check: links
 # The references of commands and Python calls anew from configurations and docstrings, and docs/ as a site in site/.
 docs: install
 	$(BIN)/python -c "from patchsieve.jobs.pages import reference_page; print(reference_page(), end='')" > docs/commands.md
-	$(BIN)/python -c "from patchsieve.jobs.pages import api_page; print(api_page(), end='')" > docs/api.md
+	$(BIN)/python -c "import patchsieve; from patchsieve.jobs.pages import api_page; print(api_page(patchsieve), end='')" > docs/api.md
 	$(BIN)/mkdocs build --strict --quiet
 	@echo "== docs: open site/index.html"
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import patchsieve
+from types import ModuleType
+
 from patchsieve.jobs.arguments import recipes_of
 from patchsieve.jobs.commands import CONFIGS
 from patchsieve.jobs.examples import EXAMPLES
@@ -16,11 +17,11 @@ def reference_page() -> str:
     return f"{head}\n{reference(CONFIGS, examples=EXAMPLES, recipes={name: recipes_of(name) for name in CONFIGS})}"
 
 
-def api_page() -> str:
-    """`docs/api.md`, all of it."""
+def api_page(public: ModuleType) -> str:
+    """`docs/api.md`, all of it. `public`: patchsieve itself."""
     from patchsieve.pipeline import pruned
 
-    names = {name: getattr(patchsieve, name) for name in patchsieve.__all__ if not name.startswith("_")}
+    names = {name: getattr(public, name) for name in public.__all__ if not name.startswith("_")}
     names |= {
         f"pipeline.pruned.{name}": getattr(pruned, name) for name in pruned.__all__ if name not in names
     }

@@ -53,10 +53,10 @@ What timm does not do is rank some patches of an image without the others: patch
 
 ## Training
 
-On {extra.get("rows", "an unknown number of")} rows, from {len(about["tables"])} shards that `{name}` scored. The
-licence of `{name}`: {licence}. State the one that holds for this ranker here, and in the block above.
+On scores by `{name}` of {len(about["tables"])} shards. The licence of `{name}`: {licence}. State the one that
+holds for this ranker here, and in the block above.
 
-{_indented({"config": config, **extra.get("training", {})})}
+{_indented({"ranker": config, "scores": extra.get("rows", {}), "training": extra.get("training", {})})}
 
 ## Publish
 

@@ -24,7 +24,7 @@ EXTRA = {
     "validation": "visible patches",
     "step": 30,
     "steps": 40,
-    "rows": 96,
+    "rows": {"mask_ratio": 0.9},
     "training": {"loss": "ranknet", "base_lr": 0.001},
 }
 
@@ -93,7 +93,8 @@ def test_the_card_says_what_was_measured_and_how_to_load(tmp_path: Path) -> None
     assert "12 held-out images, visible patches): 0.812, at step 30 of 40" in card
     assert 'timm.create_model("local-dir:FOLDER", pretrained=True)' in card
     assert "scores = model(images)[:, model.num_prefix_tokens :, 0]" in card
-    assert '\n     "loss": "ranknet"\n' in card
+    assert '\n      "loss": "ranknet"\n' in card
+    assert '\n      "mask_ratio": 0.9\n' in card
     assert "hf upload user/name FOLDER --include README.md" in card
 
 
