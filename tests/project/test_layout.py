@@ -60,7 +60,6 @@ LIGHT_DRIVERS = ["pipeline/score/request.py", "pipeline/score_on_ray/run.py"]
 MODEL_LIBRARIES = {"timm", "torchvision"}
 HEAVY_LIBRARIES = {"torch", "torchvision", "timm", "ray", "webdataset"}
 # The names computed here are those of our own modules.
-PUBLIC_API_FILES = {"jobs/pages.py"}  # describes it
 COMPUTED_IMPORT_FILES = {"patchsieve/__init__.py", "jobs/cli.py"}
 # What a bare GPU machine has and what that brings along: the pipeline needs no more, its Ray files aside.
 SCORING_LIBRARIES = {
@@ -89,9 +88,7 @@ def refused_imports(file: str, tree: ast.Module) -> list[str]:
         whole = f"{used.module}.{used.name}" if used.name else used.module
         if used.module.split(".")[0] in {*PACKAGES, "", "tests", "benchmarks"}:
             found.append(f"line {used.line}: {used.module} is no name of ours, which begin with patchsieve")
-        elif imported_file(used) == "patchsieve/__init__.py" and not (
-            whole == "patchsieve.__version__" or file in PUBLIC_API_FILES
-        ):
+        elif imported_file(used) == "patchsieve/__init__.py" and whole != "patchsieve.__version__":
             found.append(f"line {used.line}: {whole} is for users; name the module that has it")
         elif re.match(r"patchsieve\.pipeline\.storage\.\w+\.", f"{whole}.") and (
             room_of(file) != STORAGE and used.module != "patchsieve.pipeline.storage"
