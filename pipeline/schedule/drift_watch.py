@@ -37,7 +37,7 @@ class DriftWatch:
         if reference is None:
             raise UserError(
                 f"--drift-reference {config.drift_reference} has no {EVALUATION}: make it with patchsieve evaluate "
-                f"SHARDS --held-out --ranker {config.drift_ranker} --teacher ... --out {config.drift_reference}"
+                f"SHARDS --only-held-out --ranker {config.drift_ranker} --teacher ... --out {config.drift_reference}"
             )
         self._reference = reference
 
