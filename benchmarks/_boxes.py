@@ -53,7 +53,7 @@ def crop_cells(photo: Boxed, label: str, grid: int) -> NDArray[np.float32]:
     short = min(photo.height, photo.width)
     fine = grid * 16
     origin = np.array([(photo.height - short) // 2, (photo.width - short) // 2] * 2)
-    inside = np.zeros((fine, fine), np.float32)
+    inside: NDArray[np.float32] = np.zeros((fine, fine), np.float32)
     for box in photo.boxes[label]:
         top, left, bottom, right = ((np.array(box) - origin) * fine / short).round().clip(0, fine).astype(int)
         inside[top:bottom, left:right] = 1

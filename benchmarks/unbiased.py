@@ -110,7 +110,7 @@ class Boxes(_Both):
 
 def halves(classes: Sequence[str], seed: int) -> NDArray[np.bool_]:
     """Which half each class is in, as evenly as can be, bool `[C]`."""
-    first_C = np.zeros(len(classes), np.bool_)
+    first_C: NDArray[np.bool_] = np.zeros(len(classes), np.bool_)
     first_C[KeyedRandom(seed, "", "unbiased halves").permutation(len(classes))[: len(classes) // 2]] = True
     return first_C
 
