@@ -156,7 +156,7 @@ class PrunedDataset(IterableDataset[PrunedSample]):
         state.
         """
         progress = Progress.from_state(state)
-        if get_worker_info() is not None:  # type: ignore[no-untyped-call]
+        if get_worker_info() is not None:
             progress.keep_workers()
         self._epoch.fill_(progress.epoch)
         self._resumed = progress

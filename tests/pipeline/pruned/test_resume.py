@@ -186,10 +186,19 @@ def test_a_real_loader_goes_on_where_it_was(folder: Path) -> None:
     assert found + [key for keys, _ in loader(again) for key in keys] == whole
 
 
+def this_worker() -> tuple[int, PrunedDataset]:
+    """In a worker of a loader: its number, and its copy of the data set."""
+    info = get_worker_info()
+    assert info is not None
+    dataset = info.dataset
+    assert isinstance(dataset, PrunedDataset)
+    return info.id, dataset
+
+
 def with_own_state(samples: list[PrunedSample]) -> tuple[int, list[str], dict[str, Any]]:
     """A collate as StatefulDataLoader wraps it: worker, keys, and the state of the worker's own copy."""
-    info = get_worker_info()
-    return info.id, key_of(samples), info.dataset.state_dict()
+    worker, dataset = this_worker()
+    return worker, key_of(samples), dataset.state_dict()
 
 
 class LoadsInWorkers:
@@ -200,7 +209,7 @@ class LoadsInWorkers:
 
     def __call__(self, worker: int) -> None:
         if worker in self._states:
-            get_worker_info().dataset.load_state_dict(self._states[worker])
+            this_worker()[1].load_state_dict(self._states[worker])
 
 
 @pytest.mark.parametrize("stop", [1, 3, 8])
