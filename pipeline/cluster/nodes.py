@@ -94,7 +94,7 @@ def keep_off(node_id: str) -> dict[str, str] | None:
 
 
 def others_at_work() -> str:
-    """The other jobs of this cluster that have actors, for people; "" for none."""
+    """The other jobs of this cluster that hold something of it, for people; "" for none."""
     own = ray.get_runtime_context().get_job_id()
     jobs, commands = jobs_with_actors()
     return holders((job for job in jobs if job != own), commands)

@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 from ray._common.constants import HEAD_NODE_RESOURCE_NAME
+from ray.core.generated.gcs_pb2 import ActorTableData  # type: ignore[attr-defined]
 
 _LEVEL = "RAY_BACKEND_LOG_LEVEL"
 
@@ -74,9 +75,13 @@ def free_resources() -> dict[str, dict[str, float]]:
 
 
 def jobs_with_actors() -> tuple[list[str], dict[str, str]]:
-    """The job ids of all living actors, one for each actor, and what each job runs, by its id."""
-    actors = ray._private.state.actors(actor_state_name="ALIVE").values()
-    return [actor["JobID"] for actor in actors], {
+    """The job ids of living actors that hold something of a node, one for each, and what each job runs, by its id.
+
+    Ray's own helpers hold nothing, and some of them outlive the job that they came with.
+    """
+    accessor = ray._private.state.state._connect_and_get_accessor()
+    actors = map(ActorTableData.FromString, accessor.get_actor_table(None, "ALIVE"))
+    return [actor.job_id.hex() for actor in actors if actor.required_resources], {
         job["JobID"]: job["Entrypoint"] for job in ray._private.state.jobs()
     }
 

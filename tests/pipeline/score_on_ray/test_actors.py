@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import ray
 
+from patchsieve.pipeline.cluster.private_api import jobs_with_actors
 from patchsieve.pipeline.score_on_ray import patience
 from tests.helpers.faults import Faults
 from tests.helpers.photos import photo_samples, write_shard
@@ -107,8 +108,13 @@ def test_a_run_that_gets_no_gpu_says_what_it_asked_for_and_what_there_is(
             """Answers when both GPUs are taken."""
 
     remote: Any = ray.remote
+    idle = remote(num_cpus=0)(Greedy).remote()
+    before, _ = jobs_with_actors()
+    ray.get(idle.here.remote())
+    assert jobs_with_actors()[0] == before, "it holds nothing"
     greedy = remote(num_gpus=2, num_cpus=0)(Greedy).remote()
     ray.get(greedy.here.remote())
+    assert len(jobs_with_actors()[0]) == len(before) + 1
     try:
         config = score_config(
             make_shards(tmp_path / "shards", 1),
