@@ -39,7 +39,8 @@ def suspended_before(module: Any, name: str, *, thread: str, quiet: threading.Lo
             return call(*arguments, **options)
         begun.set()
         with quiet or threading.Lock():
-            os.kill(os.getpid(), signal.SIGSTOP)
+            # To this very thread, which then goes no further; another one may take what the process is sent.
+            signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
         try:
             return call(*arguments, **options)
         finally:
