@@ -15,6 +15,7 @@ Writes DIR/unbiased.json.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Union
@@ -229,13 +230,7 @@ def measured(options: Scenes | Boxes) -> dict[str, Any]:
 
 def batches(pictures: Iterator[Picture]) -> Iterator[list[Picture]]:
     """As many at once as are encoded together."""
-    batch: list[Picture] = []
-    for picture in pictures:
-        batch.append(picture)
-        if len(batch) == _BATCH:
-            yield batch
-            batch = []
-    if batch:
+    while batch := list(itertools.islice(pictures, _BATCH)):
         yield batch
 
 

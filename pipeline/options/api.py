@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -17,14 +18,14 @@ def api_reference(names: Mapping[str, Any]) -> str:
 
 def _section(name: str, item: Any) -> Iterator[str]:
     yield f"## {name}\n"
-    yield f"{_code(_signature(name, item))}\n\n{_text(item)}\n"
+    yield f"{_code(name, item)}\n\n{_text(item)}\n"
     if not inspect.isclass(item):
         return
     if item.__init__.__doc__:
         yield f"{_text(item.__init__)}\n"
     for method, function in vars(item).items():
         if not method.startswith("_") and inspect.isfunction(function):
-            yield f"### {name}.{method}\n\n{_code(_signature(method, function))}\n\n{_text(function)}\n"
+            yield f"### {name}.{method}\n\n{_code(method, function)}\n\n{_text(function)}\n"
 
 
 def _signature(name: str, item: Callable[..., Any]) -> str:
@@ -43,8 +44,8 @@ def _signature(name: str, item: Callable[..., Any]) -> str:
     return f"{head}(\n" + "".join(f"    {part},\n" for part in parts) + f"){returned}"
 
 
-def _code(text: str) -> str:
-    return "\n".join(f"    {line}" for line in text.splitlines())
+def _code(name: str, item: Callable[..., Any]) -> str:
+    return textwrap.indent(_signature(name, item), "    ")
 
 
 def _text(item: Any) -> str:

@@ -22,7 +22,17 @@ PARTS_FOLDER = "parts"
 def owner_folder(out: str, run_id: str) -> str:
     """The folder in which the owner file of a run lies: that of its part, or the output itself."""
     part = part_of_run(run_id)
-    return out if part is None else storage.join(out, PARTS_FOLDER, part.name)
+    return out if part is None else _part_folder(out, part)
+
+
+def owner_folders(out: str) -> list[str]:
+    """The folders in which owner files may lie: the output, and those of its parts. UserError as `part_count`."""
+    count = part_count(out) or 0
+    return [out, *(_part_folder(out, Part(index + 1, count)) for index in range(count))]
+
+
+def _part_folder(out: str, part: Part) -> str:
+    return storage.join(out, PARTS_FOLDER, part.name)
 
 
 def part_count(out: str) -> int | None:

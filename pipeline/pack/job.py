@@ -19,9 +19,9 @@ from patchsieve.pipeline.pack.photos import (
     PhotoFile,
     SampleKeys,
     classes_of,
+    is_too_large,
     photos_below,
     shown_names,
-    too_large,
 )
 from patchsieve.pipeline.randomness import KeyedRandom
 from patchsieve.pipeline.shards.reader import MEMBER_LIMIT, image_fields_of
@@ -58,11 +58,11 @@ def pack(config: PackConfig, say: Callable[[str], None], *, run_id: str) -> Pack
     photos, others = photos_below(config.folder, endings)
     for count, ending in sorted(((count, name) for name, count in others.items()), reverse=True):
         say(f"{count} files that end in {f'.{ending}' if ending else 'nothing'} are left out (--image-field)")
-    left_out = too_large(photos)
+    left_out = [photo for photo in photos if is_too_large(photo)]
     if left_out:
         names = shown_names([photo.name for photo in left_out])
         say(f"more than {MEMBER_LIMIT >> 20} MiB or names too long to be read back, left out: {names}")
-        photos = [photo for photo in photos if photo not in left_out]
+        photos = [photo for photo in photos if not is_too_large(photo)]
     if not photos:
         raise UserError(
             f"{storage.redact(config.folder)}: no photo in it or below (files that end in .{', .'.join(endings)})"

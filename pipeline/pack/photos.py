@@ -85,9 +85,9 @@ def classes_of(photos: Sequence[PhotoFile]) -> list[str]:
     return sorted(name for name in names if name is not None)
 
 
-def too_large(photos: Sequence[PhotoFile]) -> list[PhotoFile]:
-    """Those that no shard is read with: files of more than the limit, and names that are too long."""
-    return [file for file in photos if (file.info.size or 0) > MEMBER_LIMIT or len(file.name) > MAX_NAME // 2]
+def is_too_large(photo: PhotoFile) -> bool:
+    """Whether no shard is read with it: a file of more than the limit, or a name that is too long."""
+    return (photo.info.size or 0) > MEMBER_LIMIT or len(photo.name) > MAX_NAME // 2
 
 
 def shown_names(names: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.errors import UserError, first_line
 from patchsieve.pipeline.storage.urls import redact
 
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -22,8 +22,7 @@ def hub_folder(repository: str, files: Sequence[str], *, otherwise: str) -> str:
     try:
         return snapshot_download(repository, allow_patterns=list(files))
     except Exception as error:  # whatever the client raises for no network, no such model, no access
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"cannot fetch {repository} from the Hugging Face hub ({redact(reason)}), and no local folder has that "
-            f"name; {otherwise}"
+            f"cannot fetch {repository} from the Hugging Face hub ({redact(first_line(error))}), and no local folder "
+            f"has that name; {otherwise}"
         ) from None

@@ -14,7 +14,7 @@ from timm.models import load_state_dict
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor
 
-from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.errors import UserError, first_line
 
 TIMM_WEIGHTS = "timm"
 """Initial weights: those that timm names for the model, from the Hugging Face hub or its cache."""
@@ -58,8 +58,7 @@ def build_backbone(
 
 
 def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
+    return first_line(error)[:300]
 
 
 def _published(name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -77,4 +78,4 @@ def _measured(extra: Mapping[str, Any]) -> str:
 
 
 def _indented(settings: Mapping[str, Any]) -> str:
-    return "\n".join(f"    {line}" for line in json.dumps(settings, indent=1, sort_keys=True).splitlines())
+    return textwrap.indent(json.dumps(settings, indent=1, sort_keys=True), "    ")

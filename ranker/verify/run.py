@@ -7,12 +7,11 @@ from collections.abc import Callable
 
 from patchsieve.pipeline import storage
 from patchsieve.pipeline.errors import DamagedFileError, UserError
-from patchsieve.pipeline.output.division import PARTS_FOLDER, part_count
+from patchsieve.pipeline.output.division import owner_folders
 from patchsieve.pipeline.output.folder import ERRORS_FOLDER, new_run_id
 from patchsieve.pipeline.output.owner import Owner, owner_of
 from patchsieve.pipeline.output.records import read_footer
 from patchsieve.pipeline.output.settings import CONFIG_FILE, stored_config
-from patchsieve.pipeline.part import Part
 from patchsieve.pipeline.pruned.index import INDEX
 from patchsieve.pipeline.runs.status import read_status
 from patchsieve.pipeline.tables.schema import SCORES
@@ -33,7 +32,7 @@ def verify(config: VerifyConfig) -> Report:
     teacher that is not there; InfrastructureError.
     """
     url = storage.absolute_url(config.out)
-    owners = filter(None, map(owner_of, _owned_folders(url)))
+    owners = filter(None, map(owner_of, owner_folders(url)))
     report = Report(url=url, owner=", ".join(str(owner.get("run_id", "")) for owner in owners))
     rankers = [name for name in ("", LAST_FOLDER) if is_ranker(storage.join(url, name) if name else url)]
     if rankers:
@@ -52,12 +51,6 @@ def verify(config: VerifyConfig) -> Report:
     if config.fix:
         records.mark()
     return report
-
-
-def _owned_folders(url: str) -> list[str]:
-    """Where runs put their owner files: into the output, or those of its parts."""
-    count = part_count(url) or 0
-    return [url, *(storage.join(url, PARTS_FOLDER, Part(index + 1, count).name) for index in range(count))]
 
 
 def _add_ranker(report: Report, name: str) -> None:
@@ -156,7 +149,7 @@ class _Records:
             return
         run_id = new_run_id()
         with contextlib.ExitStack() as owned:
-            for folder in _owned_folders(self._url):
+            for folder in owner_folders(self._url):
                 owner = Owner(folder, run_id)
                 owner.acquire()
                 owned.callback(owner.release)
