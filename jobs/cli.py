@@ -9,7 +9,7 @@ import sys
 
 from patchsieve import __version__
 from patchsieve.jobs.arguments import say_page
-from patchsieve.pipeline.options.given import meant
+from patchsieve.pipeline.checks import meant
 from patchsieve.pipeline.shown import say
 
 COMMANDS = {

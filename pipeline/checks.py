@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from patchsieve.pipeline.errors import UserError
@@ -50,3 +51,9 @@ def _is_a(value: object, hint: Any) -> bool:
     # What is in a list or a mapping is for its reader to say.
     kind = origin or hint
     return kind is Any or (isinstance(value, kind) and (kind is bool or not isinstance(value, bool)))
+
+
+def meant(given: str, known: Iterable[str]) -> str:
+    """`, did you mean X?` where something known is close to it."""
+    close = difflib.get_close_matches(given, list(known), n=1, cutoff=0.6)
+    return f". Did you mean {close[0]}?" if close else ""

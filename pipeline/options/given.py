@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 
+from patchsieve.pipeline.checks import meant
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.options.reading import Option
 
@@ -49,12 +49,6 @@ def check_given(
 def is_option(text: str) -> bool:
     """Whether a word of a command line is an option, and no value such as -1."""
     return text.startswith("--") and len(text) > 2
-
-
-def meant(given: str, known: Iterable[str]) -> str:
-    """`, did you mean X?` where something known is close to it."""
-    close = difflib.get_close_matches(given, list(known), n=1, cutoff=0.6)
-    return f". Did you mean {close[0]}?" if close else ""
 
 
 def _check_values(option: Option, values: Sequence[str], *, equals: bool) -> None:

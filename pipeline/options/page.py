@@ -11,7 +11,7 @@ from patchsieve.pipeline.options.reading import TITLES, Option, options_of, summ
 _COLUMN = 28
 _WIDEST = 110
 
-CONFIG_TEXT = "Settings as YAML, as every command writes them beside its output; options override them."
+CONFIG_TEXT = "Settings as YAML, such as score, train and prune leave beside their output; options override them."
 
 
 def help_page(
@@ -31,7 +31,8 @@ def help_page(
         entries = [(option.shown, told(option)) for option in mine]
         if group == "output":
             entries.append(("--config FILE", _config(recipes)))
-        lines += ["", f"{title}:", *(line for entry in entries for line in _entry(*entry, room))]
+        if entries:
+            lines += ["", f"{title}:", *(line for entry in entries for line in _entry(*entry, room))]
     lines += ["", "Examples:", *(f"  {example}" for example in examples)]
     return lines
 

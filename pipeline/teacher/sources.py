@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from patchsieve.pipeline.checks import meant
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.storage import (
     HUB_NAME,
@@ -84,6 +85,7 @@ def read_checkpoint(spec: str) -> RawCheckpoint:
     raise UserError(
         f"unknown teacher {spec!r}; known: tiny, {', '.join(ALIASES)}, a name on the Hugging Face hub such as "
         "facebook/vit-mae-base, or the path or URL of a .pth, a .safetensors or a folder"
+        f"{meant(spec, ['tiny', *ALIASES])}"
     )
 
 

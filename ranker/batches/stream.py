@@ -63,7 +63,8 @@ class TableBatches:
         if not self.batches_per_epoch:
             raise UserError(
                 f"the tables hold {index.train_rows.sum()} rows to train on, fewer than one batch of {batch_size} for"
-                f" each of {ranks} workers: score more images, or ask for smaller batches (--batch-size)"
+                f" each of {ranks} workers: score more images, or ask for smaller batches"
+                + (f" (--batch-size {most})" if (most := index.train_rows.sum() // ranks) else "")
             )
 
     def stream(

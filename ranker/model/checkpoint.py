@@ -256,7 +256,10 @@ def _read_about(url: str, shown: str) -> dict[str, Any]:
     except DamagedFileError as error:
         raise UserError(f"no ranker at {shown}: {error}") from None
     if about.get("format") != _FORMAT:
-        raise UserError(f"no ranker at {shown}: its {RANKER_FILE} is of another program or job")
+        raise UserError(
+            f"no ranker at {shown}: its {RANKER_FILE} is of another program or job"
+            + (f"; of score tables, patchsieve train {shown} --out RANKER makes one" if "rows" in about else "")
+        )
     if about.get("schema_version") not in _READABLE:
         raise UserError(
             f"{shown} is a ranker of schema version {about.get('schema_version')}, this patchsieve reads versions up "

@@ -38,6 +38,7 @@ def without(prefix: str) -> Weights:
 @pytest.mark.parametrize(
     ("spec", "match"),
     [
+        ("tinny", r"Did you mean tiny\?"),
         ("mae-gigantic", r"unknown teacher 'mae-gigantic'; known: tiny, mae-base, mae-large, mae-huge"),
         ("nowhere/at/all.pth", "no such file"),
         ("./nowhere", "no such file or folder"),

@@ -172,6 +172,7 @@ def change_weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Calla
         ),
         (change_config(lambda a: a.pop("schema_version")), "of schema version None"),
         (change_config(lambda a: a.pop("format")), "is of another program or job"),
+        (change_config(lambda a: a.update(format=None, rows={})), "patchsieve train .* makes one"),
         (lambda folder: (folder / "config.json").write_text("[]"), "a JSON list, not an object"),
         (lambda folder: (folder / "config.json").write_text('{"format": '), "config.json is damaged"),
         (lambda folder: (folder / "config.json").unlink(), "there is no folder with a config.json"),
