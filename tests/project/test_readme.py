@@ -60,11 +60,12 @@ def test_from_labels_to_accuracy(
 
 def test_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the order of the page, but for blocks of libraries that are not here."""
-    shard = write_shard(tmp_path / "photos.tar", photo_samples(2, height=60, width=80))
+    shard = write_shard(tmp_path / "photos" / "a.tar", photo_samples(2, height=60, width=80))
     score_here(score_config([shard], tmp_path / "tables", save_small_teacher(tmp_path), mask_ratio=0.75))
     save_ranker(
         str(tmp_path / "ranker"), small_ranker(head="token"), teacher=TEACHER, tables=[], temperature=1.0
     )
+    prune_here(prune_config([shard], tmp_path / "pruned", "baseline:variance"))
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     ran = 0
@@ -76,3 +77,9 @@ def test_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert ran >= 3
     assert np.isfinite(names["dense"]).sum() == len({place for seen in names["visible"] for place in seen})
     assert tuple(names["images"]) == (3, 64, 64)
+    # All patches at their places are the picture.
+    vit, picture = names["vit"].eval(), torch.randn(1, 3, 224, 224)
+    patches = picture.unfold(2, 16, 16).unfold(3, 16, 16).permute(0, 2, 3, 4, 5, 1).reshape(1, 196, -1)
+    order = torch.randperm(196)
+    shuffled = {"patches": patches[:, order], "positions": order[None]}
+    assert torch.allclose(names["logits_of"](vit, shuffled), vit(picture), atol=1e-5)
