@@ -6,6 +6,7 @@ from functools import partial
 
 from patchsieve.jobs import evaluate, prune, score, train
 from patchsieve.jobs.command_line import run_job
+from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.pictures.config import DemoConfig
 from patchsieve.pipeline.score.config import ScoreConfig, parse_views
 from patchsieve.pipeline.shown import say
@@ -55,7 +56,10 @@ def run(config: DemoConfig) -> int:
         if code := train.run(demo_training(tables, ranker)):
             return code
         say("", "measuring it on samples that it did not see: other crops of the same photos")
-        evaluate.run(demo_evaluation(packed.shards, ranker, config.teacher))
+        try:
+            evaluate.run(demo_evaluation(packed.shards, ranker, config.teacher))
+        except UserError as error:  # too few of them were held out
+            say(f"not measured: {error}")
     say("", "pruning the shards: of each photo, the half of its patches that the ranker puts first")
     pruning = demo_pruning(packed.shards, ranker, pruned, max_actors=config.max_actors)
     if code := prune.run(pruning):

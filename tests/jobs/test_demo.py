@@ -19,6 +19,7 @@ from patchsieve.pipeline.pictures.rows import read_samples, scored_photo
 from patchsieve.pipeline.tables.reader import ScoreTables
 from patchsieve.pipeline.teacher.build import build_teacher
 from patchsieve.pipeline.teacher.checkpoint import read_teacher
+from patchsieve.ranker.evaluate.config import EvaluateConfig
 from patchsieve.ranker.model.checkpoint import load_ranker
 from patchsieve.ranker.prune_on_ray import run as prune_run
 from tests.helpers.demo_photos import pack, samples_of, write_photos
@@ -93,7 +94,7 @@ def test_the_demo_from_photos_to_picture_and_again(tmp_path, capsys, monkeypatch
         "bad.jpg": b"x",
     }
     folder, out = write_photos(tmp_path / "photos", photos), tmp_path / "out"
-    arguments = ["--images", str(folder), "--out", str(out), "--samples", "40", "--views", "2"]
+    arguments = ["--images", str(folder), "--out", str(out), "--samples", "24", "--views", "3"]
     # A process of its own, as a user starts it: with a Ray of its own.
     ended = subprocess.run(
         [sys.executable, "-m", "patchsieve.jobs.cli", "demo", *arguments],
@@ -103,13 +104,13 @@ def test_the_demo_from_photos_to_picture_and_again(tmp_path, capsys, monkeypatch
         check=False,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "packed 4 photos as 32 samples" in ended.stdout
+    assert "packed 4 photos as 20 samples" in ended.stdout
     assert "cannot read bad.jpg" in ended.stdout
     assert "agreement with the teacher's dense scores" in ended.stdout
     assert load_ranker(str(out / "ranker")).config.depth == 2
-    assert "complete: 4 of 4 shards done, 64 rows" in ended.stdout
+    assert "complete: 4 of 4 shards done, 60 rows" in ended.stdout
     assert re.search(rf"^  \S+ status {out}/tables$", ended.stdout, re.MULTILINE)
-    assert "patches: 3,136 of 6,272 kept, 50.0%" in ended.stdout
+    assert "patches: 1,960 of 3,920 kept, 50.0%" in ended.stdout
     assert "tokens   196 of an image before, 98 after" in ended.stdout
     assert re.search(
         r"^reading  \[8, (98|99), 768\] patches, 784 of them kept .* logits \[8, 10\]$",
@@ -122,17 +123,22 @@ def test_the_demo_from_photos_to_picture_and_again(tmp_path, capsys, monkeypatch
         assert image.width > 5 * 224
         assert image.height > 2 * 224
     rows = ScoreTables(str(out / "tables")).rows
-    assert rows == 64
+    assert rows == 60
 
     # Prune measured which precision to rank in, and does not do so again.
     pruned = json.loads((out / "pruned" / "config.json").read_text())
     assert pruned["rows"]["precision"] in ("fp32", "bf16")
     monkeypatch.setattr(prune_run, "precision_on_cluster", None)
-    # That measures the same ranker again, for minutes.
-    monkeypatch.setattr(evaluate, "run", lambda config: 0)
+
+    def too_few(config: EvaluateConfig) -> int:
+        raise UserError("too few were held out")
+
+    monkeypatch.setattr(evaluate, "run", too_few)
     (out / "contact-sheet.png").unlink()
     with pytest.raises(SystemExit) as again:
         demo.main(arguments)
     assert again.value.code == 0
-    assert "4 of 4 shards done (4 by earlier runs)" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "4 of 4 shards done (4 by earlier runs)" in told
+    assert "not measured: too few were held out" in told
     assert (out / "contact-sheet.png").read_bytes() == picture
