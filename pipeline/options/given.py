@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from patchsieve.pipeline.checks import meant
 from patchsieve.pipeline.errors import UserError

@@ -11,7 +11,9 @@ from patchsieve.pipeline.options.reading import TITLES, Option, options_of, summ
 _COLUMN = 28
 _WIDEST = 110
 
-CONFIG_TEXT = "Settings as YAML, such as score, train and prune leave beside their output; options override them."
+CONFIG_TEXT = (
+    "Settings as YAML, such as score, train and prune leave beside their output; options override them."
+)
 
 
 def help_page(

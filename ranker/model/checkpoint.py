@@ -258,7 +258,11 @@ def _read_about(url: str, shown: str) -> dict[str, Any]:
     if about.get("format") != _FORMAT:
         raise UserError(
             f"no ranker at {shown}: its {RANKER_FILE} is of another program or job"
-            + (f"; of score tables, patchsieve train {shown} --out RANKER makes one" if "rows" in about else "")
+            + (
+                f"; of score tables, patchsieve train {shown} --out RANKER makes one"
+                if "rows" in about
+                else ""
+            )
         )
     if about.get("schema_version") not in _READABLE:
         raise UserError(
