@@ -27,7 +27,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "report": ("patchsieve report tables ranker pruned proof --out report.html",),
     "sheet": (
-        "patchsieve sheet tables photo-0042 --ranker ranker",
+        "patchsieve sheet tables photo-0042 --images 'photos/*.tar' --ranker ranker",
         "patchsieve sheet pruned --top 8 --out most.png",
     ),
     "schedule once": (

@@ -67,13 +67,23 @@ def draw_heat_map(image: Any, scores: Any, *, share: float = 0.6, side: int = SI
 
 def write_sheet(config: SheetConfig, *, run_id: str) -> list[str]:
     """Draw the sheet into `--out`; returns what to tell."""
-    picture = draw(config)
+    images, shown = _gathered(config)
+    picture = drawing.draw_sheet(_sheet(images, config, shown))
     storage.commit_bytes(picture_file(picture), storage.absolute_url(config.out), run_id=run_id)
-    return [f"written    {storage.redact(config.out)}, {picture.shape[1]} x {picture.shape[0]} px"]
+    lines = [f"written    {storage.redact(config.out)}, {picture.shape[1]} x {picture.shape[0]} px"]
+    if not config.images and any(one.origin == "table" and not one.shown.all() for one in images):
+        lines.append("photos     the table knows the patches that were visible: --images SHARDS shows all")
+    return lines
 
 
 def draw(config: SheetConfig) -> Pixels:
     """The sheet, uint8 `[H, W, 3]`; UserError where there is nothing to draw."""
+    images, shown = _gathered(config)
+    return drawing.draw_sheet(_sheet(images, config, shown))
+
+
+def _gathered(config: SheetConfig) -> tuple[Sequence[Pictured], str]:
+    """The images of the sheet, and how its source is shown."""
     source = find_sources([config.path])[0]
     if source.kind not in ("table", "pruned", "shards"):
         raise UserError(
@@ -96,7 +106,7 @@ def draw(config: SheetConfig) -> Pixels:
     )
     if not images:
         raise UserError(f"{source.shown} holds no image that can be drawn")
-    return drawing.draw_sheet(_sheet(images, config, source.shown))
+    return images, source.shown
 
 
 def _sheet(images: Sequence[Pictured], config: SheetConfig, shown: str) -> Sheet:

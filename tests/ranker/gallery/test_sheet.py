@@ -32,9 +32,14 @@ def test_it_draws_tables_pruned_sets_and_shards(left: Left) -> None:
     assert shards.shape == pruned.shape
 
 
-def test_one_key_and_a_few_of_the_highest(left: Left, tmp_path: Path) -> None:
+def test_one_key_and_a_few_of_the_highest(
+    left: Left, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "one.png"
     assert job.run(SheetConfig(path=left.table, key=HOSTILE, out=str(out))) == 0
+    assert "--images" not in capsys.readouterr().out
+    assert job.run(SheetConfig(path=left.views, key=HOSTILE, out=str(out))) == 0
+    assert "--images SHARDS shows all" in capsys.readouterr().out
     assert rows_of(np.asarray(Image.open(out))) == 1
     assert rows_of(np.asarray(draw_sheet(left.table, top=2))) == 2
 
