@@ -12,7 +12,6 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2.functional import gaussian_blur
 
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.images.decode import decode_image
@@ -177,6 +176,8 @@ def _blurred_to(pixels: Tensor, wanted: float, weight_HW: Tensor | None) -> Tens
 
 def _blurred(pixels: Tensor, sigma: float) -> Tensor:
     """Gaussian, along one axis and then the other."""
+    from torchvision.transforms.v2.functional import gaussian_blur  # loads PyTorch's compiler
+
     reach = 2 * math.ceil(3 * sigma) + 1
     return gaussian_blur(gaussian_blur(pixels, [reach, 1], [sigma, sigma]), [1, reach], [sigma, sigma])
 

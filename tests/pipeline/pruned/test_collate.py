@@ -12,7 +12,7 @@ import pytest
 import timm
 import torch
 from torch import nn
-from torchvision.transforms.v2.functional import normalize
+from torchvision.transforms.functional import normalize
 
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.images.patches import IMAGENET_MEAN, IMAGENET_STD
