@@ -53,6 +53,14 @@ def _is_a(value: object, hint: Any) -> bool:
     return kind is Any or (isinstance(value, kind) and (kind is bool or not isinstance(value, bool)))
 
 
+def configured(kind: type[T], settings: Mapping[str, Any], **given: Any) -> T:
+    """A configuration of settings by name and those that a call gives itself; UserError for a name that is none."""
+    names = {field.name for field in dataclasses.fields(kind)} - given.keys()  # type: ignore[arg-type]
+    for name in sorted(settings.keys() - names):
+        raise UserError(f"there is no setting {name!r}{meant(name, names)}")
+    return kind(**settings, **given)
+
+
 def meant(given: str, known: Iterable[str]) -> str:
     """`, did you mean X?` where something known is close to it."""
     close = difflib.get_close_matches(given, list(known), n=1, cutoff=0.6)

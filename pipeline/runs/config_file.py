@@ -8,6 +8,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from patchsieve.pipeline.checks import meant
 from patchsieve.pipeline.errors import InfrastructureError, UserError
 from patchsieve.pipeline.storage import kept_settings, read_bytes
 
@@ -54,14 +55,27 @@ def settings_from_yaml(path: str, config_type: type[Any]) -> dict[str, Any]:
     kinds = get_type_hints(config_type)
     unknown = sorted(str(name) for name in values if name not in kinds)
     if unknown:
-        raise UserError(f"--config {path}: unknown settings: {', '.join(unknown)}")
+        close = meant(unknown[0], kinds) if len(unknown) == 1 else ""
+        raise UserError(f"--config {path}: unknown settings: {', '.join(unknown)}{close}")
     settings = {}
     for name, value in values.items():
         try:
             settings[name] = _fitted(value, kinds[name])
         except TypeError:
-            raise UserError(f"--config {path}: {name} cannot be {repr(value)[:_SHOWN_CHARACTERS]}") from None
+            known = [str(choice) for choice in _choices(kinds[name])]
+            words = f", must be one of {', '.join(known)}{meant(str(value), known)}" if known else ""
+            raise UserError(
+                f"--config {path}: {name} cannot be {repr(value)[:_SHOWN_CHARACTERS]}{words}"
+            ) from None
     return settings
+
+
+def _choices(kind: Any) -> list[Any]:
+    """The values that a setting of that type takes; empty where it takes others as well."""
+    if get_origin(kind) in (Union, types.UnionType, tuple):
+        found = [_choices(option) for option in get_args(kind) if option not in (type(None), ...)]
+        return [choice for several in found for choice in several] if all(found) else []
+    return list(get_args(kind)) if get_origin(kind) is Literal else []
 
 
 def _fitted(value: Any, kind: Any) -> Any:

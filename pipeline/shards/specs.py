@@ -230,11 +230,13 @@ def _files(info: ObjectInfo) -> Iterator[ObjectInfo]:
     listed = _or_refuse(lambda: storage.list_folder(info.url, suffix=SHARD_SUFFIX), info.url)
     found = [file for file in listed if is_shard_name(storage.split_name(file.url)[1])]
     if not found:
-        where = storage.redact(info.url)
-        raise UserError(
-            f"no *{SHARD_SUFFIX} directly in the folder {where}; of photos in it, "
-            f"`patchsieve pack {where} --out SHARDS` makes shards"
+        where, below = storage.redact(info.url), storage.join(info.url, "shards")
+        instead = (
+            f"it is an output of prune, whose shards are in {storage.redact(below)}"
+            if _or_refuse(lambda: storage.list_folder(below, suffix=SHARD_SUFFIX), info.url)
+            else f"of photos in it, `patchsieve pack {where} --out SHARDS` makes shards"
         )
+        raise UserError(f"no *{SHARD_SUFFIX} directly in the folder {where}; {instead}")
     yield from found
 
 

@@ -155,11 +155,12 @@ def test_strange_file_names(folder: Path) -> None:
         ("", "not a path"),
         ("a.tar\n", "not a path"),
         ("a.tar.gz", "compressed"),
+        ("pruned", r"in the folder (\S+); it is an output of prune, whose shards are in \1/shards$"),
         ("file.tar/x.tar", "no such shard"),
     ],
 )
 def test_what_cannot_be_read_is_one_clear_line(folder: Path, spec: str, words: str) -> None:
-    touch(folder, "a.tar.gz", "file.tar", "empty/readme")
+    touch(folder, "a.tar.gz", "file.tar", "empty/readme", "pruned/shards/a.tar")
     with pytest.raises(UserError, match=words) as told:
         expand_shards([spec])
     assert "\n" not in str(told.value)
