@@ -25,7 +25,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "patchsieve prune 'photos/*.tar' --ranker ranker --out pruned --dry-run --sweep 0.25,0.5 --sheet sheet.png",
         "patchsieve prune 'photos/*.tar' --ranker baseline:edge --out pruned --keep 0.5",
     ),
-    "report": ("patchsieve report tables ranker pruned proof --out report.html",),
+    "report": ("patchsieve report tables ranker pruned proof 'photos/*.tar' --out report.html",),
     "sheet": (
         "patchsieve sheet tables photo-0042 --images 'photos/*.tar' --ranker ranker",
         "patchsieve sheet pruned --top 8 --out most.png",

@@ -34,7 +34,8 @@ def run(config: PruneConfig) -> int:
         from patchsieve.ranker.gallery.config import SheetConfig
         from patchsieve.ranker.gallery.sheet import write_sheet
 
-        drawn = write_sheet(SheetConfig(path=config.out, out=config.sheet), run_id=summary.run_id)
+        sheet = SheetConfig(path=config.out, images=config.shards, root=config.root, out=config.sheet)
+        drawn = write_sheet(sheet, run_id=summary.run_id)
         if config.log_format == "text":
             say(*drawn)
     return summary.exit_code

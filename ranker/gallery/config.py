@@ -26,7 +26,7 @@ class SheetConfig:
     ranker: str | None = None
     """Ranker whose scores stand beside those of the table: a folder or URL, tiny (bundled), or baseline:NAME."""
     images: tuple[str, ...] = ()
-    """Shards that a table was scored from, for its photos; by default only the patches that the table holds."""
+    """Shards that were scored or pruned, for whole photos; by default only the patches that a table or set holds."""
     root: str | None = None
     """Name shards by their path below this URL, as they were scored."""
     keep: float = 0.5

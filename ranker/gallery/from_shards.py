@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from patchsieve.pipeline import storage
 from patchsieve.pipeline.errors import UserError
-from patchsieve.pipeline.images.views import apply_view, center_box
+from patchsieve.pipeline.images.views import ViewBox, apply_view, center_box
 from patchsieve.pipeline.output.records import read_footer
 from patchsieve.pipeline.pictures.rows import as_picture
 from patchsieve.pipeline.pictures.sheet import HIDDEN_GRAY, Pixels
@@ -22,7 +22,9 @@ from patchsieve.pipeline.pruned.index import INDEX, SHARDS_FOLDER
 from patchsieve.ranker.gallery.photos import Photos, images_of
 from patchsieve.ranker.gallery.pictured import Pictured
 
-_COLUMNS = ["sample_key", "grid", "positions", "scores", "kept"]
+_BOX = ("crop_top", "crop_left", "crop_height", "crop_width")
+_SIDE = 224
+_COLUMNS = ["sample_key", "grid", "positions", "scores", "kept", *_BOX]
 
 
 def pictured_shards(
@@ -58,10 +60,11 @@ def pictured_shards(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PrunedIndex:
-    """An index of a pruned set: where it lies, the name of its shard and its tar below the output, empty for none."""
+    """An index of a pruned set: where it lies, its shard's name and bytes, its tar below the output, empty for none."""
 
     url: str
     shard: str
+    shard_bytes: int
     tar: str
 
 
@@ -75,7 +78,10 @@ def pruned_indexes(path: str) -> list[PrunedIndex]:
             tar = str(about["output"].get("path", ""))
             if tar and (not tar.startswith(f"{SHARDS_FOLDER}/") or ".." in tar.split("/")):
                 raise ValueError(f"its tar is {tar!r}")
-            found.append(PrunedIndex(url=info.url, shard=str(about["shard"]["name"]), tar=tar))
+            shard = about["shard"]
+            found.append(
+                PrunedIndex(url=info.url, shard=str(shard["name"]), shard_bytes=int(shard["size"]), tar=tar)
+            )
     return found
 
 
@@ -86,10 +92,11 @@ def index_rows(index: PrunedIndex, columns: list[str]) -> pa.Table:
 
 
 def pictured_pruned(
-    path: str, *, count: int, key: str | None = None, order: str | None = None
+    path: str, *, count: int, photos: Photos | None = None, key: str | None = None, order: str | None = None
 ) -> list[Pictured]:
     """Images of a pruned set: `count` of them, evenly spread over its shards, that of one key, or with `order` `top` or
-    `bottom` those that keep most or least. Raises UserError for a key that it does not have.
+    `bottom` those that keep most or least; whole where `photos` has them, else what the set keeps. Raises UserError for
+    a key that it does not have.
     """
     indexes = pruned_indexes(path)
     if key is None and order is None and len(indexes) > count:
@@ -111,13 +118,15 @@ def pictured_pruned(
     pictured: dict[tuple[str, str], Pictured] = {}
     for index in {one.url: one for _, one, _ in chosen}.values():
         rows_of = {str(row["sample_key"]): row for _, one, row in chosen if one is index}
-        pictured |= {(index.url, one.key): one for one in _from_index(path, index, rows_of)}
+        pictured |= {(index.url, one.key): one for one in _from_index(path, index, rows_of, photos)}
     found = [pictured.get((index.url, str(row["sample_key"]))) for _, index, row in chosen]
     return [one for one in found if one is not None]
 
 
-def _from_index(path: str, index: PrunedIndex, rows: dict[str, dict[str, object]]) -> Iterator[Pictured]:
-    """The samples of these index rows, with the pixels that the set holds of them."""
+def _from_index(
+    path: str, index: PrunedIndex, rows: dict[str, dict[str, object]], photos: Photos | None
+) -> Iterator[Pictured]:
+    """The samples of these index rows, with the pixels that the set holds of them, or those of their photos."""
     pixels: dict[str, Pixels] = {}
     shown: dict[str, NDArray[np.bool_]] = {}
     if index.tar and index.tar.rpartition(".")[2] == "tar":
@@ -129,6 +138,10 @@ def _from_index(path: str, index: PrunedIndex, rows: dict[str, dict[str, object]
                 pixels[sample.key] = as_picture(
                     sample.to_image(HIDDEN_GRAY if sample.background is None else None)
                 )
+    if photos is not None:
+        boxes = {key: _box(row) for key, row in rows.items()}
+        side = max((len(known) for known in pixels.values()), default=_SIDE)
+        pixels |= photos.cut(index.shard, boxes, size=side, shard_bytes=index.shard_bytes, of=index.url)
     for key, row in rows.items():
         grid = int(str(row["grid"]))
         positions = np.asarray(row["positions"], np.int64)
@@ -149,6 +162,11 @@ def _from_index(path: str, index: PrunedIndex, rows: dict[str, dict[str, object]
             shown=shown[key] if key in pixels else np.zeros(grid**2, np.bool_),
             ranker=scores_L,
         )
+
+
+def _box(row: dict[str, object]) -> ViewBox:
+    top, left, height, width = (int(str(row[name])) for name in _BOX)
+    return ViewBox(top, left, height, width, hflip=False)
 
 
 def _blank(grid: int) -> NDArray[np.uint8]:

@@ -129,7 +129,8 @@ def _images(
     cut: dict[str, Pixels] = {}
     if photos is not None:
         boxes = {name: _box(found[0]) for name, found in one_crop.items()}
-        cut = photos.cut(shard[0], boxes, size=tables.teacher["grid"] * tables.teacher["patch_size"])
+        side, file = tables.teacher["grid"] * tables.teacher["patch_size"], shard[0]
+        cut = photos.cut(file.shard, boxes, size=side, shard_bytes=file.size, of=file.url)
     return [
         _pictured(tables, path, shard[0], name, found, len(rows[name]), cut.get(name))
         for name, found in one_crop.items()

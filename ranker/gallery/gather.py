@@ -54,7 +54,7 @@ def gather(
         shown = ", ".join(source.shown for source in tables)
         found += pictured_tables(opened, shown, count=-(-count // parts), photos=photos, key=key, order=order)
     for source in pruned:
-        found += pictured_pruned(source.path, count=count // parts or 1, key=key, order=order)
+        found += pictured_pruned(source.path, count=count // parts or 1, photos=photos, key=key, order=order)
     if photos is not None and not tables and not pruned:
         shown = ", ".join(source.shown for source in sources if source.kind == "shards")
         if ranker is None:

@@ -1,4 +1,4 @@
-"""Photos out of shards: crops of the samples that a table or the user names."""
+"""Photos out of shards: crops of the samples that a table, an index or the user names."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from patchsieve.pipeline.pictures.sheet import Pixels
 from patchsieve.pipeline.row_config import IMAGE_FIELDS
 from patchsieve.pipeline.shards.reader import Sample, ShardReader, pick_image
 from patchsieve.pipeline.shards.specs import Shard, expand_shards
-from patchsieve.pipeline.tables.reader import TableFile
 
 
 class Photos:
-    """The shards that were given, by the names that tables know them by."""
+    """The shards that were given, by the names that tables and indexes know them by."""
 
     def __init__(self, specs: Sequence[str], *, root: str | None) -> None:
         """`specs`: shards as every command takes them. Raises UserError where there are none."""
@@ -30,17 +29,19 @@ class Photos:
             base: shard for base, shard in zip(bases, self.shards, strict=True) if bases.count(base) == 1
         }
 
-    def cut(self, table: TableFile, boxes: Mapping[str, ViewBox], *, size: int) -> dict[str, Pixels]:
-        """The views of a table's samples, uint8 `[size, size, 3]` by key; none where its shard was not given.
+    def cut(
+        self, name: str, boxes: Mapping[str, ViewBox], *, size: int, shard_bytes: int, of: str
+    ) -> dict[str, Pixels]:
+        """Crops of samples of the shard of this name, uint8 `[size, size, 3]` by key; none where it was not given.
 
-        Raises UserError for a shard of another size than the one that was scored.
+        Raises UserError for a shard of another size in bytes than the one that `of` was made from.
         """
-        shard = self._by_name.get(table.shard) or self._by_base.get(table.shard.rpartition("/")[2])
+        shard = self._by_name.get(name) or self._by_base.get(name.rpartition("/")[2])
         if shard is None:
             return {}
-        if shard.size not in (None, table.size):
+        if shard.size not in (None, shard_bytes):
             raise UserError(
-                f"{shard.name} has {shard.size} bytes, the shard that {table.url} was scored from had {table.size}"
+                f"{shard.name} has {shard.size} bytes, the shard that {of} was made from had {shard_bytes}"
             )
         found: dict[str, Pixels] = {}
         for key, image in images_of(shard):

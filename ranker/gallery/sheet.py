@@ -89,8 +89,8 @@ def _gathered(config: SheetConfig) -> tuple[Sequence[Pictured], str]:
         raise UserError(
             f"{source.shown} is a {source.kind}: a sheet takes a table, a pruned dataset or shards"
         )
-    if config.images and source.kind != "table":
-        raise UserError("--images are the photos of a table: leave it out")
+    if config.images and source.kind == "shards":
+        raise UserError("--images are the photos of a table or a pruned dataset: leave it out")
     if config.ranker is not None and source.kind == "pruned":
         raise UserError(
             "--ranker does nothing with a pruned dataset, which holds the scores it was pruned by"

@@ -63,7 +63,13 @@ def write_page(config: ReportConfig, *, run_id: str) -> list[str]:
     images = _images(sources, config)
     html = render(sources, images, config, run_id=run_id).encode()
     storage.commit_bytes(html, storage.absolute_url(config.out), run_id=run_id)
+    partly = any(one.origin != "shards" and not one.shown.all() for one in images)
+    given = any(source.kind == "shards" for source in sources)
     return [
+        *(
+            ["photos     of some only patches are known: give the shards too to see them whole"]
+            * (partly and not given)
+        ),
         f"images     {len(images)} in the gallery",
         f"written    {storage.redact(config.out)}, {byte_size(len(html))}: open it in a browser",
     ]

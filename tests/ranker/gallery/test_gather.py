@@ -98,6 +98,14 @@ def test_a_pruned_set_shows_what_it_keeps(left: Left) -> None:
         assert image.kept(1.0).sum() == 18
 
 
+def test_a_pruned_set_shows_whole_photos_where_it_is_given_them(left: Left) -> None:
+    whole = {one.key: one for one in images_of(left.table, photos=left.shards)}
+    for image, kept in zip(images_of(left.pruned, photos=left.shards), images_of(left.pruned), strict=True):
+        assert (image.pixels == whole[image.key].pixels).all()
+        assert (image.shown == kept.shown).all()
+        assert (image.kept(0.25) == kept.kept(0.25)).all()
+
+
 def test_shards_alone_need_a_ranker(left: Left) -> None:
     assert len(images_of(left.shards, ranker=left.ranker, photos=left.shards)) == PHOTOS
     with pytest.raises(UserError, match="name a ranker"):

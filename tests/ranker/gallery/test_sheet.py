@@ -63,7 +63,7 @@ def test_paths_that_cannot_be_drawn(left: Left) -> None:
         (left.ranker, {}, "is a ranker"),
         (left.pruned, {"ranker": "tiny"}, "holds the scores"),
         (left.shards, {"ranker": left.ranker, "top": 2}, "leave out --top"),
-        (left.pruned, {"images": (left.shards,)}, "photos of a table"),
+        (left.shards, {"images": (left.shards,), "ranker": "tiny"}, "photos of a table"),
     ):
         with pytest.raises(UserError, match=words):
             draw(SheetConfig(path=path, **changes))
