@@ -63,11 +63,17 @@ def pack(config: PackConfig, say: Callable[[str], None], *, run_id: str) -> Pack
         names = shown_names([photo.name for photo in left_out])
         say(f"more than {MEMBER_LIMIT >> 20} MiB or names too long to be read back, left out: {names}")
         photos = [photo for photo in photos if not is_too_large(photo)]
+    empty = [photo.name for photo in photos if photo.info.size == 0]
+    if empty:
+        say(f"empty files, left out: {shown_names(empty)}")
+        photos = [photo for photo in photos if photo.info.size != 0]
     if not photos:
         raise UserError(
             f"{storage.redact(config.folder)}: no photo in it or below (files that end in .{', .'.join(endings)})"
         )
     classes = _classes(config, photos)
+    if classes:
+        say(f"classes, numbered from 0 on: {shown_names(classes)}")
     keys = SampleKeys()
     named = [_Packed(keys.new(photo.name), photo) for photo in photos]
     order = KeyedRandom(config.seed, "", "pack").permutation(len(named))

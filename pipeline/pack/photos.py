@@ -13,6 +13,7 @@ from patchsieve.pipeline.shards.reader import MAX_NAME, MEMBER_LIMIT
 from patchsieve.pipeline.storage import ObjectInfo
 
 _SHOWN = 3
+_PARTS = {"train", "training", "val", "valid", "validation", "test"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -73,7 +74,8 @@ class SampleKeys:
 def classes_of(photos: Sequence[PhotoFile]) -> list[str]:
     """The names of the sub folders that hold photos, sorted: the number of a class is its place.
 
-    Empty where no photo lies in one. Raises UserError where some do and others do not.
+    Empty where no photo lies in one. Raises UserError where some do and others do not, and for folders of parts of a
+    dataset.
     """
     names = {photo.class_name for photo in photos}
     if None in names and len(names) > 1:
@@ -82,7 +84,13 @@ def classes_of(photos: Sequence[PhotoFile]) -> list[str]:
             f"{loose} of {len(photos)} photos lie in no sub folder, and would have no label: give each class a folder "
             "of its own, or --no-labels"
         )
-    return sorted(name for name in names if name is not None)
+    found = sorted(name for name in names if name is not None)
+    if found and {name.lower() for name in found} <= _PARTS:
+        raise UserError(
+            f"the sub folders {', '.join(found)} are parts of a dataset, not classes: pack each by itself (--classes "
+            "gives the others the numbers of the first), or --no-labels"
+        )
+    return found
 
 
 def is_too_large(photo: PhotoFile) -> bool:

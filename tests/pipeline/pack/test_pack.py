@@ -128,6 +128,9 @@ def test_what_cannot_be_packed_is_told(tmp_path: Path) -> None:
     (folder / "up").symlink_to(folder)
     with pytest.raises(UserError, match="up is a link to a folder that it lies in"):
         packed(folder, tmp_path / "new")
+    split = write_photos(tmp_path / "split", {"train/cats/a.jpg": b"x", "Test/cats/b.jpg": b"y"})
+    with pytest.raises(UserError, match="sub folders Test, train are parts of a dataset, not classes"):
+        packed(split, tmp_path / "new")
     with pytest.raises(UserError, match="there is no folder"):
         packed(tmp_path / "nowhere", tmp_path / "new")
     (tmp_path / "bad").mkdir()
@@ -140,7 +143,8 @@ def test_the_command_says_what_it_packed_and_what_it_left_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = write_photos(
-        tmp_path / "photos", {"a/1.jpg": b"x", "a/1.xml": b"x", "b/2.avif": b"y", "README": b""}
+        tmp_path / "photos",
+        {"a/1.jpg": b"x", "a/0.jpg": b"", "a/1.xml": b"x", "b/2.avif": b"y", "README": b""},
     )
     arguments = [str(folder), "--out", str(tmp_path / "out"), "--image-field", "jpg;avif"]
     with pytest.raises(SystemExit) as ended:
@@ -149,6 +153,8 @@ def test_the_command_says_what_it_packed_and_what_it_left_out(
     assert capsys.readouterr().out.splitlines() == [
         "1 files that end in .xml are left out (--image-field)",
         "1 files that end in nothing are left out (--image-field)",
+        "empty files, left out: a/0.jpg",
+        "classes, numbered from 0 on: a, b",
         "photos-000000.tar: 2 photos",
         f"complete: 2 photos of 2 classes in 1 shards: {tmp_path / 'out'}",
     ]
