@@ -25,8 +25,9 @@ END_S = 1.7
 class StopRequest:
     """Whether the run was told to stop. `signal`: by which signal, the first one counts; None while it was not."""
 
-    def __init__(self, tidy_up: Callable[[signal.Signals], None]) -> None:
+    def __init__(self, tidy_up: Callable[[signal.Signals], None], then: str = "") -> None:
         self.signal: signal.Signals | None = None
+        self._then = then
         self._tidy_up = tidy_up
         # Held by the one thread that tidies up.
         self._tidying = threading.Lock()
@@ -92,19 +93,20 @@ class StopRequest:
 
     def _end(self, how: str) -> None:
         assert self.signal is not None
-        os.write(2, f"stopped by {self.signal.name}, {how}\n".encode())
+        os.write(2, f"stopped by {self.signal.name}, {how}{self._then}\n".encode())
         os._exit(128 + self.signal)
 
 
 @contextlib.contextmanager
-def stop_on_signals(tidy_up: Callable[[signal.Signals], None]) -> Iterator[StopRequest]:
+def stop_on_signals(tidy_up: Callable[[signal.Signals], None], *, then: str = "") -> Iterator[StopRequest]:
     """At the first SIGINT or SIGTERM in the block, raise KeyboardInterrupt in the main thread; ignore later ones.
 
     KeyboardInterrupt, because it is the one exception of a signal handler that Ray's calls pass on. Where it has not
     been caught and accepted after `STOP_S` seconds, `tidy_up` runs on another thread; after `END_S` seconds the process
-    is ended in any case: what a run commits is whole at any moment. For the main thread only.
+    is ended in any case: what a run commits is whole at any moment. `then`: what the last line, of such an end, says
+    beside. For the main thread only.
     """
-    request = StopRequest(tidy_up)
+    request = StopRequest(tidy_up, then)
     signals, interpreter = socket.socketpair()
     interpreter.setblocking(False)
     thread = threading.Thread(target=request._watch, args=(signals,), name="stop signals", daemon=True)

@@ -47,6 +47,7 @@ from patchsieve.ranker.train.workers import Worker
 
 STATE_FILE = "state.pt"
 RAY_FOLDER = "ray"
+_GO_ON = "--resume goes on from the last checkpoint"
 # Metrics, and the columns of the curve that they show.
 _GAUGES = {"step": "step", "loss": "loss", "agreement": "agreement", "waited_share": "waited"}
 
@@ -67,7 +68,7 @@ def train(plan: TrainPlan) -> int:
     people = config.log_format == "text"
     with (
         run_events(config.log_format, job="train", run_id=owner.run_id),
-        stop_on_signals(lambda _signal: owner.release()) as stop,
+        stop_on_signals(lambda _signal: owner.release(), then=f": {_GO_ON}") as stop,
     ):
         try:
             owner.acquire()
@@ -102,7 +103,7 @@ def train(plan: TrainPlan) -> int:
 
 def _stopped(stop: StopRequest, *, people: bool) -> int:
     number: signal.Signals = stop.accept()
-    state = f"stopped by {number.name}: --resume goes on from the last checkpoint"
+    state = f"stopped by {number.name}: {_GO_ON}"
     log_event("run ended", {"state": state, "exit_code": 128 + number})
     if people:
         say(state)

@@ -19,7 +19,7 @@ from patchsieve.pipeline.runs.stop import stop_on_signals
 def tidy_up(number):
     print("tidied up by a thread", number.name, flush=True)
 
-with stop_on_signals(tidy_up) as stop:
+with stop_on_signals(tidy_up, then="; again") as stop:
     try:
         {prepare}
         print("ready", flush=True)
@@ -64,7 +64,7 @@ def test_a_second_signal_does_not_interrupt_tidying_up() -> None:
 
 def test_where_the_exception_was_lost_a_thread_tidies_up() -> None:
     code, lines, seconds = stopped(signal.SIGTERM, then=FOREVER)
-    assert (code, lines) == (143, ["tidied up by a thread SIGTERM", "stopped by SIGTERM, tidied up"])
+    assert (code, lines) == (143, ["tidied up by a thread SIGTERM", "stopped by SIGTERM, tidied up; again"])
     assert seconds < 2.3
 
 
@@ -72,13 +72,13 @@ def test_a_signal_that_another_handler_took_counts() -> None:
     # As a library may put its own in place.
     prepare = "signal.signal(signal.SIGTERM, lambda *_: None)"
     code, lines, seconds = stopped(signal.SIGTERM, prepare=prepare, then="pass")
-    assert (code, lines) == (143, ["tidied up by a thread SIGTERM", "stopped by SIGTERM, tidied up"])
+    assert (code, lines) == (143, ["tidied up by a thread SIGTERM", "stopped by SIGTERM, tidied up; again"])
     assert seconds < 2.3
 
 
 def test_tidying_up_that_hangs_is_ended() -> None:
     code, lines, seconds = stopped(signal.SIGINT, then=f"stop.accept(); {FOREVER}")
-    assert (code, lines) == (130, ["stopped by SIGINT, the next run tidies up"])
+    assert (code, lines) == (130, ["stopped by SIGINT, the next run tidies up; again"])
     assert seconds < 2.3
 
 
@@ -86,7 +86,7 @@ def test_the_main_thread_is_neither_waited_for_nor_interrupted_where_it_says_so(
     prepare = "block = stop.at_once(); block.__enter__()"
     then = f"print('interrupted', flush=True); {FOREVER}"
     code, lines, seconds = stopped(signal.SIGTERM, prepare=prepare, then=then)
-    assert (code, lines) == (143, ["tidied up by a thread SIGTERM", "stopped by SIGTERM, tidied up"])
+    assert (code, lines) == (143, ["tidied up by a thread SIGTERM", "stopped by SIGTERM, tidied up; again"])
     assert seconds < 1.0
 
 
@@ -107,4 +107,4 @@ def test_one_of_two_threads_tidies_up() -> None:
 """
     then = f"late.wait(); accepting.set(); stop.accept(); print('by the main one', flush=True); {FOREVER}"
     code, lines, _ = stopped(signal.SIGTERM, prepare=prepare.strip(), then=then)
-    assert (code, lines) == (143, ["tidied up by a thread", "stopped by SIGTERM, tidied up"])
+    assert (code, lines) == (143, ["tidied up by a thread", "stopped by SIGTERM, tidied up; again"])
