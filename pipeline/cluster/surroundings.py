@@ -62,4 +62,9 @@ def explained(error: Exception) -> str:
             f"Ray keeps its token in {error.filename}, which cannot be written ({error.strerror}): set HOME, which is "
             f"{os.environ.get('HOME', 'not set')}, to a folder that can"
         )
+    if "timed out during startup" in text:
+        return (
+            "Ray did not start within the 30 s that it gives itself, as on a machine that is very busy: run again when "
+            f"it is less so. If that does not help: {text}"
+        )
     return f"cannot reach or start Ray: {text}"

@@ -77,3 +77,8 @@ def test_a_home_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch)
         "Ray keeps its token in /.ray, which cannot be written (Permission denied): set HOME"
     )
     assert said_of(OSError("a node\nis slow"), monkeypatch) == "cannot reach or start Ray: a node is slow"
+
+
+def test_a_busy_machine_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = said_of(Exception("The current node timed out during startup. This could"), monkeypatch)
+    assert said.startswith("Ray did not start within the 30 s")
