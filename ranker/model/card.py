@@ -47,8 +47,8 @@ patchsieve; the method is that of [Luo et al., CVPR 2024](https://arxiv.org/abs/
 timm loads it as well, as `{about["architecture"]}` with this head; images are `[N, 3, {size}, {size}]`,
 ImageNet-normalised:
 
-    model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()      # "hf-hub:user/name"
-    scores = model(images){out}                             # [N, {positions}]
+    model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()    # "hf-hub:user/name"
+    {f"scores = model(images){out}":<72} # [N, {positions}]
 
 What timm does not do is rank some patches of an image without the others: patchsieve's `forward_visible` does.
 

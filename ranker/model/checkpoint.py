@@ -48,7 +48,6 @@ from patchsieve.ranker.model.ranker import Ranker, RankerConfig
 from patchsieve.ranker.model.timm_layout import from_timm, timm_fields, to_timm
 
 RANKER_VERSION = 2
-_READABLE = (1, 2)
 RANKER_FILE = "config.json"
 _WEIGHTS_LIMIT = 16 * 2**30
 """Largest file of weights, in bytes: it goes through memory."""
@@ -173,6 +172,7 @@ def load_ranker(folder: str, *, device: str | None = None) -> LoadedRanker:
         teacher, extra = dict(about["teacher"]), dict(about["extra"])
         tables = tuple(str(table) for table in about["tables"])
         digest, temperature = str(about["digest"]), float(about["temperature"])
+        described = str(about[_FILE_DIGEST])
         weights = join(url, _weights_name(digest))
         _check_teacher(config, teacher, shown)
         _check_temperature(temperature, shown)
@@ -183,8 +183,8 @@ def load_ranker(folder: str, *, device: str | None = None) -> LoadedRanker:
     with torch.device("meta"):
         model = Ranker(config, drawn=False)
     _check_shapes(model, stored, shown)
-    # Of the file, since timm reads more of it than the weights that make the ranker; version 1 has none of that.
-    if ranker_digest(config, stored) != digest or about.get(_FILE_DIGEST, file_digest) != file_digest:
+    # Of the file too, since timm reads more of it than the weights that make the ranker.
+    if ranker_digest(config, stored) != digest or file_digest != described:
         raise UserError(f"{shown}: these are not the weights that its {RANKER_FILE} describes")
     model.load_state_dict({name: tensor.float() for name, tensor in stored.items()}, assign=True)
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -211,20 +211,17 @@ def is_ranker(folder: str) -> bool:
         return any(_WEIGHTS_NAME.fullmatch(split_name(info.url)[1]) for info in list_folder(folder))
 
 
-def check_ranker(folder: str) -> tuple[int, bool]:
-    """Read a ranker whole: bytes of its files, and whether its `config.json` holds a digest of itself.
-
-    Raises UserError where it is not as it was saved; an earlier release wrote no such digest.
-    """
+def check_ranker(folder: str) -> int:
+    """Read a ranker whole, and return the bytes of its files; UserError where it is not as it was saved."""
     url = absolute_url(folder)
     loaded = load_ranker(folder, device="cpu")
     about = _read_about(url, canonical_url(url))
     seal = about.pop(_SEAL, None)
     with parsing(join(url, RANKER_FILE)):
-        if seal is not None and seal != digest_of(about):
+        if seal != digest_of(about):
             raise ValueError("it is not as it was saved")
     files = (RANKER_FILE, _weights_name(loaded.digest))
-    return sum(stat(join(url, name)).size or 0 for name in files), seal is not None
+    return sum(stat(join(url, name)).size or 0 for name in files)
 
 
 def _weights_name(digest: str) -> str:
@@ -264,10 +261,10 @@ def _read_about(url: str, shown: str) -> dict[str, Any]:
                 else ""
             )
         )
-    if about.get("schema_version") not in _READABLE:
+    if about.get("schema_version") != RANKER_VERSION:
         raise UserError(
-            f"{shown} is a ranker of schema version {about.get('schema_version')}, this patchsieve reads versions up "
-            f"to {RANKER_VERSION}: use the release that wrote it"
+            f"{shown} is a ranker of schema version {about.get('schema_version')}, this patchsieve reads version "
+            f"{RANKER_VERSION}: use the release that wrote it"
         )
     return about
 

@@ -30,12 +30,12 @@ def to_timm(ranker: Ranker, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_timm(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights by the ranker's names; those of schema version 1 have them already."""
-    if _PLACES not in stored:
-        return dict(stored)
-    named = {name if name.startswith("head.") else f"{_OURS}{name}": value for name, value in stored.items()}
-    del named[_OURS + _PLACES]
-    return named
+    """Weights by the ranker's names, without the places."""
+    return {
+        name if name.startswith("head.") else f"{_OURS}{name}": value
+        for name, value in stored.items()
+        if name != _PLACES
+    }
 
 
 def timm_fields(ranker: Ranker, *, weights_file: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from tests.helpers.checkout import ROOT
 from tests.project import editors
 
 FOLDERS = ("pipeline", "ranker", "jobs")
-TINY = ROOT / "pipeline" / "teacher" / "tiny"
+BUNDLED = (ROOT / "pipeline" / "teacher" / "tiny", ROOT / "ranker" / "tiny")
 
 WHERE = "import patchsieve.pipeline.errors as errors; print(errors.__file__)"
 # A worker tells which of ours it imports, and which `pipeline` it would have got by the bare name.
@@ -131,9 +131,10 @@ def test_the_source_distribution_has_what_the_wheel_has(wheel: Path, sdist: Path
     assert not {name.split("/")[0] for name in members} & set(FOLDERS), "each file once"
 
 
-def test_wheel_has_the_bundled_teacher(wheel: Path) -> None:
+@pytest.mark.parametrize("folder", BUNDLED, ids=["teacher", "ranker"])
+def test_wheel_has_what_is_bundled(folder: Path, wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    needed = {f.relative_to(ROOT) for f in TINY.iterdir() if f.suffix in {".safetensors", ".json", ".md"}}
+    needed = {f.relative_to(ROOT) for f in folder.iterdir() if f.suffix in {".safetensors", ".json", ".md"}}
     assert {f.suffix for f in needed} == {".safetensors", ".json", ".md"}
     assert {f"patchsieve/{f.as_posix()}" for f in needed} <= names
 

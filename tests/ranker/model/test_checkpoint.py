@@ -168,7 +168,7 @@ def change_weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Calla
     [
         (
             change_config(lambda a: a.update(schema_version=3)),
-            "of schema version 3, this patchsieve reads versions up to 2",
+            "of schema version 3, this patchsieve reads version 2",
         ),
         (change_config(lambda a: a.pop("schema_version")), "of schema version None"),
         (change_config(lambda a: a.pop("format")), "is of another program or job"),
@@ -177,6 +177,7 @@ def change_weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Calla
         (lambda folder: (folder / "config.json").write_text('{"format": '), "config.json is damaged"),
         (lambda folder: (folder / "config.json").unlink(), "there is no folder with a config.json"),
         (change_config(lambda a: a.pop("tables")), "not complete: KeyError.*tables"),
+        (change_config(lambda a: a.pop("weights_sha256")), "not complete: KeyError.*weights_sha256"),
         (change_config(lambda a: a["teacher"].pop("grid")), "not complete: KeyError.*grid"),
         (change_config(lambda a: a.update(teacher=5)), "not complete: TypeError"),
         (change_config(lambda a: a.update(temperature="warm")), "not complete: ValueError.*warm"),

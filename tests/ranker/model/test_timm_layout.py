@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 import timm
 import torch
 from timm.data.config import resolve_model_data_config
 
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.images.patches import normalise, unpatchify
-from patchsieve.ranker.model import checkpoint
 from patchsieve.ranker.model.checkpoint import load_ranker, save_ranker
 from tests.helpers.rankers import TEACHER, random_patches, small_ranker
 
@@ -96,16 +93,3 @@ def test_the_card_says_what_was_measured_and_how_to_load(tmp_path: Path) -> None
     assert '\n      "loss": "ranknet"\n' in card
     assert '\n      "mask_ratio": 0.9\n' in card
     assert "hf upload user/name FOLDER --include README.md" in card
-
-
-def test_rankers_of_the_first_version_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    digest = save(tmp_path)
-    about = json.loads((tmp_path / "config.json").read_text())
-    kept = ("format", "config", "digest", "teacher", "tables", "temperature", "extra")
-    (tmp_path / "config.json").write_text(json.dumps({**{k: about[k] for k in kept}, "schema_version": 1}))
-    (weights,) = tmp_path.glob("*.safetensors")
-    weights.write_bytes(safetensors.torch.save(small_ranker().state_dict()))
-    assert load_ranker(str(tmp_path), device="cpu").digest == digest
-    monkeypatch.setattr(checkpoint, "BUNDLED", ())
-    with pytest.raises(UserError, match=r"no ranker at .*tiny"):
-        load_ranker("tiny")
