@@ -34,8 +34,9 @@ def run(config: EvaluateConfig) -> int:
         *(to_json(evaluation, run_id=run_id).splitlines() if config.json else ["", *report_lines(evaluation)])
     )
     if config.out is not None:
-        plot = draw_evaluation(evaluation) if plotted else None
-        write_report(evaluation, config.out, settings=config_to_yaml(config), plot=plot, run_id=run_id)
+        with doing("drawing and writing"):
+            plot = draw_evaluation(evaluation) if plotted else None
+            write_report(evaluation, config.out, settings=config_to_yaml(config), plot=plot, run_id=run_id)
         say(f"written    {config.out}", file=talk)
     return 0
 

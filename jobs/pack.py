@@ -8,6 +8,7 @@ from patchsieve.jobs.command_line import run_job
 from patchsieve.pipeline.pack.config import PackConfig
 from patchsieve.pipeline.runs.waiting import doing
 from patchsieve.pipeline.shown import say
+from patchsieve.pipeline.units import counted
 
 
 def run(config: PackConfig) -> int:
@@ -18,7 +19,8 @@ def run(config: PackConfig) -> int:
     with doing("listing and packing photos"):
         packed = pack(config, say, run_id=new_run_id())
     classes = f" of {len(packed.classes):,} classes" if packed.classes else ", without labels,"
-    say(f"complete: {packed.photos:,} photos{classes} in {len(packed.shards):,} shards: {config.out}")
+    shards = counted(len(packed.shards), "shard")
+    say(f"complete: {counted(packed.photos, 'photo')}{classes} in {shards}: {config.out}")
     return 0
 
 

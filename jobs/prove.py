@@ -37,8 +37,9 @@ def run(config: ProveConfig) -> int:
     with doing("reading the photos; then fitting and testing an arm"):
         proof = prove(config, lambda line: say(line, file=talk), run_id=run_id, hire=hire)
     say(*(to_json(proof, run_id=run_id).splitlines() if config.json else ["", *report_lines(proof)]))
-    plot = draw_proof(proof) if config.plot else None
-    write_report(proof, config.out, settings=config_to_yaml(config), plot=plot, run_id=run_id)
+    with doing("drawing and writing"):
+        plot = draw_proof(proof) if config.plot else None
+        write_report(proof, config.out, settings=config_to_yaml(config), plot=plot, run_id=run_id)
     say(f"written    {config.out}", file=talk)
     return 0
 

@@ -35,7 +35,8 @@ def run(config: PruneConfig) -> int:
         from patchsieve.ranker.gallery.sheet import write_sheet
 
         sheet = SheetConfig(path=config.out, images=config.shards, root=config.root, out=config.sheet)
-        drawn = write_sheet(sheet, run_id=summary.run_id)
+        with doing("drawing the sheet"):
+            drawn = write_sheet(sheet, run_id=summary.run_id)
         if config.log_format == "text":
             say(*drawn)
     return summary.exit_code

@@ -8,12 +8,14 @@ from functools import partial
 
 from patchsieve.jobs.command_line import run_job
 from patchsieve.pipeline.runs.status import StatusConfig, read_status, status_lines
+from patchsieve.pipeline.runs.waiting import doing
 from patchsieve.pipeline.shown import say
 
 
 def run(config: StatusConfig) -> int:
     """Print the status; returns 1 while shards are missing or failed."""
-    status = read_status(config.out)
+    with doing("listing the output"):
+        status = read_status(config.out)
     say(*([json.dumps(dataclasses.asdict(status))] if config.json else status_lines(status)))
     return int(not status.complete)
 

@@ -7,6 +7,7 @@ import json
 from functools import partial
 
 from patchsieve.jobs.command_line import run_job
+from patchsieve.pipeline.runs.waiting import doing
 from patchsieve.pipeline.shown import say
 from patchsieve.ranker.verify.config import VerifyConfig
 
@@ -16,7 +17,8 @@ def run(config: VerifyConfig) -> int:
     from patchsieve.ranker.verify.report import report_lines
     from patchsieve.ranker.verify.run import verify
 
-    report = verify(config)
+    with doing("reading all that the output holds"):
+        report = verify(config)
     told = [json.dumps({"sound": report.sound, **dataclasses.asdict(report)})]
     say(*(told if config.json else report_lines(report)))
     return int(not report.sound)

@@ -1,4 +1,4 @@
-"""Seconds and bytes as people say them."""
+"""Seconds, bytes and counts as people say them."""
 
 from __future__ import annotations
 
@@ -22,3 +22,8 @@ def byte_size(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} PB"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things: 1 image, 12 images, 1,200 images."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

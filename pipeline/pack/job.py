@@ -28,6 +28,7 @@ from patchsieve.pipeline.shards.reader import MEMBER_LIMIT, image_fields_of
 from patchsieve.pipeline.shards.specs import SHARD_SUFFIX
 from patchsieve.pipeline.shards.writer import ShardWriter
 from patchsieve.pipeline.threads import THREADS, map_threads
+from patchsieve.pipeline.units import counted
 
 PLAN_NAME = "pack.json"
 _AT_ONCE_BYTES = 256 * 2**20
@@ -86,7 +87,7 @@ def pack(config: PackConfig, say: Callable[[str], None], *, run_id: str) -> Pack
     for url, part in zip(urls, parts, strict=True):
         if storage.absolute_url(url) not in done:
             _write(url, part, classes, run_id=run_id)
-            say(f"{storage.split_name(url)[1]}: {len(part)} photos")
+            say(f"{storage.split_name(url)[1]}: {counted(len(part), 'photo')}")
     return PackSummary(shards=tuple(urls), classes=tuple(classes), photos=len(photos))
 
 

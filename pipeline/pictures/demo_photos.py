@@ -19,6 +19,7 @@ from patchsieve.pipeline.pack.photos import SampleKeys, photos_below
 from patchsieve.pipeline.row_config import IMAGE_FIELDS
 from patchsieve.pipeline.shards.writer import ShardWriter
 from patchsieve.pipeline.storage import join, remove_temporaries, scratch_folder
+from patchsieve.pipeline.units import counted
 
 _Item = TypeVar("_Item")
 
@@ -86,8 +87,8 @@ class PackedPhotos:
     def lines(self) -> list[str]:
         """What a user should know before scoring starts."""
         lines = [
-            f"packed {len(self.photos)} photos as {self.samples} samples (each whole and as overlapping crops) "
-            f"into {len(self.shards)} shards"
+            f"packed {counted(len(self.photos), 'photo')} as {counted(self.samples, 'sample')} (each whole and as "
+            f"overlapping crops) into {counted(len(self.shards), 'shard')}"
         ]
         tried = len(self.photos) + len(self.unreadable)
         if tried < self.found:

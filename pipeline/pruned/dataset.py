@@ -27,6 +27,7 @@ from patchsieve.pipeline.randomness import KeyedRandom
 from patchsieve.pipeline.row_config import IMAGE_FIELDS
 from patchsieve.pipeline.shards.reader import Fault, Sample, ShardReader
 from patchsieve.pipeline.shards.specs import Shard, expand_shards
+from patchsieve.pipeline.units import counted
 
 Handler = Callable[[Exception], bool]
 """What to do about a sample that cannot be read: True skips it, False ends the reading; it may raise."""
@@ -217,7 +218,8 @@ class PrunedDataset(IterableDataset[PrunedSample]):
         reader = self._reader()
         if len(shards) < reader.ranks:
             raise UserError(
-                f"{len(shards)} shards for {reader.ranks} ranks: some would get no sample; write smaller shards"
+                f"{counted(len(shards), 'shard')} for {counted(reader.ranks, 'rank')}: some would get no sample; "
+                "write smaller shards"
             )
         return shares(reader, shards, self._resumed, lambda shard: shard.name)
 

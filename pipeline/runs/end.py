@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from patchsieve.pipeline.output.records import Record
+from patchsieve.pipeline.units import counted
 
 LISTED = 20
 
@@ -53,7 +54,7 @@ class RunEnd:
     def first_line(self) -> str:
         """How many shards are done."""
         before = f" ({self.done_before} by earlier runs)" if self.done_before else ""
-        return f"{self.state}: {self.done} of {self.shards} shards done{before}"
+        return f"{self.state}: {self.done:,} of {counted(self.shards, 'shard')} done{before}"
 
     def fault_lines(self, what: str) -> list[str]:
         """What went wrong; `what` the bad samples are."""

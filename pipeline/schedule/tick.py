@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from patchsieve.pipeline.identity import digest_of
 from patchsieve.pipeline.schedule.history import SubmittedJob, failures_alike, last_end
 from patchsieve.pipeline.shards.specs import Shard
-from patchsieve.pipeline.units import duration
+from patchsieve.pipeline.units import counted, duration
 
 _LONGEST_NAME = 60
 USERS_CODE = 2
@@ -140,7 +140,7 @@ def _decide(corpus: Corpus, job: str | None, retry_failed: bool, limits: Limits)
         told = f"left alone after {failures} failures alike (--retry-failed submits it again)"
         return leave(told, attention=True)
     renamed = f", which are those of {corpus.renamed} by name and size: renamed?" if corpus.renamed else ""
-    reason = f"{len(wanted)} of {corpus.shards} shards to score{renamed}"
+    reason = f"{len(wanted):,} of {counted(corpus.shards, 'shard')} to score{renamed}"
     return Decision(corpus=corpus, reason=reason, shards=wanted)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from patchsieve.pipeline.output.records import Record
 from patchsieve.pipeline.runs.end import RunEnd, end_of_run
 from patchsieve.pipeline.score.messages import ShardResult
-from patchsieve.pipeline.units import byte_size, duration
+from patchsieve.pipeline.units import byte_size, counted, duration
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,8 +29,8 @@ class ScoreSummary(RunEnd):
         )
         return [
             f"{self.first_line()}, {self.rows:,} rows in {out}",
-            f"this run: {self.images:,} images, {self.views:,} views in {duration(self.seconds)}, {speed}, "
-            f"teacher waited {self.waited_share:.0%}, {byte_size(self.table_bytes)} of tables",
+            f"this run: {counted(self.images, 'image')}, {counted(self.views, 'view')} in {duration(self.seconds)}, "
+            f"{speed}, teacher waited {self.waited_share:.0%}, {byte_size(self.table_bytes)} of tables",
             *self.fault_lines("samples without a row"),
         ]
 

@@ -13,6 +13,7 @@ from patchsieve.pipeline.errors import ContentError, UserError
 from patchsieve.pipeline.images.decode import decode_image
 from patchsieve.pipeline.shards.reader import Sample, ShardReader, image_fields_of, pick_image
 from patchsieve.pipeline.shards.specs import Shard
+from patchsieve.pipeline.units import counted
 from patchsieve.ranker.batches.order import held_out
 from patchsieve.ranker.model.api import center_patches
 from patchsieve.ranker.model.checkpoint import LoadedRanker
@@ -79,8 +80,8 @@ def read_evaluation_images(
     if len(keys) < 2:
         which = " that training held out" if held_out_only else ""
         raise UserError(
-            f"{len(keys)} images{which} in {read} shards ({unreadable} samples unreadable or without an image "
-            f"field of {image_field}): measuring takes at least 2"
+            f"{counted(len(keys), 'image')}{which} in {counted(read, 'shard')} ({unreadable} samples unreadable or "
+            f"without an image field of {image_field}): measuring takes at least 2"
         )
     return EvaluationImages(
         keys=tuple(keys),

@@ -10,6 +10,7 @@ from typing import Any
 
 from patchsieve import __version__
 from patchsieve.pipeline.runs.config_file import with_run_id
+from patchsieve.pipeline.units import counted
 from patchsieve.ranker.evaluate.measure import RANKER, TOP_SHARES, Agreement, Evaluation
 from patchsieve.ranker.evaluate.reconstruction import SHARES, SPACES, ReconstructionCurve
 from patchsieve.ranker.evaluate.report_parts import columns, commit_files, plain
@@ -78,7 +79,7 @@ def report_lines(evaluation: Evaluation) -> list[str]:
     dense, how = evaluation.dense, evaluation.dense.how
     lines = [
         f"ranker     {evaluation.ranker.name} ({evaluation.ranker.config.model}), teacher {dense.teacher['name']}, "
-        f"{len(dense.keys)} images",
+        f"{counted(len(dense.keys), 'image')}",
         f"reference  {how.partitions} partitions ({how.views} views), {how.masks} masks, aggregate {how.aggregate}, "
         f"mask ratio {how.mask_ratio:g}, removal {how.removal}, metric {how.metric}",
         f"           reliability rho {_interval(evaluation.rho)}, ceiling sqrt(rho) {_interval(evaluation.ceiling)}",

@@ -10,6 +10,7 @@ from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.row_config import RowConfig
 from patchsieve.pipeline.scoring.api import Teacher, load_teacher
 from patchsieve.pipeline.shards.specs import expand_shards
+from patchsieve.pipeline.units import counted
 from patchsieve.ranker.evaluate.config import EvaluateConfig
 from patchsieve.ranker.evaluate.dense import DenseTeacher, measure_dense
 from patchsieve.ranker.evaluate.dense_table import read_dense
@@ -46,12 +47,12 @@ def evaluate(config: EvaluateConfig, say: Callable[[str], None]) -> Evaluation:
         limit=config.limit_images,
         held_out_only=config.only_held_out,
     )
-    say(f"images     {len(images)}, from {images.shards} {'shard' if images.shards == 1 else 'shards'}")
+    say(f"images     {len(images)}, from {counted(images.shards, 'shard')}")
     if images.unreadable:
-        notes.append(f"{images.unreadable} samples have no image that can be read and are left out")
+        notes.append(f"{counted(images.unreadable, 'sample')} without an image that can be read: left out")
     dense = _dense(config, images, teacher, settings, say)
     if len(dense.keys) < len(images):
-        notes.append(f"{len(images) - len(dense.keys)} images are left out: the table lacks views of them")
+        notes.append(f"{counted(len(images) - len(dense.keys), 'image')} left out: the table lacks views")
     say(f"measuring  {ranker.name} and the baselines on {len(dense.keys)} images")
     return evaluate_ranker(
         ranker,

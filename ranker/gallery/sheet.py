@@ -27,6 +27,7 @@ from patchsieve.pipeline.pictures.sheet import (
     picture_file,
 )
 from patchsieve.pipeline.scoring.api import as_pixels
+from patchsieve.pipeline.units import counted
 from patchsieve.ranker.gallery.config import SheetConfig
 from patchsieve.ranker.gallery.gather import gather, open_ranker
 from patchsieve.ranker.gallery.photos import Photos
@@ -129,7 +130,7 @@ def _sheet(images: Sequence[Pictured], config: SheetConfig, shown: str) -> Sheet
         )
     return Sheet(
         title="patchsieve sheet",
-        subtitle=f"{len(images)} images of {shown}",
+        subtitle=f"{counted(len(images), 'image')} of {shown}",
         columns=columns,
         rows=rows,
         scale_column=1,

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from patchsieve.pipeline.shown import one_line
+from patchsieve.pipeline.units import counted
 
 CARD_FILE = "README.md"
 
@@ -54,8 +55,8 @@ What timm does not do is rank some patches of an image without the others: patch
 
 ## Training
 
-On scores by `{name}` of {len(about["tables"])} shards. The licence of `{name}`: {licence}. State the one that
-holds for this ranker here, and in the block above.
+On scores by `{name}` of {counted(len(about["tables"]), "shard")}. The licence of `{name}`: {licence}. State the one
+that holds for this ranker here, and in the block above.
 
 {_indented({"ranker": config, "scores": extra.get("rows", {}), "training": extra.get("training", {})})}
 

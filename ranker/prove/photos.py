@@ -21,6 +21,7 @@ from patchsieve.pipeline.images.patches import patchify
 from patchsieve.pipeline.images.views import apply_view, center_box
 from patchsieve.pipeline.shards.reader import Fault, Sample, ShardReader, image_fields_of, pick_image
 from patchsieve.pipeline.shards.specs import Shard
+from patchsieve.pipeline.units import counted
 from patchsieve.ranker.batches.order import held_out
 
 _LONGEST_LABEL = 200
@@ -161,8 +162,8 @@ def read_photos(
         contents.append(found.read(shard))
     if len(found.keys) < 2:
         raise UserError(
-            f"{len(found.keys)} labelled images in the {split} shards ({found.unlabelled} samples without a label in "
-            f"{label.rule}, {found.unreadable} without an image that can be read): it takes at least 2"
+            f"{counted(len(found.keys), 'labelled image')} in the {split} shards ({found.unlabelled} samples without "
+            f"a label in {label.rule}, {found.unreadable} without an image that can be read): it takes at least 2"
         )
     return LabelledPhotos(
         split=split,

@@ -17,6 +17,7 @@ from patchsieve.pipeline.identity import digest_of
 from patchsieve.pipeline.output.settings import adopt_config
 from patchsieve.pipeline.shards.specs import Shard, expand_shards
 from patchsieve.pipeline.storage import absolute_url
+from patchsieve.pipeline.units import counted
 from patchsieve.ranker.evaluate.images import trained_contents
 from patchsieve.ranker.prove.arms import (
     FULL,
@@ -127,12 +128,12 @@ def _notes(
     train: LabelledPhotos, test: LabelledPhotos, lacking: Sequence[str], config: ProveConfig
 ) -> list[str]:
     notes = [
-        f"{photos.unlabelled} {photos.split} samples have no label in {config.label} and are left out"
+        f"{counted(photos.unlabelled, f'{photos.split} sample')} without a label in {config.label}: left out"
         for photos in (train, test)
         if photos.unlabelled
     ]
     notes += [
-        f"{photos.unreadable} {photos.split} samples have no image that can be read and are left out"
+        f"{counted(photos.unreadable, f'{photos.split} sample')} without an image that can be read: left out"
         for photos in (train, test)
         if photos.unreadable
     ]

@@ -22,7 +22,7 @@ from patchsieve.pipeline.pictures.sheet import picture_file
 from patchsieve.pipeline.scoring.api import Teacher, load_teacher
 from patchsieve.pipeline.shards.reader import Sample, ShardReader
 from patchsieve.pipeline.shards.tar_stream import BLOCK
-from patchsieve.pipeline.units import byte_size
+from patchsieve.pipeline.units import byte_size, counted
 from patchsieve.ranker.evaluate.reconstruction import mask_errors
 from patchsieve.ranker.prune.plan import read_plan, stored_precision
 from patchsieve.ranker.prune.ranking import RankedImage, keep_masks, rank
@@ -79,7 +79,7 @@ class PruneEstimate:
         lines = [
             f"shards    {len(request.shards):,}, {byte_size(self.shard_bytes)}",
             f"ranker    {source.name}, {source.grid} x {source.grid} patches of {source.patch_size} px",
-            f"sample    {self.images} images ranked, {self.left} left as they are",
+            f"sample    {counted(self.images, 'image')} ranked, {self.left} left as they are",
             f"crop      {spec.crop} to {spec.size} px, {self.lost:.1%} of the pixels are lost",
         ]
         if self.plan is not None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from patchsieve.pipeline.output.records import Record
 from patchsieve.pipeline.runs.end import RunEnd, end_of_run
-from patchsieve.pipeline.units import byte_size, duration
+from patchsieve.pipeline.units import byte_size, counted, duration
 from patchsieve.ranker.prune.ranking import PruneResult
 
 
@@ -39,7 +39,7 @@ class PruneSummary(RunEnd):
         lines = [f"{self.first_line()}, in {out}"]
         if self.images:
             lines.append(
-                f"this run: {self.images:,} images in {duration(self.seconds)}, "
+                f"this run: {counted(self.images, 'image')} in {duration(self.seconds)}, "
                 f"{self.images / self.seconds:.1f} images/s, ranker waited {self.waited_share:.0%}"
             )
             lines.append(f"patches: {self.kept:,} of {self.patches:,} kept, {self.kept / self.patches:.1%}")

@@ -21,7 +21,7 @@ from patchsieve import __version__
 from patchsieve.pipeline import storage
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.shown import one_line
-from patchsieve.pipeline.units import byte_size
+from patchsieve.pipeline.units import byte_size, counted
 from patchsieve.ranker.evaluate.plot import require_plots
 from patchsieve.ranker.gallery.gather import gather, open_ranker
 from patchsieve.ranker.gallery.photos import Photos
@@ -70,7 +70,7 @@ def write_page(config: ReportConfig, *, run_id: str) -> list[str]:
             ["photos     of some only patches are known: give the shards too to see them whole"]
             * (partly and not given)
         ),
-        f"images     {len(images)} in the gallery",
+        f"gallery    {counted(len(images), 'image')}",
         f"written    {storage.redact(config.out)}, {byte_size(len(html))}: open it in a browser",
     ]
 

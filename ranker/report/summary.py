@@ -15,7 +15,7 @@ from patchsieve.pipeline.output.settings import stored_config
 from patchsieve.pipeline.runs.status import read_status
 from patchsieve.pipeline.shards.specs import expand_shards
 from patchsieve.pipeline.tables.reader import ScoreTables
-from patchsieve.pipeline.units import byte_size
+from patchsieve.pipeline.units import byte_size, counted
 from patchsieve.ranker.gallery.from_shards import index_rows, pruned_indexes
 from patchsieve.ranker.gallery.sources import Source
 from patchsieve.ranker.model.checkpoint import load_ranker
@@ -62,7 +62,10 @@ def _table(source: Source) -> Facts:
     teacher = tables.teacher
     facts = [
         ("teacher", f"{teacher['name']}, {first.grid} x {first.grid} patches of {teacher['patch_size']} px"),
-        ("rows", f"{tables.rows:,} views of {len({file.sha256 for file in tables.files}):,} shards"),
+        (
+            "rows",
+            f"{counted(tables.rows, 'view')} of {counted(len({file.sha256 for file in tables.files}), 'shard')}",
+        ),
         ("visible", f"{tables.visible} of {first.grid**2} patches in each view"),
         ("settings", ", ".join(f"{flag(name)} {settings[name]}" for name in _TOLD if name in settings)),
     ]

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.shards.specs import expand_shards
 from patchsieve.pipeline.tables.reader import ScoreTables, TableFile
+from patchsieve.pipeline.units import counted
 from patchsieve.ranker.batches.index import TableIndex, index_tables
 from patchsieve.ranker.batches.stream import TableBatches
 from patchsieve.ranker.learning.training import Recipe
@@ -69,7 +70,7 @@ class TrainPlan:
 
 
 def _workers(asked: int | Literal["auto"]) -> str:
-    return "as many workers as there is room for" if asked == "auto" else f"{asked} workers"
+    return "as many workers as there is room for" if asked == "auto" else counted(asked, "worker")
 
 
 def images_of(files: Sequence[TableFile]) -> int:

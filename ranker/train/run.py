@@ -35,6 +35,7 @@ from patchsieve.pipeline.runs.stop import StopRequest, stop_on_signals
 from patchsieve.pipeline.runs.watchdog import Watchdog
 from patchsieve.pipeline.shown import say
 from patchsieve.pipeline.storage import scratch_folder
+from patchsieve.pipeline.units import counted
 from patchsieve.ranker.model.initial_weights import TEACHER_WEIGHTS, initial_ranker, read_tables_teacher
 from patchsieve.ranker.model.ranker import Ranker
 from patchsieve.ranker.train.curves import plot_note
@@ -145,7 +146,7 @@ def _fit(plan: TrainPlan, weights: dict[str, torch.Tensor], run_id: str) -> None
         told = {"workers": plan.workers, "room": room, "gpus_per_worker": size.gpus}
         log_event("workers chosen", told)
         if config.log_format == "text":
-            say(f"{plan.workers} workers, there is room for {room}")
+            say(f"{counted(plan.workers, 'worker')}, there is room for {room}")
     # Left to itself, Ray Train knows fewer stores than we do, and looks for their credentials elsewhere.
     store, path = storage.arrow_filesystem(config.out)
     failures: Any = FailureConfig  # of the release that is pinned; the types tell of an older one

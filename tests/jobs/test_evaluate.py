@@ -128,7 +128,7 @@ def test_settings_come_from_the_ranker_and_json_stands_alone(
     assert told["dense"]["seed"] == 1
     assert told["dense"]["choice"]["masks"] == told["dense"]["masks"]
     assert told["reconstruction"] is None
-    assert any(note.startswith("1 samples have no image") for note in told["notes"])
+    assert any(note.startswith("1 sample without an image") for note in told["notes"])
     assert any("measure slightly different things" in note for note in told["notes"])
     assert not any("seed" in note for note in told["notes"])
     asked = run_command(
@@ -177,7 +177,7 @@ def test_what_cannot_be_measured_is_one_line(
     write_shard(tmp_path / "one.tar", [("only", {"jpg": photo(1, 60, 70)})])
     code, _, line = run_command(capsys, str(tmp_path / "one.tar"), *arguments(folder)[1:])
     assert code == 2
-    assert "1 images in 1 shards" in line
+    assert "1 image in 1 shard " in line
 
 
 def test_a_plot_without_the_library(

@@ -182,7 +182,7 @@ def test_a_listing_asks_little_of_new_corpora(s3: S3Store, tmp_path: Path) -> No
     corpora.add(*(f"{number:02d}/{name}" for number in range(count) for name in ("0.tar", "_SUCCESS")))
     s3.asked.clear()
     shown = list_corpora(ListConfig(source=corpora.source, out=s3.url("tables")))
-    assert [one["state"] for one in shown] == ["1 of 1 shards to score"] * count
+    assert [one["state"] for one in shown] == ["1 of 1 shard to score"] * count
     assert len(s3.asked) < 4 * count
 
 

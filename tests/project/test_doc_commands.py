@@ -1,10 +1,13 @@
-"""Commands that pages show are ones that patchsieve takes, flag by flag."""
+"""Commands that pages show are ones that patchsieve takes, flag by flag; those that need no cluster run."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import re
 import shlex
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +15,10 @@ from patchsieve.jobs.arguments import read_config
 from patchsieve.jobs.cli import COMMANDS
 from patchsieve.pipeline.errors import UserError
 from tests.helpers.checkout import ROOT
+from tests.helpers.galleries import leave
+from tests.helpers.photos import photo
+from tests.helpers.prune_runs import prune_here
+from tests.helpers.score_runs import score_here
 from tests.project.test_docs import PAGES
 
 # `schedule` divides its command line itself.
@@ -38,6 +45,74 @@ def test_a_command_is_taken(words: list[str]) -> None:
     job, *arguments = words
     _, config_type, _ = importlib.import_module(f"patchsieve.jobs.{job}").main.args
     read_config(job, config_type, arguments)
+
+
+# What the pages name, and what stands for it here.
+NAMES = {
+    "s3://photos/train-{000000..000999}.tar": "photos/*.tar",
+    "photos/train-{000..127}.tar": "photos/*.tar",
+    "photos/test-*.tar": "photos/*.tar",
+    "s3://tables/train": "tables",
+    "tables/train": "tables",
+    "photo-0042": "photo-1",
+    "user/name": "ranker",
+    "FOLDER": "ranker",
+    "mae-base": "small-pixels-0.safetensors",
+    "teacher": "small-pixels-0.safetensors",
+    "proof": "photos",
+}
+# Others run these: tests/jobs, tests/ranker/prove, tests/pipeline/pretrain. So is a training, by tests/jobs.
+ELSEWHERE = {"demo", "prove", "pretrain", "evaluate"}
+ON_A_CLUSTER = {"score": score_here, "prune": prune_here}
+FREE = ("corpus/", "caltech101/", "s3://imagenet", "s3://coco", "s3://ltrp", "s3://bucket")
+
+
+def to_run() -> dict[str, list[str]]:
+    """Commands that run here, each once, by their words."""
+    found = {}
+    for page in PAGES:
+        for words in commands(page.read_text(encoding="utf-8")):
+            training = words[0] == "train" and "--dry-run" not in words
+            if words[0] not in ELSEWHERE and not training and not any(w.startswith(FREE) for w in words):
+                found[shlex.join(words)] = words
+    return found
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the pages name."""
+    folder = tmp_path_factory.mktemp("pages")
+    leave(folder)
+    (folder / "table").rename(folder / "tables")
+    for split, kind in (("train", "rose"), ("train", "tulip"), ("test", "rose")):
+        (folder / "flowers" / split / kind).mkdir(parents=True)
+        (folder / "flowers" / split / kind / "0.jpg").write_bytes(photo(0, 40, 50))
+    return folder
+
+
+@pytest.mark.parametrize("line", to_run())
+def test_a_command_runs(
+    line: str,
+    world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(world)
+    job, *arguments = to_run()[line]
+    arguments = [NAMES.get(word, word) for word in arguments]
+    if job == "score":
+        arguments = ["small-pixels-0.safetensors" if word == "tiny" else word for word in arguments]
+    if job in ("score", "prune"):
+        arguments[arguments.index("--out") + 1] = str(tmp_path / "out")
+    _, config_type, run = importlib.import_module(f"patchsieve.jobs.{job}").main.args
+    config: Any = read_config(job, config_type, arguments)
+    if job in ON_A_CLUSTER and not config.dry_run:
+        done = ON_A_CLUSTER[job](dataclasses.replace(config, precision="fp32", batch_size=4))
+        assert [result.failed for result in done.values()] == [None, None]
+    else:
+        assert run(config) == 0
+        assert capsys.readouterr().out
 
 
 def test_every_stage_to_reproduce_is_there() -> None:

@@ -156,7 +156,7 @@ def test_the_command_says_what_it_packed_and_what_it_left_out(
         "empty files, left out: a/0.jpg",
         "classes, numbered from 0 on: a, b",
         "photos-000000.tar: 2 photos",
-        f"complete: 2 photos of 2 classes in 1 shards: {tmp_path / 'out'}",
+        f"complete: 2 photos of 2 classes in 1 shard: {tmp_path / 'out'}",
     ]
     with pytest.raises(UserError, match="--samples-per-shard is 0, must be at least 1"):
         PackConfig(folder="x", out="y", samples_per_shard=0)

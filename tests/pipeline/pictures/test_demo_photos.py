@@ -113,7 +113,7 @@ def test_unreadable_photos_are_named_and_the_others_packed(tmp_path) -> None:
     packed = pack(folder, tmp_path / "shards", samples=16)
     assert [photo.name for photo in packed.photos] == ["good.jpg"]
     lines = packed.lines()
-    assert lines[0].startswith("packed 1 photos as 4 samples")
+    assert lines[0].startswith("packed 1 photo as 4 samples")
     assert [line.split(":")[0] for line in lines[1:]] == [
         "cannot read cut.jpg",
         "cannot read empty.png",

@@ -107,7 +107,7 @@ def test_more_ranks_than_shards_are_told(tmp_path: Path, monkeypatch: pytest.Mon
     shards(tmp_path, 1)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
-    with pytest.raises(UserError, match="1 shards for 2 ranks"):
+    with pytest.raises(UserError, match="1 shard for 2 ranks"):
         read(tmp_path)
 
 

@@ -296,7 +296,7 @@ def test_the_command_by_its_defaults(ray_cluster: None, corpus: Path, teacher: s
     )
     assert (done.returncode, done.stderr) == (0, "")
     *plain, closing, _ = done.stdout.splitlines()
-    assert closing == f"complete: 1 of 1 shards done, 4 rows in {out}"
+    assert closing == f"complete: 1 of 1 shard done, 4 rows in {out}"
     assert all(re.match(r"\d\d:\d\d:\d\d  shards ", line) for line in plain)
     (footer,) = footers_of(out).values()
     assert footer["provenance"]["batch_size"] >= 1
