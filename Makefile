@@ -9,7 +9,7 @@
 #   make bench          benchmarks in under ten minutes, beside the last saved ones of such a machine
 #   make gpu-check      the tests and benchmarks for a GPU, a call of less than ten minutes at a time until nothing is left
 #   make lint           ruff, mypy, and whether an editor finds every import
-#   make docs           docs/commands.md and docs/api.md anew, and docs/ as a site in site/
+#   make docs           docs/commands.md, docs/api.md and docs/tutorial.ipynb anew, and docs/ as a site in site/
 #   make clean          removes what the other targets made, but keeps .venv
 #
 # PYTHON=/path/to/python3 chooses the interpreter that .venv is made with.
@@ -79,6 +79,7 @@ gpu-check: links
 docs: install
 	$(BIN)/python -c "from patchsieve.jobs.pages import reference_page; print(reference_page(), end='')" > docs/commands.md
 	$(BIN)/python -c "import patchsieve; from patchsieve.jobs.pages import api_page; print(api_page(patchsieve), end='')" > docs/api.md
+	$(BIN)/python -c "from pathlib import Path; from patchsieve.jobs.pages import notebook; print(notebook(Path('docs/tutorial.md').read_text()), end='')" > docs/tutorial.ipynb
 	$(BIN)/mkdocs build --strict --quiet
 	@echo "== docs: open site/index.html"
 

@@ -46,6 +46,8 @@ def draw(results: dict[str, Any], scratch: Path) -> None:
     from matplotlib import pyplot
 
     arms = [arm for arm in results["arms"].values() if not arm["group"].startswith("views")]
+    groups = list(dict.fromkeys(arm["group"] for arm in arms))
+    arms.sort(key=lambda arm: groups.index(arm["group"]))
     views = [arm for arm in results["arms"].values() if arm["group"] == "views"]
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 0.28 * len(arms) + 2), width_ratios=(3, 2))
     intervals = [mean_interval(np.array(arm["agreement"]["spread"])) for arm in arms]

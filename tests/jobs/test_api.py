@@ -1,7 +1,8 @@
-"""The commands as calls: the tutorial runs as it stands, on fewer photos and a smaller teacher."""
+"""The commands as calls: the tutorial's notebook runs as it stands, on fewer photos and a smaller teacher."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,6 @@ import pytest
 import patchsieve
 from patchsieve.pipeline.errors import UserError
 from tests.helpers.checkout import ROOT
-from tests.helpers.pages import python_blocks
 from tests.helpers.score_runs import save_small_teacher
 
 HERE: dict[str, Any] = {"gpus_per_actor": 0.0, "max_actors": 1, "precision": "fp32"}
@@ -44,7 +44,8 @@ def test_the_tutorial(
     for name, settings in smaller.items():
         monkeypatch.setattr(patchsieve, name, with_settings(getattr(patchsieve, name), **settings))
     monkeypatch.chdir(tmp_path)
-    code = "\n".join(python_blocks(ROOT / "docs" / "tutorial.md"))
+    cells = json.loads((ROOT / "docs" / "tutorial.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     # The small teacher sees 6 x 6 patches of 8 px.
     for given, taken in (
         ('32), ("test", 8', '6), ("test", 2'),

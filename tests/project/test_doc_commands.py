@@ -61,8 +61,8 @@ NAMES = {
     "teacher": "small-pixels-0.safetensors",
     "proof": "photos",
 }
-# Others run these: tests/jobs, tests/ranker/prove, tests/pipeline/pretrain. So is a training, by tests/jobs.
-ELSEWHERE = {"demo", "prove", "pretrain", "evaluate"}
+# What takes more than little data: tests/jobs, tests/ranker/prove and tests/pipeline/pretrain run them.
+ELSEWHERE = {"demo", "train", "evaluate", "prove", "pretrain"}
 ON_A_CLUSTER = {"score": score_here, "prune": prune_here}
 FREE = ("corpus/", "caltech101/", "s3://imagenet", "s3://coco", "s3://ltrp", "s3://bucket")
 
@@ -72,8 +72,7 @@ def to_run() -> dict[str, list[str]]:
     found = {}
     for page in PAGES:
         for words in commands(page.read_text(encoding="utf-8")):
-            training = words[0] == "train" and "--dry-run" not in words
-            if words[0] not in ELSEWHERE and not training and not any(w.startswith(FREE) for w in words):
+            if words[0] not in ELSEWHERE and not any(word.startswith(FREE) for word in words):
                 found[shlex.join(words)] = words
     return found
 
@@ -108,7 +107,8 @@ def test_a_command_runs(
     _, config_type, run = importlib.import_module(f"patchsieve.jobs.{job}").main.args
     config: Any = read_config(job, config_type, arguments)
     if job in ON_A_CLUSTER and not config.dry_run:
-        done = ON_A_CLUSTER[job](dataclasses.replace(config, precision="fp32", batch_size=4))
+        precision = {} if "baseline:" in line else {"precision": "fp32"}
+        done = ON_A_CLUSTER[job](dataclasses.replace(config, batch_size=4, **precision))
         assert [result.failed for result in done.values()] == [None, None]
     else:
         assert run(config) == 0

@@ -15,7 +15,7 @@ from patchsieve.jobs import cli, schedule
 from patchsieve.jobs.arguments import read_config, recipes_of
 from patchsieve.jobs.commands import CONFIGS, completion
 from patchsieve.jobs.examples import EXAMPLES
-from patchsieve.jobs.pages import api_page, reference_page
+from patchsieve.jobs.pages import api_page, notebook, reference_page
 from patchsieve.pipeline.options.page import help_page
 from patchsieve.pipeline.options.reading import GROUP_OF, TITLES, options_of
 from patchsieve.ranker.baselines.baselines import BASELINES
@@ -76,9 +76,13 @@ def test_prune_names_every_baseline() -> None:
     assert set(re.findall(r"\w+", ranker.text)) >= set(BASELINES)
 
 
-def test_the_reference_is_the_one_of_the_configurations() -> None:
+def test_pages_that_are_made_are_those_of_now() -> None:
     assert (ROOT / "docs" / "commands.md").read_text(encoding="utf-8") == reference_page(), "run make docs"
     assert (ROOT / "docs" / "api.md").read_text(encoding="utf-8") == api_page(patchsieve), "run make docs"
+    tutorial = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
+    assert (ROOT / "docs" / "tutorial.ipynb").read_text(encoding="utf-8") == notebook(tutorial), (
+        "run make docs"
+    )
 
 
 def test_completion_knows_commands_and_options() -> None:
