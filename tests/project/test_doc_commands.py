@@ -64,17 +64,23 @@ NAMES = {
 # What takes more than little data: tests/jobs, tests/ranker/prove and tests/pipeline/pretrain run them.
 ELSEWHERE = {"demo", "train", "evaluate", "prove", "pretrain"}
 ON_A_CLUSTER = {"score": score_here, "prune": prune_here}
+WRITES = {"score", "prune"}
 FREE = ("corpus/", "caltech101/", "s3://imagenet", "s3://coco", "s3://ltrp", "s3://bucket")
 
 
-def to_run() -> dict[str, list[str]]:
-    """Commands that run here, each once, by their words."""
-    found = {}
+def to_run() -> list[str]:
+    """Commands that run here, with what stands for the names in them; those that then are alike once."""
+    found = []
     for page in PAGES:
         for words in commands(page.read_text(encoding="utf-8")):
-            if words[0] not in ELSEWHERE and not any(word.startswith(FREE) for word in words):
-                found[shlex.join(words)] = words
-    return found
+            if words[0] in ELSEWHERE or any(word.startswith(FREE) for word in words):
+                continue
+            if words[0] in WRITES:
+                words[words.index("--out") + 1] = "out"
+            if words[0] == "score" or "--sample" in words:
+                words += ["--teacher", NAMES["mae-base"]]  # the last one counts
+            found.append(shlex.join(NAMES.get(word, word) for word in words))
+    return list(dict.fromkeys(found))
 
 
 @pytest.fixture(scope="module")
@@ -98,14 +104,11 @@ def test_a_command_runs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(world)
-    job, *arguments = to_run()[line]
-    arguments = [NAMES.get(word, word) for word in arguments]
-    if job == "score":
-        arguments = ["small-pixels-0.safetensors" if word == "tiny" else word for word in arguments]
-    if job in ("score", "prune"):
-        arguments[arguments.index("--out") + 1] = str(tmp_path / "out")
+    job, *arguments = shlex.split(line)
     _, config_type, run = importlib.import_module(f"patchsieve.jobs.{job}").main.args
     config: Any = read_config(job, config_type, arguments)
+    if job in WRITES:
+        config = dataclasses.replace(config, out=str(tmp_path))
     if job in ON_A_CLUSTER and not config.dry_run:
         precision = {} if "baseline:" in line else {"precision": "fp32"}
         done = ON_A_CLUSTER[job](dataclasses.replace(config, batch_size=4, **precision))

@@ -12,6 +12,9 @@ import pytest
 import yaml
 
 import patchsieve
+from patchsieve.pipeline.output.faults import ERRORS_SCHEMA
+from patchsieve.pipeline.pruned.index import INDEX_SCHEMA
+from patchsieve.pipeline.tables.schema import table_schema
 from tests.helpers.checkout import ROOT
 from tests.project.test_floors import FLOOR
 
@@ -100,6 +103,22 @@ def test_broken_links_are_found(text: str, broken: list[str]) -> None:
 )
 def test_missing_names_are_found(text: str, missing: list[str]) -> None:
     assert missing_names(text) == missing
+
+
+def columns_told(page: str, before: str) -> list[str]:
+    """The names in the first column of the first table after some words, in their order."""
+    table = page.partition(before)[2].partition("|---")[2].partition("\n\n")[0]
+    cells = re.findall(r"^\| ([^|]*) \|", table, re.MULTILINE)
+    return [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
+
+
+def test_the_columns_of_tables_are_told() -> None:
+    page = (ROOT / "docs" / "files.md").read_text(encoding="utf-8")
+    schemas = [table_schema(visible=1, patch_bytes=3, store=store) for store in ("patches", "view")]
+    assert columns_told(page, "### Tables") == list(dict.fromkeys(n for s in schemas for n in s.names))
+    assert columns_told(page, "### Errors") == ERRORS_SCHEMA.names
+    pruned = (ROOT / "docs" / "pruning.md").read_text(encoding="utf-8")
+    assert sorted(columns_told(pruned, "## The index")) == sorted(INDEX_SCHEMA.names)
 
 
 def test_every_page_is_linked_from_the_readme() -> None:
