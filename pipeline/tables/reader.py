@@ -48,6 +48,11 @@ class TableFile:
     columns: tuple[str, ...]
     settings: str
 
+    @property
+    def images(self) -> float:
+        """How many images it has rows of, about: some may lack a view."""
+        return self.rows / max(1, self.last_view - self.first_view)
+
 
 class ScoreTables:
     """Score tables that belong together: one teacher, one grid, one number of visible patches, no row twice.

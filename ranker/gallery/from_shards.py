@@ -19,6 +19,8 @@ from patchsieve.pipeline.pictures.rows import as_picture
 from patchsieve.pipeline.pictures.sheet import HIDDEN_GRAY, Pixels
 from patchsieve.pipeline.pruned.dataset import PrunedDataset
 from patchsieve.pipeline.pruned.index import INDEX, SHARDS_FOLDER
+from patchsieve.pipeline.shards.specs import Shard
+from patchsieve.ranker.gallery.evenly import evenly
 from patchsieve.ranker.gallery.photos import Photos, images_of
 from patchsieve.ranker.gallery.pictured import Pictured
 
@@ -31,12 +33,9 @@ def pictured_shards(
     photos: Photos, path: str, *, grid: int, size: int, count: int, key: str | None
 ) -> list[Pictured]:
     """Centre crops of shards' images, without scores: `count` of them, or that of one key; see `rank_pictured`."""
-    shards = photos.shards
-    if key is None and len(shards) > count:
-        shards = [shards[len(shards) * at // count] for at in range(count)]
-    share = -(-count // len(shards))
-    found = []
-    for shard in shards:
+
+    def take(shard: Shard, share: int) -> list[Pictured]:
+        found = []
         for name, image in itertools.islice(images_of(shard, key=key), share):
             height, width = image.shape[1:]
             crop = apply_view(image, center_box(height, width, size=size), size)
@@ -51,11 +50,14 @@ def pictured_shards(
                     shown=np.ones(grid**2, np.bool_),
                 )
             )
-        if key is not None and found:
-            break
-    if key is not None and not found:
+        return found
+
+    if key is None:
+        return evenly(photos.shards, count, take, size=lambda shard: shard.size or 0)
+    found = next(filter(None, (take(shard, 1) for shard in photos.shards)), [])
+    if not found:
         raise UserError(f"{path} has no image of the sample {key!r}")
-    return found[:count]
+    return found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,22 +101,23 @@ def pictured_pruned(
     a key that it does not have.
     """
     indexes = pruned_indexes(path)
-    if key is None and order is None and len(indexes) > count:
-        indexes = [indexes[len(indexes) * at // count] for at in range(count)]
-    share = -(-count // max(1, len(indexes)))
-    chosen: list[tuple[int, PrunedIndex, dict[str, object]]] = []
-    for index in indexes:
+
+    def take(index: PrunedIndex, share: int | None) -> list[tuple[int, PrunedIndex, dict[str, object]]]:
         rows = (row for row in index_rows(index, _COLUMNS).to_pylist() if row["kept"] is not None)
         if key is not None:
             rows = (row for row in rows if row["sample_key"] == key)
-        chosen += [(row["kept"], index, row) for row in (rows if order else itertools.islice(rows, share))]
-        if key is not None and chosen:
-            break
-    if key is not None and not chosen:
-        raise UserError(f"{path} has no pruned sample {key!r}")
-    if order is not None:
+        return [(row["kept"], index, row) for row in itertools.islice(rows, share)]
+
+    if key is not None:
+        chosen = next(filter(None, (take(index, 1) for index in indexes)), [])
+        if not chosen:
+            raise UserError(f"{path} has no pruned sample {key!r}")
+    elif order is not None:
+        chosen = [one for index in indexes for one in take(index, None)]
         chosen.sort(key=lambda one: one[0], reverse=order == "top")
-    chosen = chosen[:count]
+        del chosen[count:]
+    else:
+        chosen = evenly(indexes, count, take, size=lambda index: index.shard_bytes)
     pictured: dict[tuple[str, str], Pictured] = {}
     for index in {one.url: one for _, one, _ in chosen}.values():
         rows_of = {str(row["sample_key"]): row for _, one, row in chosen if one is index}

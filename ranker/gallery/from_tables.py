@@ -22,6 +22,7 @@ from patchsieve.pipeline.pictures.rows import as_picture
 from patchsieve.pipeline.pictures.sheet import HIDDEN_GRAY, Pixels
 from patchsieve.pipeline.scoring.aggregate import dense_scores
 from patchsieve.pipeline.tables.reader import ScoreTables, TableFile, table_batches
+from patchsieve.ranker.gallery.evenly import evenly
 from patchsieve.ranker.gallery.photos import Photos
 from patchsieve.ranker.gallery.pictured import Pictured
 from patchsieve.ranker.learning.agreement import Scores
@@ -48,7 +49,7 @@ def pictured_tables(
 
     Raises UserError for a key that the tables do not have, and for tables that are damaged.
     """
-    wanted: list[tuple[Shard, Collection[str] | int]]
+    wanted: list[tuple[Shard, Collection[str]]]
     shards = _shards(tables)
     if key is not None:
         wanted = (
@@ -59,12 +60,11 @@ def pictured_tables(
     elif order is not None:
         wanted = _extremes(shards, count, highest=order == "top")
     else:
-        chosen = (
-            [shards[len(shards) * at // count] for at in range(min(count, len(shards)))] if shards else []
-        )
-        chosen = chosen if len(shards) >= count else shards
-        share, rest = divmod(count, max(1, len(chosen)))
-        wanted = [(shard, share + (at < rest)) for at, shard in enumerate(chosen)]
+
+        def take(shard: Shard, share: int) -> list[Pictured]:
+            return _images(tables, path, shard, share, photos)
+
+        return evenly(shards, count, take, size=lambda shard: shard[0].images)
     found = [one for shard, what in wanted for one in _images(tables, path, shard, what, photos)]
     if order is not None:
         found.sort(key=lambda one: one.mean_score or 0.0, reverse=order == "top")
@@ -84,9 +84,7 @@ def _has(shard: Shard, key: str) -> bool:
     )
 
 
-def _extremes(
-    shards: Sequence[Shard], count: int, *, highest: bool
-) -> list[tuple[Shard, Collection[str] | int]]:
+def _extremes(shards: Sequence[Shard], count: int, *, highest: bool) -> list[tuple[Shard, Collection[str]]]:
     """The keys with the highest or lowest means, by their shards; one shard's keys are in memory at a time."""
 
     def means() -> Iterator[tuple[float, int, str]]:

@@ -9,6 +9,7 @@ import pytest
 
 import patchsieve
 from patchsieve.pipeline.errors import UserError
+from patchsieve.ranker.gallery.evenly import evenly
 from patchsieve.ranker.gallery.gather import gather, open_ranker
 from patchsieve.ranker.gallery.photos import Photos
 from patchsieve.ranker.gallery.pictured import Pictured
@@ -115,6 +116,17 @@ def test_shards_alone_need_a_ranker(left: Left) -> None:
 def test_few_images_come_from_every_shard(left: Left) -> None:
     assert len({one.shard for one in images_of(left.table, count=2)}) == 2
     assert len({one.shard for one in images_of(left.pruned, count=2)}) == 2
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(2, "ac"), (5, "abccd"), (9, "abbbccddd"), (20, "abbbbbccdddd")]
+)
+def test_what_a_small_shard_lacks_the_others_give(count: int, expected: str) -> None:
+    held = {"a": 1, "b": 5, "c": 2, "d": 4}
+    taken = evenly(
+        [*held], count, lambda shard, share: [shard] * min(share, held[shard]), size=lambda s: held[s]
+    )
+    assert "".join(taken) == expected
 
 
 def test_highest_and_lowest_scores(left: Left) -> None:
