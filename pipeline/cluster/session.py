@@ -62,4 +62,5 @@ def ray_session(stop: StopRequest, *, quiet: bool = False) -> Iterator[None]:
         raise
     finally:
         if began_here:
-            ray.shutdown()
+            with doing("stopping Ray"):
+                ray.shutdown()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ Shard = list[TableFile]
 
 def pictured_tables(
     tables: ScoreTables,
-    path: str,
+    paths: Mapping[str, str],
     *,
     count: int,
     photos: Photos | None = None,
@@ -45,7 +45,7 @@ def pictured_tables(
     order: str | None = None,
 ) -> list[Pictured]:
     """Images of tables: `count` of them, evenly spread over the shards; the one of a `key`; or, with `order` `top` or
-    `bottom`, those with the highest or lowest mean score.
+    `bottom`, those with the highest or lowest mean score. `paths`: what the tables were given as, by URL.
 
     Raises UserError for a key that the tables do not have, and for tables that are damaged.
     """
@@ -56,16 +56,16 @@ def pictured_tables(
             [(next(s for s in shards if _has(s, key)), {key})] if any(_has(s, key) for s in shards) else []
         )
         if not wanted:
-            raise UserError(f"{path} has no sample {key!r}")
+            raise UserError(f"{', '.join(paths.values())} has no sample {key!r}")
     elif order is not None:
         wanted = _extremes(shards, count, highest=order == "top")
     else:
 
         def take(shard: Shard, share: int) -> list[Pictured]:
-            return _images(tables, path, shard, share, photos)
+            return _images(tables, paths, shard, share, photos)
 
         return evenly(shards, count, take, size=lambda shard: shard[0].images)
-    found = [one for shard, what in wanted for one in _images(tables, path, shard, what, photos)]
+    found = [one for shard, what in wanted for one in _images(tables, paths, shard, what, photos)]
     if order is not None:
         found.sort(key=lambda one: one.mean_score or 0.0, reverse=order == "top")
     return found
@@ -107,7 +107,11 @@ def _extremes(shards: Sequence[Shard], count: int, *, highest: bool) -> list[tup
 
 
 def _images(
-    tables: ScoreTables, path: str, shard: Shard, wanted: Collection[str] | int, photos: Photos | None
+    tables: ScoreTables,
+    paths: Mapping[str, str],
+    shard: Shard,
+    wanted: Collection[str] | int,
+    photos: Photos | None,
 ) -> list[Pictured]:
     """The wanted samples of a shard: those of some keys, or the first so many."""
     rows: dict[str, list[Row]] = {}
@@ -129,6 +133,7 @@ def _images(
         boxes = {name: _box(found[0]) for name, found in one_crop.items()}
         side, file = tables.teacher["grid"] * tables.teacher["patch_size"], shard[0]
         cut = photos.cut(file.shard, boxes, size=side, shard_bytes=file.size, of=file.url)
+    path = next(told for url, told in paths.items() if f"{shard[0].url}/".startswith(f"{url.rstrip('/')}/"))
     return [
         _pictured(tables, path, shard[0], name, found, len(rows[name]), cut.get(name))
         for name, found in one_crop.items()

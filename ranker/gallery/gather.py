@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patchsieve.pipeline import storage
 from patchsieve.pipeline.compute.device import this_device
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.images.patches import patchify
@@ -51,8 +52,8 @@ def gather(
     found: list[Pictured] = []
     if tables:
         opened = ScoreTables([source.path for source in tables])
-        shown = ", ".join(source.shown for source in tables)
-        found += pictured_tables(opened, shown, count=-(-count // parts), photos=photos, key=key, order=order)
+        paths = {storage.absolute_url(source.path): source.shown for source in tables}
+        found += pictured_tables(opened, paths, count=-(-count // parts), photos=photos, key=key, order=order)
     for source in pruned:
         found += pictured_pruned(source.path, count=count // parts or 1, photos=photos, key=key, order=order)
     if photos is not None and not tables and not pruned:

@@ -118,6 +118,11 @@ def test_few_images_come_from_every_shard(left: Left) -> None:
     assert len({one.shard for one in images_of(left.pruned, count=2)}) == 2
 
 
+def test_an_image_tells_which_of_the_paths_it_is_of(left: Left) -> None:
+    scores = sorted(str(path) for path in Path(left.table, "scores").glob("*.parquet"))
+    assert {one.path for one in images_of(*scores)} == set(scores)
+
+
 @pytest.mark.parametrize(
     ("count", "expected"), [(2, "ac"), (5, "abccd"), (9, "abbbccddd"), (20, "abbbbbccdddd")]
 )
