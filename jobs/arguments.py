@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import tyro
 
 from patchsieve.jobs.examples import EXAMPLES
+from patchsieve.pipeline.checks import meant
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.options.given import check_given
 from patchsieve.pipeline.options.page import help_page
@@ -58,16 +59,17 @@ def say_page(lines: Sequence[str]) -> None:
         say(*lines)
     except BrokenPipeError:
         # Nothing is left to say; Python would say so when it ends.
-        local_sink = os.devnull
-        os.dup2(os.open(local_sink, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _config_file(job: str, given: str) -> str:
     """The file that `--config` means: a shipped recipe by its name, else what is given, a path or URL."""
-    if job in RECIPES and given.replace("-", "_").isidentifier():
-        shipped = importlib.resources.files(RECIPES[job]) / "recipes" / f"{given}.yaml"
-        if shipped.is_file():
-            return str(shipped)
+    shipped = recipes_of(job)
+    if given in shipped:
+        return str(importlib.resources.files(RECIPES[job]) / "recipes" / f"{given}.yaml")
+    if shipped and given.isidentifier() and not os.path.exists(given):
+        known = f"{', '.join(shipped)}{meant(given, shipped)}"
+        raise UserError(f"--config {given}: there is no such file, and no such recipe; shipped are {known}")
     return given
 
 

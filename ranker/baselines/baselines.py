@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from patchsieve.pipeline.checks import meant
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.images.patches import normalise
 from patchsieve.pipeline.randomness import KeyedRandom
@@ -49,14 +50,19 @@ class BaselineSources:
     teacher: MaskedAutoencoder | None = None
 
 
+def check_baseline(name: str) -> None:
+    """Raise UserError where there is no such baseline."""
+    if name not in BASELINES:
+        raise UserError(f"there is no baseline {name!r}, only {', '.join(BASELINES)}{meant(name, BASELINES)}")
+
+
 def make_baseline(name: str, sources: BaselineSources) -> Baseline:
     """The baseline of this name.
 
     Raises UserError for an unknown name, a fit or teacher that is missing, or one of another grid. The baseline raises
     ValueError for patches of another number, size or type.
     """
-    if name not in BASELINES:
-        raise UserError(f"there is no baseline {name!r}, only {', '.join(BASELINES)}")
+    check_baseline(name)
     score = BASELINES[name](sources)
     expected = (sources.grid**2, sources.patch_size**2 * 3)
 

@@ -19,7 +19,7 @@ from patchsieve.pipeline.identity import digest_of
 from patchsieve.pipeline.row_config import Precision
 from patchsieve.pipeline.teacher.build import build_teacher
 from patchsieve.pipeline.teacher.checkpoint import TeacherFile, read_teacher
-from patchsieve.ranker.baselines.baselines import BASELINES, Baseline, BaselineSources, make_baseline
+from patchsieve.ranker.baselines.baselines import Baseline, BaselineSources, check_baseline, make_baseline
 from patchsieve.ranker.baselines.fits import FITS
 from patchsieve.ranker.model.checkpoint import LoadedRanker, load_ranker
 from patchsieve.ranker.model.fast import choose_ranker_batch, choose_ranker_precision, prepare_ranker
@@ -93,8 +93,7 @@ def open_patch_source(name: str, *, fits: str | None, teacher: str | None, seed:
 
 
 def _open_baseline(name: str, fits: str | None, teacher: str | None, seed: int) -> PatchSource:
-    if name not in BASELINES:
-        raise UserError(f"there is no baseline {name!r}, only {', '.join(BASELINES)}")
+    check_baseline(name)
     if teacher is not None and name != "attention":
         raise UserError(f"--teacher does nothing with baseline:{name}: leave it out")
     if fits is not None and name not in ("position", "ridge"):
