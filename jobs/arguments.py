@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.resources
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any, TypeVar
 import tyro
 
 from patchsieve.jobs.examples import EXAMPLES
-from patchsieve.pipeline.checks import meant
+from patchsieve.jobs.recipes import config_file, recipes_of
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.options.given import check_given
 from patchsieve.pipeline.options.page import help_page
@@ -21,9 +20,6 @@ from patchsieve.pipeline.runs.config_file import settings_from_yaml
 from patchsieve.pipeline.shown import say
 
 _Config = TypeVar("_Config")
-
-RECIPES = {"train": "patchsieve.ranker"}
-"""Packages that ship configurations for a job, as `recipes/NAME.yaml`; `--config NAME` takes them."""
 
 
 def read_config(name: str, config_type: type[_Config], arguments: Sequence[str]) -> _Config:
@@ -38,19 +34,11 @@ def read_config(name: str, config_type: type[_Config], arguments: Sequence[str])
         path = rest[at].partition("=")[2] or "".join(rest[at + 1 : at + 2])
         if not path:
             raise UserError("--config needs the name of a YAML file")
-        default = _defaults(config_type, settings_from_yaml(_config_file(name, path), config_type))
+        default = _defaults(config_type, settings_from_yaml(config_file(name, path), config_type))
         del rest[at : at + 1 if "=" in rest[at] else at + 2]
     check_given(name, options_of(config_type), rest, complete=at is None)
     config: _Config = tyro.cli(config_type, prog=f"patchsieve {name}", args=rest, default=default)
     return config
-
-
-def recipes_of(job: str) -> list[str]:
-    """Names of the configurations that come with patchsieve for a job."""
-    if job not in RECIPES:
-        return []
-    found = (importlib.resources.files(RECIPES[job]) / "recipes").iterdir()
-    return sorted(file.name.removesuffix(".yaml") for file in found if file.name.endswith(".yaml"))
 
 
 def say_page(lines: Sequence[str]) -> None:
@@ -59,18 +47,8 @@ def say_page(lines: Sequence[str]) -> None:
         say(*lines)
     except BrokenPipeError:
         # Nothing is left to say; Python would say so when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _config_file(job: str, given: str) -> str:
-    """The file that `--config` means: a shipped recipe by its name, else what is given, a path or URL."""
-    shipped = recipes_of(job)
-    if given in shipped:
-        return str(importlib.resources.files(RECIPES[job]) / "recipes" / f"{given}.yaml")
-    if shipped and given.isidentifier() and not os.path.exists(given):
-        known = f"{', '.join(shipped)}{meant(given, shipped)}"
-        raise UserError(f"--config {given}: there is no such file, and no such recipe; shipped are {known}")
-    return given
+        local_sink = os.devnull
+        os.dup2(os.open(local_sink, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _defaults(config_type: type[_Config], settings: Mapping[str, Any]) -> _Config:

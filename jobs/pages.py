@@ -7,9 +7,9 @@ import json
 import textwrap
 from types import ModuleType
 
-from patchsieve.jobs.arguments import recipes_of
 from patchsieve.jobs.commands import CONFIGS
 from patchsieve.jobs.examples import EXAMPLES
+from patchsieve.jobs.recipes import recipes_of
 from patchsieve.pipeline.options.api import api_reference
 from patchsieve.pipeline.options.page import reference
 

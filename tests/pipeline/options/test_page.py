@@ -12,10 +12,11 @@ import pytest
 
 import patchsieve
 from patchsieve.jobs import cli, schedule
-from patchsieve.jobs.arguments import read_config, recipes_of
+from patchsieve.jobs.arguments import read_config
 from patchsieve.jobs.commands import CONFIGS, completion
 from patchsieve.jobs.examples import EXAMPLES
 from patchsieve.jobs.pages import api_page, notebook, reference_page
+from patchsieve.jobs.recipes import recipes_of
 from patchsieve.pipeline.options.page import help_page
 from patchsieve.pipeline.options.reading import GROUP_OF, TITLES, options_of
 from patchsieve.ranker.baselines.baselines import BASELINES
