@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.images.masks import draw_visible
 from patchsieve.pipeline.row_config import Masks, Metric, Removal
+from patchsieve.pipeline.runs.waiting import doing
 from patchsieve.pipeline.scoring.aggregate import Aggregate, dense_scores
 from patchsieve.pipeline.scoring.api import Teacher
 from patchsieve.pipeline.scoring.scorer import Scorer
@@ -114,10 +115,14 @@ class PartitionScorer:
         batch = self._scorer.batch_size
         # Whole batches, as only a last one is filled up.
         chunk = max(1, CHUNK_VIEWS // batch) * batch
-        scores = [
-            self._scorer.score(images.patches[image_of[rows]], torch.from_numpy(visible_IKV[rows]))
-            for rows in (slice(start, start + chunk) for start in range(0, len(image_of), chunk))
-        ]
+        scores = []
+        for start in range(0, len(image_of), chunk):
+            rows = slice(start, start + chunk)
+            with doing(f"scoring, {start:,} of {len(image_of):,} views done"):
+                found = self._scorer.score(
+                    images.patches[image_of[rows]], torch.from_numpy(visible_IKV[rows])
+                )
+            scores.append(found)
         score = torch.cat(scores).numpy()
         if not np.isfinite(score).all():
             bad = images.keys[int(np.argmin(np.isfinite(score).all(axis=1))) // views]

@@ -8,6 +8,7 @@ from typing import Any, get_args, get_type_hints
 from patchsieve.pipeline.checks import flag
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.row_config import RowConfig
+from patchsieve.pipeline.runs.waiting import doing
 from patchsieve.pipeline.scoring.api import Teacher, load_teacher
 from patchsieve.pipeline.shards.specs import expand_shards
 from patchsieve.pipeline.units import counted
@@ -54,14 +55,15 @@ def evaluate(config: EvaluateConfig, say: Callable[[str], None]) -> Evaluation:
     if len(dense.keys) < len(images):
         notes.append(f"{counted(len(images) - len(dense.keys), 'image')} left out: the table lacks views")
     say(f"measuring  {ranker.name} and the baselines on {len(dense.keys)} images")
-    return evaluate_ranker(
-        ranker,
-        dense,
-        teacher=teacher,
-        reconstruct=config.reconstruct,
-        seed=config.seed,
-        extra_notes=[*notes, *dense_notes(dense, ranker, config.reliability)],
-    )
+    with doing("measuring the ranker and the baselines"):
+        return evaluate_ranker(
+            ranker,
+            dense,
+            teacher=teacher,
+            reconstruct=config.reconstruct,
+            seed=config.seed,
+            extra_notes=[*notes, *dense_notes(dense, ranker, config.reliability)],
+        )
 
 
 def dense_settings(ranker: LoadedRanker, config: EvaluateConfig) -> tuple[dict[str, Any], list[str]]:

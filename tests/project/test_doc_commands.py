@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import patchsieve
 from patchsieve.jobs.arguments import read_config
 from patchsieve.jobs.cli import COMMANDS
 from patchsieve.pipeline.errors import UserError
@@ -52,19 +53,27 @@ NAMES = {
     "s3://photos/train-{000000..000999}.tar": "photos/*.tar",
     "photos/train-{000..127}.tar": "photos/*.tar",
     "photos/test-*.tar": "photos/*.tar",
+    "photos/train-*.tar": "photos/*.tar",
+    "shards/*.tar": "photos/*.tar",
+    "shards": "photos",
+    "shards/train": "packed",
     "s3://tables/train": "tables",
     "tables/train": "tables",
     "photo-0042": "photo-1",
     "user/name": "ranker",
     "FOLDER": "ranker",
+    "tiny": "ranker",
+    # Of the small ranker, whose patches have 8 px and images 48.
+    "64": "16",
+    "896": "192",
+    "112": "48",
     "mae-base": "small-pixels-0.safetensors",
     "teacher": "small-pixels-0.safetensors",
-    "proof": "photos",
 }
 # What takes more than little data: tests/jobs, tests/ranker/prove and tests/pipeline/pretrain run them.
 ELSEWHERE = {"demo", "train", "evaluate", "prove", "pretrain"}
 ON_A_CLUSTER = {"score": score_here, "prune": prune_here}
-WRITES = {"score", "prune"}
+WRITES = {"pack", "score", "prune"}
 FREE = ("corpus/", "caltech101/", "s3://imagenet", "s3://coco", "s3://ltrp", "s3://bucket")
 
 
@@ -79,7 +88,7 @@ def to_run() -> list[str]:
                 words[words.index("--out") + 1] = "out"
             if words[0] == "score" or "--sample" in words:
                 words += ["--teacher", NAMES["mae-base"]]  # the last one counts
-            found.append(shlex.join(NAMES.get(word, word) for word in words))
+            found.append(shlex.join(NAMES.get(word, word) for word in words if word != "proof"))
     return list(dict.fromkeys(found))
 
 
@@ -89,9 +98,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pages")
     leave(folder)
     (folder / "table").rename(folder / "tables")
-    for split, kind in (("train", "rose"), ("train", "tulip"), ("test", "rose")):
-        (folder / "flowers" / split / kind).mkdir(parents=True)
-        (folder / "flowers" / split / kind / "0.jpg").write_bytes(photo(0, 40, 50))
+    for place in ("flowers/train/rose", "flowers/train/tulip", "flowers/test/rose", "photos/rose"):
+        (folder / place).mkdir(parents=True)
+        (folder / place / "0.jpg").write_bytes(photo(0, 40, 50))
+    patchsieve.pack(str(folder / "flowers" / "train"), out=str(folder / "packed"))
     return folder
 
 
