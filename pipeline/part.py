@@ -8,6 +8,9 @@ import re
 
 from patchsieve.pipeline.errors import UserError
 
+MOST_PARTS = 10_000
+"""Each has files of its own that others look for."""
+
 _GIVEN = re.compile(r"(\d{1,6})/(\d{1,6})", re.ASCII)
 _AT_END = re.compile(r"-(\d+)-of-(\d+)$", re.ASCII)
 
@@ -39,8 +42,10 @@ def parse_part(text: str | None) -> Part | None:
         return None
     found = _GIVEN.fullmatch(text)
     part = Part(int(found[1]), int(found[2])) if found else None
-    if part is None or not 1 <= part.index <= part.count:
-        raise UserError(f"--part is {text!r}, must be I/N with I from 1 to N, such as 3/8")
+    if part is None or not 1 <= part.index <= part.count <= MOST_PARTS:
+        raise UserError(
+            f"--part is {text!r}, must be I/N with I from 1 to N, such as 3/8, and N at most {MOST_PARTS}"
+        )
     return part
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from patchsieve.pipeline import storage
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.output.owner import create_once
-from patchsieve.pipeline.part import Part, part_of_run
+from patchsieve.pipeline.part import MOST_PARTS, Part, part_of_run
 
 PARTS_FILE = "parts.json"
 PARTS_FOLDER = "parts"
@@ -41,7 +41,7 @@ def part_count(out: str) -> int | None:
     try:
         with storage.parsing(url):
             count: Any = storage.read_object(url)["parts"]
-            if type(count) is not int or count < 1:
+            if type(count) is not int or not 1 <= count <= MOST_PARTS:
                 raise ValueError(f"{count!r} is no number of parts")
     except FileNotFoundError:
         return None

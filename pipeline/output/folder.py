@@ -26,7 +26,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,15 +94,17 @@ class OutputFolder:
         run_id: str,
         beside: Collection[str] = (),
         machine: Machine | None = None,
+        on_lost: Callable[[], object] = lambda: None,
     ) -> None:
-        """`kind`: what its records are; `beside`: folders below it that runs write other files to. A `run_id` that
-        ends with a part is of a run that shares the folder with those of the other parts.
+        """`kind`: what its records are; `beside`: folders below it that runs write other files to; `on_lost`: as
+        `Owner` has it. A `run_id` that ends with a part is of a run that shares the folder with those of the other
+        parts.
         """
         self.url, self.run_id, self._records = url, run_id, kind.folder
         self._beside = tuple(beside)
         self._part = part_of_run(run_id)
         self._whole = Owner(url, run_id, machine=machine)
-        self._owner = Owner(division.owner_folder(url, run_id), run_id, machine=machine)
+        self._owner = Owner(division.owner_folder(url, run_id), run_id, machine=machine, on_lost=on_lost)
         self._folder = RecordFolder(
             storage.join(url, kind.folder),
             _cache_url(url, kind.folder, self._part),
@@ -222,10 +224,14 @@ class OutputFolder:
             self._folder.add_cache(_cache_url(self.url, self._records, Part(index, parts)))
         return {_stem(name): record for name, record in self._folder.read().items()}
 
-    def keep_records(self, shards: Sequence[Shard]) -> None:
-        """For the owner: keep what the records of these shards say, so that whoever looks later need not read them."""
-        self._folder.read(f"{shard.id}.parquet" for shard in shards)
+    def keep_records(self, shards: Sequence[Shard]) -> list[Shard]:
+        """For the owner: keep what the records of these shards say, so that whoever looks later need not read them.
+
+        Returns the shards that have none.
+        """
+        found = self._folder.read(f"{shard.id}.parquet" for shard in shards)
         self._folder.save_cache(run_id=self.run_id)
+        return [shard for shard in shards if f"{shard.id}.parquet" not in found]
 
     def failed(self) -> dict[str, FailedRecord]:
         """The failed records, by shard id."""

@@ -23,7 +23,7 @@ import hashlib
 import json
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from patchsieve.pipeline import storage
@@ -37,6 +37,8 @@ STALE_S = 60.0
 _POLL_S = 1.0
 _JOIN_S = 1.0
 _FILE_BYTES = 1024
+# No clock shows such a time, nor can it be reckoned with.
+_LATEST_S = 1e12
 # Of an owner file that others remove just before it is read; beyond, it is none that can be read.
 _MOST_MISSED = 100
 
@@ -55,7 +57,8 @@ class Owner:
     """Ownership of one output folder by one run.
 
     `lost` is set when the folder turns out to belong to another run; `lost_to` then names that, and `on_lost` is
-    called, on the thread of the heartbeat. While `quiet` is held, no heartbeat is being written.
+    called, on the thread of the heartbeat, unless it is released already. While `quiet` is held, no heartbeat is being
+    written.
     """
 
     def __init__(
@@ -93,12 +96,12 @@ class Owner:
                         f"{self.url} can be neither read nor created: it is a link to nowhere; remove it"
                     )
                 continue
-            owner = _parse(found)
+            owner = parse_owner(found)
             if owner.get("run_id") == self.run_id:
                 break  # the store created it, but its answer was lost and the call was made again
             sight = self._watch(self.url, found)
             if sight is _Sight.CHANGED:
-                raise UserError(self._refusal(_parse(_read(self.url) or found)))
+                raise UserError(self._refusal(parse_owner(_read(self.url) or found)))
             if sight is _Sight.STALE:
                 _log.warning("%s: taking over from %s, which is gone", self.folder, _name(owner))
                 self._remove_stale(self.url, found)
@@ -117,7 +120,7 @@ class Owner:
         while (found := _read(self.url)) is not None:
             sight = self._watch(self.url, found)
             if sight is _Sight.CHANGED:
-                raise UserError(self._refusal(_parse(_read(self.url) or found)))
+                raise UserError(self._refusal(parse_owner(_read(self.url) or found)))
             if sight is _Sight.STALE:
                 self._remove_stale(self.url, found)
 
@@ -133,12 +136,13 @@ class Owner:
         # its own.
         if found is None and create_once(self.url, self._content(), run_id=self.run_id):
             return True
-        owner = _parse(found if found is not None else _read(self.url) or b"")
+        owner = parse_owner(found if found is not None else _read(self.url) or b"")
         if owner.get("run_id") != self.run_id:
             self.lost_to = _name(owner)
             self.lost.set()
             _log.warning("%s was taken over by %s", self.folder, self.lost_to)
-            self._on_lost()
+            if not self._stop.is_set():
+                self._on_lost()
             return False
         storage.commit_bytes(self._content(), self.url, run_id=self.run_id)
         return True
@@ -152,7 +156,7 @@ class Owner:
             self._thread = None
         try:
             found = _read(self.url)
-            if found is not None and _parse(found).get("run_id") == self.run_id:
+            if found is not None and parse_owner(found).get("run_id") == self.run_id:
                 storage.remove(self.url)
         except PatchsieveError as error:
             # Left behind, the file is found stale by the next run; how this one ended must not be lost over it.
@@ -184,7 +188,7 @@ class Owner:
 
     def _watch(self, url: str, content: bytes) -> _Sight:
         """Look at a file of another run until it changes, vanishes, or can be called stale."""
-        owner = _parse(content)
+        owner = parse_owner(content)
         deadline = self._machine.monotonic() + STALE_S
         said = False
         while True:
@@ -218,7 +222,7 @@ class Owner:
         claim = storage.join(self.folder, f"owner.{hashlib.sha256(content).hexdigest()[:32]}{_CLAIM_SUFFIX}")
         created = create_once(claim, self._content(), run_id=self.run_id)
         other = None if created else _read(claim)
-        if created or (other is not None and _parse(other).get("run_id") == self.run_id):
+        if created or (other is not None and parse_owner(other).get("run_id") == self.run_id):
             if _read(url) == content:
                 storage.remove(url)
             storage.remove(claim)
@@ -226,9 +230,9 @@ class Owner:
             self._remove_stale(claim, other)
 
     def _refusal(self, owner: dict[str, Any]) -> str:
-        heartbeat = owner.get("heartbeat")
+        heartbeat = heartbeat_of(owner)
         age = ""
-        if isinstance(heartbeat, int | float):
+        if heartbeat is not None:
             age = f", last heartbeat {max(0.0, self._machine.now() - heartbeat):.0f} s ago"
         return (
             f"{self.folder} is in use by {_name(owner)}{age}: wait until it ends, stop it, "
@@ -239,7 +243,13 @@ class Owner:
 def owner_of(folder: str) -> dict[str, Any] | None:
     """What `owner.json` of a folder says: None where there is none, nothing where it cannot be read."""
     content = _read(storage.join(folder, OWNER_FILE))
-    return None if content is None else _parse(content)
+    return None if content is None else parse_owner(content)
+
+
+def heartbeat_of(owner: Mapping[str, Any]) -> float | None:
+    """When an owner last said that it lives, in seconds since 1970 by its clock; None where it tells no such time."""
+    told = owner.get("heartbeat")
+    return told if isinstance(told, int | float) and abs(told) < _LATEST_S else None
 
 
 def create_once(url: str, data: bytes, *, run_id: str) -> bool:
@@ -273,7 +283,7 @@ def _read(url: str) -> bytes | None:
         return None
 
 
-def _parse(content: bytes) -> dict[str, Any]:
+def parse_owner(content: bytes) -> dict[str, Any]:
     """The JSON object of an owner file; empty for anything else, which then can only be watched."""
     try:
         owner = json.loads(content)

@@ -57,17 +57,18 @@ class SampleKeys:
     """Sample keys from file names: no dots, none twice, text that every format can hold."""
 
     def __init__(self) -> None:
-        self._taken: set[str] = set()
+        # How often each was asked for: a million of one name are not counted through a million times.
+        self._taken: dict[str, int] = {}
 
     def new(self, name: str) -> str:
         """The key of the file of this name."""
         text = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
         stem = os.path.splitext(text)[0].replace("/", "-").replace(".", "_")
-        key, number = stem, 1
+        key = stem
         while key in self._taken:
-            number += 1
-            key = f"{stem}~{number}"
-        self._taken.add(key)
+            self._taken[stem] += 1
+            key = f"{stem}~{self._taken[stem]}"
+        self._taken[key] = 1
         return key
 
 

@@ -21,6 +21,9 @@ class PretrainConfig:
     """Local folder for the checkpoint, the learning curve and the finished teacher."""
     test: tuple[str, ...]
     """Shards of photos that are measured and never trained on."""
+    unsorted: bool = False
+    """Collect the members of a sample wherever they lie in its shard, in up to 1 GiB of memory; by default they must
+    lie side by side."""
     resume: bool = False
     """Go on from the checkpoint in OUT; --steps may differ from before while the learning rate is still level."""
     image_size: int = 224

@@ -25,7 +25,7 @@ from patchsieve.pipeline.pretrain.report import (
 )
 from patchsieve.pipeline.pretrain.training import Pretraining
 from patchsieve.pipeline.row_config import IMAGE_FIELDS
-from patchsieve.pipeline.shards.reader import Sample, ShardReader, pick_image
+from patchsieve.pipeline.shards.reader import Sample, ShardReader, image_fields_of, pick_image
 from patchsieve.pipeline.shards.specs import expand_shards
 from patchsieve.pipeline.teacher.build import save_teacher
 from patchsieve.pipeline.teacher.ready import choose_precision
@@ -35,13 +35,19 @@ KEPT_MARGIN = 15 / 14
 """Photos are kept at this many times the image size on their shorter side: crops then hardly enlarge."""
 
 
-def load_photos(specs: Sequence[str], shorter_side: int) -> list[Tensor]:
-    """Decode all photos of shards once, shrunk to a shorter side in pixels; unreadable ones are left out."""
+def load_photos(specs: Sequence[str], shorter_side: int, *, unsorted: bool = False) -> list[Tensor]:
+    """Decode all photos of shards once, shrunk to a shorter side in pixels; unreadable ones are left out.
 
-    def load(data: bytes) -> Tensor | None:
+    `unsorted`: as `ShardReader` has it.
+    """
+
+    def load(sample: Sample) -> Tensor | None:
         try:
-            photo = decode_image(data)
+            picked = pick_image(sample, IMAGE_FIELDS)
+            photo = None if picked is None else decode_image(picked[1])
         except ContentError:
+            return None
+        if photo is None:
             return None
         scale = shorter_side / min(photo.shape[1:])
         if scale >= 1:
@@ -50,11 +56,14 @@ def load_photos(specs: Sequence[str], shorter_side: int) -> list[Tensor]:
         return interpolate(photo[None], size=sides, mode="bicubic", antialias=True)[0]
 
     photos: list[Tensor] = []
+    wanted = set(image_fields_of(IMAGE_FIELDS))
     with ThreadPoolExecutor() as pool:
         for shard in expand_shards(specs):
-            with ShardReader(shard) as reader:
-                picked = [pick_image(item, IMAGE_FIELDS) for item in reader if isinstance(item, Sample)]
-            found = pool.map(load, [data for _, data in filter(None, picked)])
+            with ShardReader(
+                shard, keep_fields=lambda field: field.lower() in wanted, unsorted=unsorted
+            ) as reader:
+                samples = [item for item in reader if isinstance(item, Sample)]
+            found = pool.map(load, samples)
             photos += [photo for photo in found if photo is not None]
     if not photos:
         raise UserError(f"no readable photo in {', '.join(specs)}")
@@ -75,8 +84,8 @@ def pretrain(config: PretrainConfig, say: Callable[[str], None]) -> None:
         )
     device = this_device()
     shorter_side = round(config.image_size * KEPT_MARGIN)
-    photos = load_photos(config.shards, shorter_side)
-    held_out = load_photos(config.test, shorter_side)
+    photos = load_photos(config.shards, shorter_side, unsorted=config.unsorted)
+    held_out = load_photos(config.test, shorter_side, unsorted=config.unsorted)
     run = Pretraining(config, photos, held_out, out, device=device)
     precision = config.precision
     if precision == "auto":

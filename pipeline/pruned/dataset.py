@@ -154,9 +154,14 @@ class PrunedDataset(IterableDataset[PrunedSample]):
 
         With as many ranks and workers the rest comes in the order that it would have had. In a worker of a loader it is
         that worker's own state, as torchdata's StatefulDataLoader keeps and loads them. Raises UserError for what is no
-        state.
+        state, and for the state of other shards.
         """
         progress = Progress.from_state(state)
+        if strange := progress.shards - {shard.name for shard in self.shards}:
+            raise UserError(
+                f"this is the state of other shards: {min(strange)} is none of these {len(self.shards)}; read those "
+                "that it was made of, by the same names (root)"
+            )
         if get_worker_info() is not None:
             progress.keep_workers()
         self._epoch.fill_(progress.epoch)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -121,9 +122,27 @@ class Progress:
             made._without = frozenset(map(str, state["without"]))
             made.last = None if state["last"] is None else Reader(*map(int, state["last"]))
             made.merged = bool(state["merged"])
+            made._check()
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"this is no state of a PrunedDataset: {type(error).__name__}: {error}") from None
         return made
+
+    def _check(self) -> None:
+        """Raise ValueError for what no reading comes to: samples would be left out without a word."""
+        if not 0 <= self.epoch < 2**63:
+            raise ValueError(f"epoch {self.epoch}")
+        for shard, runs in self._runs.items():
+            if len(runs) % 2 or any(one >= other for one, other in itertools.pairwise([-1, *runs])):
+                raise ValueError(f"samples {runs[:4]} of {shard} have arrived")
+        if strange := [shard for shard in self._without if not self.finished(shard)]:
+            raise ValueError(f"{min(strange)} is left out and not finished")
+        if (last := self.last) and not (0 <= last.rank < last.ranks and 0 <= last.worker < last.workers):
+            raise ValueError(f"read by {dataclasses.astuple(last)}")
+
+    @property
+    def shards(self) -> set[str]:
+        """Names of all shards that it knows anything of."""
+        return {*self._runs, *self._totals}
 
 
 def merge_states(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

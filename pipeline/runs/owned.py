@@ -21,6 +21,7 @@ from patchsieve.pipeline.storage import kept_settings, remove_dead_scratch
 _log = logging.getLogger(__name__)
 
 Summary_co = TypeVar("Summary_co", covariant=True)
+_End = TypeVar("_End", bound=RunEnd)
 
 
 class Run(Protocol[Summary_co]):
@@ -54,13 +55,16 @@ class RunRecord:
         self._write({"state": "running"}, changed)
         log_event("run begun", {"out": self._output.url, "shards": len(self._shards)})
 
-    def end(self, summary: RunEnd, changed: Collection[str]) -> None:
-        """Tell the summary; tidy up and write it down unless the folder is not this run's, or not any more."""
+    def end(self, summary: _End, changed: Collection[str]) -> _End:
+        """Tell the summary; tidy up and write it down unless the folder is not this run's, or not any more.
+
+        Returns it with what is not there after all: somebody may have removed the folder meanwhile.
+        """
         if summary.exit_code < 128 and self._is_ours():
             # A schedule looks at the output every night, and a footer is a request each. Not of a run that was
             # stopped: it has no time.
             try:
-                self._output.keep_records(self._shards)
+                summary = _without_gone(summary, self._output.keep_records(self._shards))
             except PatchsieveError as error:
                 _log.warning("later runs have to read all footers of %s again: %s", self._output.url, error)
         log_event("run ended", dataclasses.asdict(summary))
@@ -68,6 +72,7 @@ class RunRecord:
             self._output.remove_temporaries()
             remove_dead_scratch()
             self._write(dataclasses.asdict(summary), changed)
+        return summary
 
     def _is_ours(self) -> bool:
         return self._owned and not self._output.lost_to
@@ -76,8 +81,26 @@ class RunRecord:
         self._output.write_run({**content, "asked": self._asked}, shards=self._shards, changed=changed)
 
 
+def _without_gone(summary: _End, without_record: Sequence[Shard]) -> _End:
+    told = {*summary.failed, *summary.missing}
+    gone = [shard.name for shard in without_record if shard.name not in told]
+    if not gone:
+        return summary
+    _log.warning("%d records are gone that were there: run again", len(gone))
+    return dataclasses.replace(
+        summary,
+        state=summary.state if summary.exit_code else "incomplete",
+        done=summary.done - len(gone),
+        missing=[*summary.missing, *gone],
+        exit_code=summary.exit_code or 1,
+    )
+
+
 def run_to_end(run: Run[Summary_co], output: OutputFolder, display: Display) -> Summary_co:
-    """Execute a run; stopped by a signal or ended by an error, it is summed up and gives its folder back."""
+    """Execute a run; stopped by a signal or ended by an error, it is summed up and gives its folder back.
+
+    Raises PatchsieveError where the folder was taken over, of which `output` tells by `stop_this_run`.
+    """
 
     def stopped(number: signal.Signals) -> Summary_co:
         return run.finish(f"stopped by {number.name}", 128 + number)
@@ -86,11 +109,18 @@ def run_to_end(run: Run[Summary_co], output: OutputFolder, display: Display) -> 
         stopped(number)
         output.release()
 
-    with stop_on_signals(tidy_up) as stop:
+    def executed(stop: StopRequest) -> Summary_co:
         try:
             return run.execute(display, stop)
         except KeyboardInterrupt:
-            return stopped(stop.accept())
+            number = stop.accept()
+            if not output.lost_to:
+                return stopped(number)
+        raise PatchsieveError(f"{output.url} was taken over by {output.lost_to}: this run stops")
+
+    with stop_on_signals(tidy_up) as stop:
+        try:
+            return executed(stop)
         except PatchsieveError as error:
             with contextlib.suppress(PatchsieveError):
                 run.finish(f"ended: {error}", 1)

@@ -97,6 +97,11 @@ class StopRequest:
         os._exit(128 + self.signal)
 
 
+def stop_this_run() -> None:
+    """Stop the run of this process as SIGTERM does; from any thread."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 @contextlib.contextmanager
 def stop_on_signals(tidy_up: Callable[[signal.Signals], None], *, then: str = "") -> Iterator[StopRequest]:
     """At the first SIGINT or SIGTERM in the block, raise KeyboardInterrupt in the main thread; ignore later ones.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -13,7 +12,7 @@ from patchsieve.pipeline import storage
 from patchsieve.pipeline.errors import PatchsieveError, UserError
 from patchsieve.pipeline.output.done import State
 from patchsieve.pipeline.output.folder import FAILED_FOLDER, OutputFolder
-from patchsieve.pipeline.output.owner import HEARTBEAT_S, OWNER_FILE, STALE_S
+from patchsieve.pipeline.output.owner import HEARTBEAT_S, OWNER_FILE, STALE_S, heartbeat_of, parse_owner
 from patchsieve.pipeline.output.settings import CONFIG_FILE, stored_config
 from patchsieve.pipeline.schedule.history import SCHEDULE_FOLDER, read_history
 from patchsieve.pipeline.schedule.tick import Corpus
@@ -202,13 +201,8 @@ def _look(
 
 def heartbeat_age(owner: bytes | None, now: float) -> float | None:
     """Seconds since the last heartbeat that an owner file tells, by its own clock; None where it tells none."""
-    if owner is None:
-        return None
-    try:
-        told = json.loads(owner).get("heartbeat")
-    except (ValueError, RecursionError, AttributeError):
-        return None
-    return now - told if isinstance(told, int | float) else None
+    told = None if owner is None else heartbeat_of(parse_owner(owner))
+    return None if told is None else now - told
 
 
 def _outcomes(out: str, names: Collection[str], shards: Sequence[Shard]) -> tuple[set[str], set[str]]:

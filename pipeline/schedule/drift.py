@@ -31,6 +31,11 @@ class OfCeiling:
     high: float
     images: int
 
+    def __post_init__(self) -> None:
+        # What is no number is below nothing, and would never be drift.
+        if not -math.inf < self.low <= self.value <= self.high < math.inf:
+            raise ValueError(f"{self.value} from {self.low} to {self.high} is no interval")
+
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] of {self.images} images"
 
@@ -79,8 +84,12 @@ def share_of(shards: Sequence[Shard], share: float) -> tuple[Shard, ...]:
     return tuple(ordered[: max(1, round(share * len(shards)))])
 
 
-def drift_command(listed: str, out: str, *, ranker: str, teacher: str, uploaded: bool) -> list[str]:
-    """The words of the job that measures; `uploaded`: it runs in an uploaded checkout, not the installed package."""
+def drift_command(
+    listed: str, out: str, *, ranker: str, teacher: str, unsorted: bool, uploaded: bool
+) -> list[str]:
+    """The words of the job that measures; `unsorted`: the shards are scored so; `uploaded`: it runs in an uploaded
+    checkout, not the installed package.
+    """
     program = ["python", "-m", "patchsieve"] if uploaded else ["patchsieve"]
     options = ["--ranker", ranker, "--teacher", teacher, "--out", out, "--no-reconstruct", "--no-plot"]
-    return [*program, "evaluate", f"@{listed}", *options]
+    return [*program, "evaluate", f"@{listed}", *options, *(["--unsorted"] if unsorted else [])]

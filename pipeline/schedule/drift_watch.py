@@ -68,6 +68,7 @@ class DriftWatch:
             out,
             ranker=str(config.drift_ranker),
             teacher=config.teacher,
+            unsorted="--unsorted" in config.score_options,
             uploaded=config.working_dir is not None,
         )
         submit(

@@ -24,6 +24,9 @@ SCHEDULE_FOLDER = "schedule"
 KEPT = 20
 """Records that are read of one corpus, the newest."""
 
+# The last year that is written with four digits.
+_LATEST_S = 253_370_764_800.0
+
 _log = logging.getLogger(__name__)
 
 
@@ -39,6 +42,10 @@ class SubmittedJob:
     exit_code: int | None = None
     why: str = ""
     ended: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.submitted < _LATEST_S:
+            raise ValueError(f"submitted at {self.submitted}")
 
     @property
     def end(self) -> JobEnd | None:

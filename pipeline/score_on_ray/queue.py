@@ -52,7 +52,7 @@ class ShardQueue:
         `devices` are the names of those at work so far; `taken_out` the places whose devices failed, and how.
         """
         self._shards, self._output, self._options = shards, output, options
-        self._out, self._show, self._clock = out, show, clock
+        self._show, self._clock = show, clock
         self._policy = QueuePolicy([shard.size or 0 for shard in shards])
         self._pool = ActorPool(teacher, options.size, not_on=options.not_on)
         self._events, self._tally = QueueEvents(run_id), Tally(shards)
@@ -92,10 +92,6 @@ class ShardQueue:
                 self._hand_out()
                 self._watch()
                 self._tell()
-                if self._output.lost_to:
-                    raise PatchsieveError(
-                        f"{self._out} was taken over by {self._output.lost_to}: this run stops"
-                    )
         finally:
             for actor in self._pool.actors.values():
                 self._tally.keep(actor)

@@ -19,7 +19,7 @@ from patchsieve.pipeline.runs.config_file import with_run_id
 from patchsieve.pipeline.runs.log import run_events
 from patchsieve.pipeline.runs.owned import RunRecord, run_to_end
 from patchsieve.pipeline.runs.progress import Display, Totals
-from patchsieve.pipeline.runs.stop import StopRequest
+from patchsieve.pipeline.runs.stop import StopRequest, stop_this_run
 from patchsieve.pipeline.score.config import parse_views
 from patchsieve.pipeline.score.request import ScoreRequest
 from patchsieve.pipeline.score_on_ray.queue import ShardQueue
@@ -34,7 +34,12 @@ def score(request: ScoreRequest, display: Display, *, settings: bytes) -> ScoreS
     `settings`: the resolved configuration, kept as `score.yaml` beside the tables. Raises UserError where the
     output belongs to a live run or holds other rows.
     """
-    output = OutputFolder(request.config.out, SCORES, run_id=new_run_id(parse_part(request.config.part)))
+    output = OutputFolder(
+        request.config.out,
+        SCORES,
+        run_id=new_run_id(parse_part(request.config.part)),
+        on_lost=stop_this_run,
+    )
     run = _ScoreRun(request, output, settings)
     with run_events(request.config.log_format, job="score", run_id=output.run_id):
         run.check_stored_settings()
@@ -154,5 +159,4 @@ class _ScoreRun:
             salvage=config.salvage,
             stopped_code=stopped_code,
         )
-        self._record.end(summary, self._plan.changed)
-        return summary
+        return self._record.end(summary, self._plan.changed)

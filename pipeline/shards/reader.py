@@ -25,7 +25,7 @@ UNSORTED_BYTES = 2**30
 _MEMBER_BYTES = 2048
 _SORTED = "`tar --sort=name -cf` writes the members of a sample side by side"
 _REPEATED = "duplicate key: the shard had members of this key before"
-_UNSORTED = f"{_REPEATED}; {_SORTED}, and --unsorted of score, prune and prove collects them"
+_UNSORTED = f"{_REPEATED}; {_SORTED}, and --unsorted collects them"
 _TOO_LARGE = (
     f"its samples take more than the {UNSORTED_BYTES / 2**30:g} GiB that --unsorted collects; {_SORTED}"
 )

@@ -174,18 +174,22 @@ def list_folder(url: str, *, suffix: str = "", folders: bool = False) -> list[Ob
 def list_below(url: str) -> list[ObjectInfo]:
     """Every file in a folder and in the folders below it, linked ones too, in no order that matters.
 
-    Names that begin with a dot are left out. Raises UserError for a link that leads back up, InfrastructureError.
+    Names that begin with a dot are left out. Raises UserError for a link to a folder that is listed already, since
+    links among links could go on for ever or double at every step, and InfrastructureError.
     """
-    return _files_below(url, ())
-
-
-def _files_below(url: str, inside: tuple[str, ...]) -> list[ObjectInfo]:
-    place = os.path.realpath(local_path(url)) if is_local(url) else url
-    if place in inside:
-        raise UserError(f"{url} is a link to a folder that it lies in: remove the link")
-    found = []
-    for info in _list(url, _matcher("*")):
-        found += _files_below(info.url, (*inside, place)) if info.is_folder else [info]
+    found: list[ObjectInfo] = []
+    listed: dict[str, str] = {}
+    folders = [url]
+    for folder in folders:  # which grows meanwhile: folders may lie deeper than calls
+        place = os.path.realpath(local_path(folder)) if is_local(folder) else folder
+        if place in listed:
+            raise UserError(f"{folder} and {listed[place]} are one folder, by a link: remove the link")
+        listed[place] = folder
+        for info in _list(folder, _matcher("*")):
+            if info.is_folder:
+                folders.append(info.url)
+            else:
+                found.append(info)
     return found
 
 
@@ -287,9 +291,10 @@ def _matcher(part: str) -> Callable[[str], bool]:
 
 def _folders_below(folder: ObjectInfo, unlisted: Unlisted) -> list[ObjectInfo]:
     found = [folder]
-    for info in _list(folder.url, _matcher("*"), unlisted):
-        if info.is_folder and not (is_local(info.url) and os.path.islink(local_path(info.url))):
-            found += _folders_below(info, unlisted)
+    for above in found:  # which grows meanwhile
+        for info in _list(above.url, _matcher("*"), unlisted):
+            if info.is_folder and not (is_local(info.url) and os.path.islink(local_path(info.url))):
+                found.append(info)
     return found
 
 

@@ -52,6 +52,9 @@ class EvaluateConfig:
     """What the teacher predicts, where its file does not tell."""
     image_field: str = IMAGE_FIELDS
     """Fields that may hold a sample's image; the first one present is taken."""
+    unsorted: bool = False
+    """Collect the members of a sample wherever they lie in its shard, in up to 1 GiB of memory; by default they must
+    lie side by side."""
     batch_size: int | None = None
     """Views that the teacher scores at once; measured by default."""
     precision: Literal["auto"] | Precision = "auto"

@@ -48,9 +48,16 @@ class EvaluationImages:
 
 
 def read_evaluation_images(
-    shards: Sequence[Shard], ranker: LoadedRanker, *, image_field: str, limit: int, held_out_only: bool
+    shards: Sequence[Shard],
+    ranker: LoadedRanker,
+    *,
+    image_field: str,
+    limit: int,
+    held_out_only: bool,
+    unsorted: bool = False,
 ) -> EvaluationImages:
-    """The first `limit` images of the shards, in their order; a shard that is begun is read to its end.
+    """The first `limit` images of the shards, in their order; a shard that is begun is read to its end. `unsorted`: as
+    `ShardReader` has it.
 
     That gives its SHA-256, which tells whether the ranker was trained on it: then only the images that training held
     out may be measured, which `held_out_only` takes. Raises UserError where they were not asked for, a ranker does
@@ -65,7 +72,8 @@ def read_evaluation_images(
     for shard in shards:
         if len(keys) == limit:
             break
-        reader = _Images(shard, ranker, image_field=image_field, wanted=taken, limit=limit - len(keys))
+        left = limit - len(keys)
+        reader = _Images(shard, ranker, image_field=image_field, wanted=taken, limit=left, unsorted=unsorted)
         reader.read()
         if reader.sha256 in trained and not held_out_only:
             raise UserError(
@@ -120,18 +128,19 @@ class _Images:
         image_field: str,
         wanted: Callable[[str], bool],
         limit: int,
+        unsorted: bool,
     ) -> None:
         self.keys: list[str] = []
         self.patches: list[Tensor] = []
         self.sha256 = ""
         self.unreadable = 0
         self._shard, self._config, self._field = shard, ranker.config, image_field
-        self._wanted, self._limit = wanted, limit
+        self._wanted, self._limit, self._unsorted = wanted, limit, unsorted
         self._fields = set(image_fields_of(image_field))
 
     def read(self) -> None:
         """Read to the end; nothing is kept in memory once there are enough images."""
-        with ShardReader(self._shard, keep_fields=self._keep) as reader:
+        with ShardReader(self._shard, keep_fields=self._keep, unsorted=self._unsorted) as reader:
             for item in reader:
                 if len(self.keys) == self._limit:
                     continue

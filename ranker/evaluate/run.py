@@ -47,6 +47,7 @@ def evaluate(config: EvaluateConfig, say: Callable[[str], None]) -> Evaluation:
         image_field=config.image_field,
         limit=config.limit_images,
         held_out_only=config.only_held_out,
+        unsorted=config.unsorted,
     )
     say(f"images     {len(images)}, from {counted(images.shards, 'shard')}")
     if images.unreadable:

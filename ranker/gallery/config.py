@@ -27,6 +27,9 @@ class SheetConfig:
     """Ranker whose scores stand beside those of the table: a folder or URL, tiny (bundled), or baseline:NAME."""
     images: tuple[str, ...] = ()
     """Shards that were scored or pruned, for whole photos; by default only the patches that a table or set holds."""
+    unsorted: bool = False
+    """Collect the members of a sample wherever they lie in its shard, in up to 1 GiB of memory; by default they must
+    lie side by side."""
     root: str | None = None
     """Name shards by their path below this URL, as they were scored."""
     keep: float = 0.5

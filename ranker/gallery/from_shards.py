@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator
 
@@ -18,10 +19,11 @@ from patchsieve.pipeline.output.records import read_footer
 from patchsieve.pipeline.pictures.rows import as_picture
 from patchsieve.pipeline.pictures.sheet import HIDDEN_GRAY, Pixels
 from patchsieve.pipeline.pruned.dataset import PrunedDataset
-from patchsieve.pipeline.pruned.index import INDEX, SHARDS_FOLDER
+from patchsieve.pipeline.pruned.index import INDEX, INDEX_SCHEMA, SHARDS_FOLDER
 from patchsieve.pipeline.shards.specs import Shard
+from patchsieve.pipeline.teacher.architecture import MAX_GRID
 from patchsieve.ranker.gallery.evenly import evenly
-from patchsieve.ranker.gallery.photos import Photos, images_of
+from patchsieve.ranker.gallery.photos import Photos
 from patchsieve.ranker.gallery.pictured import Pictured
 
 _BOX = ("crop_top", "crop_left", "crop_height", "crop_width")
@@ -36,7 +38,7 @@ def pictured_shards(
 
     def take(shard: Shard, share: int) -> list[Pictured]:
         found = []
-        for name, image in itertools.islice(images_of(shard, key=key), share):
+        for name, image in itertools.islice(photos.images(shard, key=key), share):
             height, width = image.shape[1:]
             crop = apply_view(image, center_box(height, width, size=size), size)
             found.append(
@@ -88,9 +90,10 @@ def pruned_indexes(path: str) -> list[PrunedIndex]:
 
 
 def index_rows(index: PrunedIndex, columns: list[str]) -> pa.Table:
-    """Some columns of an index."""
+    """Some columns of an index; UserError where they are not of its types."""
     with storage.parsing(index.url):
-        return pq.read_table(pa.BufferReader(storage.read_bytes(index.url)), columns=columns)
+        table = pq.read_table(pa.BufferReader(storage.read_bytes(index.url)), columns=columns)
+        return table.cast(pa.schema([INDEX_SCHEMA.field(name) for name in columns]))
 
 
 def pictured_pruned(
@@ -142,18 +145,22 @@ def _from_index(
                     sample.to_image(HIDDEN_GRAY if sample.background is None else None)
                 )
     if photos is not None:
-        boxes = {key: _box(row) for key, row in rows.items()}
+        with storage.parsing(index.url):
+            boxes = {key: _box(row) for key, row in rows.items()}
         side = max((len(known) for known in pixels.values()), default=_SIDE)
         pixels |= photos.cut(index.shard, boxes, size=side, shard_bytes=index.shard_bytes, of=index.url)
     for key, row in rows.items():
-        grid = int(str(row["grid"]))
-        positions = np.asarray(row["positions"], np.int64)
-        if not 0 < grid <= 1024 or (positions.size and not 0 <= positions.min() <= positions.max() < grid**2):
-            raise UserError(f"{index.url}: a row names positions that its grid does not have")
-        shown[key] = np.zeros(grid**2, np.bool_)
-        shown[key][positions] = True
-        scores_L = np.full(grid**2, np.nan, np.float32)
-        scores_L[positions] = np.asarray(row["scores"], np.float32)
+        with storage.parsing(index.url):
+            grid = int(str(row["grid"]))
+            positions = np.asarray(row["positions"], np.int64)
+            if not 0 < grid <= MAX_GRID or (
+                positions.size and not 0 <= positions.min() <= positions.max() < grid**2
+            ):
+                raise ValueError("a row names positions that its grid does not have")
+            shown[key] = np.zeros(grid**2, np.bool_)
+            shown[key][positions] = True
+            scores_L = np.full(grid**2, np.nan, np.float32)
+            scores_L[positions] = np.asarray(row["scores"], np.float32)
         here = pixels.get(key, _blank(grid))
         yield Pictured(
             origin="pruned",
@@ -172,5 +179,7 @@ def _box(row: dict[str, object]) -> ViewBox:
     return ViewBox(top, left, height, width, hflip=False)
 
 
+@functools.cache
 def _blank(grid: int) -> NDArray[np.uint8]:
+    # One for all: two thousand of the largest would take 50 GB.
     return np.full((grid * 16, grid * 16, 3), HIDDEN_GRAY, np.uint8)

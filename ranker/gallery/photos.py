@@ -20,8 +20,11 @@ from patchsieve.pipeline.shards.specs import Shard, expand_shards
 class Photos:
     """The shards that were given, by the names that tables and indexes know them by."""
 
-    def __init__(self, specs: Sequence[str], *, root: str | None) -> None:
-        """`specs`: shards as every command takes them. Raises UserError where there are none."""
+    def __init__(self, specs: Sequence[str], *, root: str | None, unsorted: bool = False) -> None:
+        """`specs`: shards as every command takes them; `unsorted`: as `ShardReader` has it. Raises UserError where
+        there are none.
+        """
+        self._unsorted = unsorted
         self.shards = expand_shards(specs, root=root)
         self._by_name = {shard.name: shard for shard in self.shards}
         bases = [shard.name.rpartition("/")[2] for shard in self.shards]
@@ -44,22 +47,23 @@ class Photos:
                 f"{shard.name} has {shard.size} bytes, the shard that {of} was made from had {shard_bytes}"
             )
         found: dict[str, Pixels] = {}
-        for key, image in images_of(shard):
+        for key, image in self.images(shard):
             if key in boxes:
                 found[key] = as_picture(apply_view(image, boxes[key], size))
                 if len(found) == len(boxes):
                     break
         return found
 
-
-def images_of(shard: Shard, *, key: str | None = None) -> Iterator[tuple[str, Tensor]]:
-    """The images of a shard that can be read, or that of one key alone, uint8 `[3, H, W]` with their keys."""
-    with ShardReader(shard) as reader:
-        samples = (item for item in reader if isinstance(item, Sample))
-        for sample in samples if key is None else itertools.islice((s for s in samples if s.key == key), 1):
-            try:
-                picked = pick_image(sample, IMAGE_FIELDS)
-                if picked is not None:
-                    yield sample.key, decode_image(picked[1])
-            except ContentError:
-                continue  # score and prune tell of it
+    def images(self, shard: Shard, *, key: str | None = None) -> Iterator[tuple[str, Tensor]]:
+        """The images of a shard that can be read, or that of one key alone, uint8 `[3, H, W]` with their keys."""
+        with ShardReader(shard, unsorted=self._unsorted) as reader:
+            samples = (item for item in reader if isinstance(item, Sample))
+            for sample in (
+                samples if key is None else itertools.islice((s for s in samples if s.key == key), 1)
+            ):
+                try:
+                    picked = pick_image(sample, IMAGE_FIELDS)
+                    if picked is not None:
+                        yield sample.key, decode_image(picked[1])
+                except ContentError:
+                    continue  # score and prune tell of it

@@ -101,7 +101,7 @@ def _gathered(config: SheetConfig) -> tuple[Sequence[Pictured], str]:
         [source],
         count=config.rows,
         ranker=None if config.ranker is None else open_ranker(config.ranker),
-        photos=Photos(specs, root=config.root) if specs else None,
+        photos=Photos(specs, root=config.root, unsorted=config.unsorted) if specs else None,
         key=config.key,
         order="top" if config.top else "bottom" if config.bottom else None,
     )

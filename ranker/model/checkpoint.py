@@ -323,7 +323,11 @@ def resolve_ranker(name: str) -> str:
         return name
     if name not in BUNDLED:
         otherwise = "give the folder of a ranker, or use the bundled one, tiny"
-        return hub_folder(name, [RANKER_FILE, "ranker-*.safetensors"], otherwise=otherwise)
+        # The one file of weights that it names, however many lie there, and of whatever size.
+        about = _read_about(hub_folder(name, [RANKER_FILE], otherwise=otherwise), name)
+        with parsing(f"{name}/{RANKER_FILE}"):
+            weights = _weights_name(str(about["digest"]))
+        return hub_folder(name, [RANKER_FILE, weights], otherwise=otherwise)
     folder = Path(__file__).resolve().parent.parent / name
     if not folder.is_dir():
         raise UserError(

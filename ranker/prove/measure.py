@@ -90,6 +90,11 @@ class ArmResult:
         return float(self.right[regime].mean()) if regime in self.right else None
 
 
+def regimes_of(arm: Arm) -> tuple[str, ...]:
+    """What an arm is tested in: fewer images are whole ones, in training alone."""
+    return ("pruned-full",) if arm.way == FEWER else REGIMES
+
+
 class Measurement(Generic[Seen]):
     """Arms on the images of one data set, and one who learns from them; what it sees of whole images is kept."""
 
@@ -152,12 +157,12 @@ class Measurement(Generic[Seen]):
             "pruned-pruned": (weights, seen),
             "pruned-full": (weights, whole),
         }
-        # Fewer images are whole ones, in training alone.
-        named = ("pruned-full",) if arm.way == FEWER else REGIMES
         return Tested(
             fitted=fitted,
             cost=cost,
-            right={name: self._learner.predict(*regimes[name], count) == labels_N for name in named},
+            right={
+                name: self._learner.predict(*regimes[name], count) == labels_N for name in regimes_of(arm)
+            },
         )
 
     def see(self, arm: Arm, photos: LabelledPhotos, numbers: Numbers) -> tuple[Seen, Cost]:

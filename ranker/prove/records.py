@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -20,11 +21,12 @@ import numpy as np
 import safetensors.torch
 
 from patchsieve.pipeline import storage
+from patchsieve.pipeline.checks import typed
 from patchsieve.pipeline.errors import DamagedFileError, UserError
 from patchsieve.pipeline.output.owner import create_once
 from patchsieve.ranker.prove.arms import Trial
 from patchsieve.ranker.prove.learners import Weights
-from patchsieve.ranker.prove.measure import Cost, Fitted, Tested
+from patchsieve.ranker.prove.measure import Cost, Fitted, Tested, regimes_of
 
 FITS_FOLDER, ARMS_FOLDER, CHOICE_FILE = "fits", "arms", "choice.json"
 _ABOUT = "patchsieve"
@@ -85,9 +87,13 @@ class Records:
             packed = {
                 name: np.frombuffer(bytes.fromhex(bits), np.uint8) for name, bits in about["right"].items()
             }
+            # What is missing would count as wrong.
+            whole = all(len(bits) == -(-images // 8) for bits in packed.values())
+            if not whole or packed.keys() != set(regimes_of(trial.arm)):
+                raise ValueError(f"it does not tell of all {images} images")
             return Tested(
                 fitted=_fitted(about, trial),
-                cost=Cost(**about["test_cost"]),
+                cost=_cost(about["test_cost"]),
                 right={name: np.unpackbits(bits, count=images) == 1 for name, bits in packed.items()},
             )
 
@@ -115,6 +121,8 @@ class Records:
         with _reading(url):
             stored = storage.read_object(url)
             identity = stored["identity"]
+            if not choice.keys() <= stored.keys() or stored["selector"] not in choice["candidates"]:
+                raise ValueError("it names no selector that is tested here")
         self._check(identity, url)
         return stored
 
@@ -140,13 +148,24 @@ def _about(fitted: Fitted) -> dict[str, Any]:
 
 
 def _fitted(about: Mapping[str, Any], trial: Trial) -> Fitted:
-    return Fitted(
-        trial=trial,
-        numbers=about["numbers"],
-        validation=about["validation"],
-        penalty=about["penalty"],
-        cost=Cost(**about["train_cost"]),
+    fitted = typed(
+        Fitted,
+        {
+            "trial": trial,
+            **{name: about[name] for name in ("numbers", "validation", "penalty")},
+            "cost": _cost(about["train_cost"]),
+        },
     )
+    if not 0 <= fitted.validation <= 1:
+        raise ValueError(f"an accuracy of {fitted.validation}")
+    return fitted
+
+
+def _cost(told: Mapping[str, Any]) -> Cost:
+    cost = typed(Cost, told)
+    if not all(0 <= value < math.inf for value in dataclasses.astuple(cost)):
+        raise ValueError(f"a cost of {dataclasses.astuple(cost)}")
+    return cost
 
 
 def _content(url: str) -> bytes | None:

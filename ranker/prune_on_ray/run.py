@@ -19,7 +19,7 @@ from patchsieve.pipeline.runs.config_file import with_run_id
 from patchsieve.pipeline.runs.log import log_event, run_events
 from patchsieve.pipeline.runs.owned import RunRecord, run_to_end
 from patchsieve.pipeline.runs.progress import Display, Totals
-from patchsieve.pipeline.runs.stop import StopRequest
+from patchsieve.pipeline.runs.stop import StopRequest, stop_this_run
 from patchsieve.pipeline.shards.specs import Shard
 from patchsieve.ranker.prune.config import PruneConfig
 from patchsieve.ranker.prune.plan import freeze_plan, read_plan, stored_precision
@@ -46,6 +46,7 @@ def prune(request: PruneRequest, display: Display, *, settings: bytes) -> PruneS
         INDEX,
         run_id=new_run_id(parse_part(request.config.part)),
         beside=(*request.tar_folders, SURVEY.folder),
+        on_lost=stop_this_run,
     )
     run = _PruneRun(request, output, settings)
     with run_events(request.config.log_format, job="prune", run_id=output.run_id):
@@ -193,9 +194,6 @@ class _PruneRun:
             if events is not None:
                 events.totals(totals)
             display.update(totals)
-            if self._output.lost_to:
-                out = self._request.config.out
-                raise PatchsieveError(f"{out} was taken over by {self._output.lost_to}: this run stops")
 
         session.start()
         with display:
@@ -237,8 +235,7 @@ class _PruneRun:
             salvage=config.salvage,
             stopped_code=stopped_code,
         )
-        self._record.end(summary, self._plan.changed)
-        return summary
+        return self._record.end(summary, self._plan.changed)
 
 
 def _totals(waves: PruneWaves, todo: list[Shard], done: int) -> Totals:

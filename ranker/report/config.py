@@ -26,6 +26,9 @@ class ReportConfig:
     """Images in the gallery, evenly spread over the shards."""
     keep: float = 0.5
     """Keep ratio that the page begins with, and by which it calls images disputed or borderline."""
+    unsorted: bool = False
+    """Collect the members of a sample wherever they lie in its shard, in up to 1 GiB of memory; by default they must
+    lie side by side."""
     root: str | None = None
     """Name shards by their path below this URL, as they were scored."""
 

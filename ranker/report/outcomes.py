@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from typing import Any
 
 from patchsieve.pipeline import storage
@@ -18,6 +18,10 @@ from patchsieve.ranker.train.progress import read_curve
 
 _COSTS = (("tokens", "tokens of a photo", 1.0), ("nbytes", "kB of a photo", 1000.0))
 _AXES: Mapping[str, Any] = {"tokens": "tokens", "nbytes": "bytes"}
+
+
+_MOST_ROWS = 20_000
+"""Of a chart: what a browser still shows, and more than any run of ours writes."""
 
 
 def outcome_charts(sources: Sequence[Source]) -> list[Chart]:
@@ -47,10 +51,17 @@ def read_proof(source: Source) -> dict[str, Any]:
     return storage.read_object(storage.join(storage.absolute_url(source.path), PROOF_FILE))
 
 
+def _bounded(rows: Sized) -> None:
+    """Raise ValueError for more than a chart can show."""
+    if len(rows) > _MOST_ROWS:
+        raise ValueError(f"{len(rows)} rows, a chart has at most {_MOST_ROWS}")
+
+
 def _training(source: Source, points: Sequence[Mapping[str, str]], name: str) -> Chart | None:
     """Loss and agreement of a training as it went on; None where nothing was measured."""
     if not points:
         return None
+    _bounded(points)
     places = [float(point["views_per_image"]) for point in points]
     agreement = [
         (x, float(point["agreement"])) for x, point in zip(places, points, strict=True) if point["agreement"]
@@ -93,6 +104,7 @@ def _evaluation(source: Source, about: Mapping[str, Any], name: str) -> Chart:
         for who, values in about["agreement"].items()
         if values["spearman"]["low"] is not None
     }
+    _bounded(found)
     ordered = sorted(found, key=lambda who: float(found[who]["value"]))
     top = {end: float(about["ceiling"][end]) for end in ("value", "low", "high")}
 
@@ -132,6 +144,7 @@ def _evaluation(source: Source, about: Mapping[str, Any], name: str) -> Chart:
 def _proof(source: Source, about: Mapping[str, Any], name: str) -> Chart:
     """Accuracy against tokens and bytes: selectors, whole images, and what drops patches by a rule."""
     arms = [arm for arm in about["arms"] if arm["accuracy"]]
+    _bounded(arms)
 
     def draw(panels: Any) -> None:
         for panel, (cost, label, scale) in zip(panels, _COSTS, strict=True):

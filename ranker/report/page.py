@@ -83,7 +83,7 @@ def _images(sources: Sequence[Source], config: ReportConfig) -> list[Pictured]:
         )
     ranker = open_ranker(rankers[0].path) if rankers else None
     specs = [source.path for source in sources if source.kind == "shards"]
-    photos = Photos(specs, root=config.root) if specs else None
+    photos = Photos(specs, root=config.root, unsorted=config.unsorted) if specs else None
     return gather(sources, count=config.limit_images, ranker=ranker, photos=photos)
 
 

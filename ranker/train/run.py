@@ -31,7 +31,7 @@ from patchsieve.pipeline.images.pixel_gate import GATE
 from patchsieve.pipeline.output.folder import new_run_id
 from patchsieve.pipeline.output.owner import Owner
 from patchsieve.pipeline.runs.log import log_event, run_events
-from patchsieve.pipeline.runs.stop import StopRequest, stop_on_signals
+from patchsieve.pipeline.runs.stop import StopRequest, stop_on_signals, stop_this_run
 from patchsieve.pipeline.runs.watchdog import Watchdog
 from patchsieve.pipeline.shown import say
 from patchsieve.pipeline.storage import scratch_folder
@@ -65,7 +65,7 @@ def train(plan: TrainPlan) -> int:
     check_resume(plan, begun(out))
     weights = _initial_weights(plan)
     # Two that train in one folder would tidy each other's checkpoints away.
-    owner = Owner(out, new_run_id(), on_lost=lambda: os.kill(os.getpid(), signal.SIGTERM))
+    owner = Owner(out, new_run_id(), on_lost=stop_this_run)
     people = config.log_format == "text"
     with (
         run_events(config.log_format, job="train", run_id=owner.run_id),

@@ -1,6 +1,6 @@
 """`make faults`: real Ray jobs, killed at random instants again and again, run to their end and compared.
 
-    python -m tests.faults.kills --minutes 40 [--journal FILE] [--jobs score,train,prune]
+    python -m tests.faults.kills --minutes 40 [--journal FILE] [--jobs score,train,prune] [--faults node,...]
 
 A round is one output: a job is started and killed some times, then run once without a fault, and what it left must be
 what an undisturbed run leaves. Every kill and every verdict is a line of the journal, to which later runs add. Jobs are
@@ -14,15 +14,16 @@ import contextlib
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
-import ray
+from ray.cluster_utils import Cluster as Nodes
 
 from patchsieve.pipeline.score_on_ray import policy, run  # noqa: F401 -- imported before the first fork
 from patchsieve.ranker.prune_on_ray import run as prune_run  # noqa: F401
@@ -35,8 +36,12 @@ from tests.helpers.forks import below
 
 KILLS_A_ROUND = 8
 JOB_LIMIT_S = 300.0
-FAULTS = ("driver", "worker", "machine")
-"""A job's own process; a process of its actors; all of it at once, Ray included."""
+FAULTS = {"driver": 4, "worker": 3, "node": 2, "machine": 1}
+"""A job's own process; a process of its actors; the raylet of one of two nodes; all of it at once, Ray included; each
+with its weight where one is drawn.
+"""
+HEAD: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 100 * 2**20, "include_dashboard": False}
+SECOND: dict[str, Any] = {"num_cpus": 3, "object_store_memory": 100 * 2**20}
 
 FOLDER = Path(f"/tmp/k{os.getpid()}")
 ENVIRONMENT = {
@@ -53,7 +58,7 @@ ENVIRONMENT = {
 
 
 class Cluster:
-    """A Ray of one machine, in a fork; `address` once it is up."""
+    """A Ray of two nodes on this machine, in a fork; `address` once it is up. A second node that dies is replaced."""
 
     def __init__(self) -> None:
         # On a machine that is busy with other work, Ray may give up to wait for its own processes.
@@ -69,10 +74,14 @@ class Cluster:
         told = FOLDER / f"address-{uuid.uuid4().hex[:8]}"
 
         def keep() -> None:
-            ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=200 * 2**20)
-            told.with_suffix(".part").write_text(ray.get_runtime_context().gcs_address)
+            nodes = Nodes(initialize_head=True, head_node_args=HEAD)
+            second: Any = nodes.add_node(**SECOND)
+            told.with_suffix(".part").write_text(nodes.address)
             told.with_suffix(".part").rename(told)
-            signal.pause()
+            while True:
+                second.all_processes["raylet"][0].process.wait()
+                nodes.remove_node(second, allow_graceful=False)
+                second = nodes.add_node(**SECOND)
 
         process = fork(keep, FOLDER / "cluster.log")
         limit = time.monotonic() + JOB_LIMIT_S
@@ -82,11 +91,19 @@ class Cluster:
             time.sleep(0.05)
         return process, told.read_text()
 
-    def workers(self) -> list[psutil.Process]:
-        """Processes that do a job's work."""
+    def second_node(self) -> psutil.Process | None:
+        """The raylet of the second node; None while another one comes."""
+        for process in below(self.process):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.name() == "raylet" and "--head" not in process.cmdline():
+                    return process
+        return None
+
+    def workers(self, node: psutil.Process | None = None) -> list[psutil.Process]:
+        """Processes that do a job's work, of one node alone where its raylet is given."""
         found = []
         with contextlib.suppress(psutil.NoSuchProcess):
-            for process in below(self.process):
+            for process in below(node.pid if node else self.process):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     title = " ".join(process.cmdline())
                     if title.startswith("ray::") and not any(name in title for name in ("IDLE", "Agent")):
@@ -105,8 +122,11 @@ class Cluster:
 class Round:
     """One output, from nothing to its verdict."""
 
-    def __init__(self, job: Job, cluster: Cluster, journal: Path, draw: random.Random) -> None:
+    def __init__(
+        self, job: Job, cluster: Cluster, journal: Path, draw: random.Random, faults: Sequence[str]
+    ) -> None:
         self.job, self.cluster, self._journal, self._draw = job, cluster, journal, draw
+        self._faults = faults
         self.id = uuid.uuid4().hex[:8]
         self._folder = FOLDER / self.id
         self._folder.mkdir()
@@ -120,7 +140,7 @@ class Round:
                 process = self._start()
             if not self._wait_for_instant(process):
                 break
-            fault = self._draw.choices(FAULTS, (4, 3, 1))[0]
+            fault = self._draw.choices(self._faults, [FAULTS[name] for name in self._faults])[0]
             process = self._strike(fault, process)
             kills += 1
         if process is not None:
@@ -149,13 +169,14 @@ class Round:
 
     def _strike(self, fault: str, process: int) -> int | None:
         """Kill; the job's process where it goes on."""
-        workers = self.cluster.workers() if fault == "worker" else []
-        if fault == "worker" and not workers:
+        node = self.cluster.second_node() if fault == "node" else None
+        workers = self.cluster.workers(node) if fault == "worker" or node else []
+        if fault in ("worker", "node") and not workers:
             fault = "driver"
         commits = self.job.commits(self._out)
-        if fault == "worker":
+        if fault in ("worker", "node"):
             with contextlib.suppress(psutil.NoSuchProcess):
-                self._draw.choice(workers).kill()
+                (node or self._draw.choice(workers)).kill()
         else:
             kill(process)
         if fault == "machine":
@@ -163,7 +184,7 @@ class Round:
             self.cluster = Cluster()
         told = {"what": "kill", "round": self.id, "job": self.job.name, "fault": fault, "commits": commits}
         add(self._journal, {**told, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
-        return process if fault == "worker" else None
+        return process if fault in ("worker", "node") else None
 
     def _end(self, process: int) -> None:
         if wait(process, JOB_LIMIT_S) is None:
@@ -218,6 +239,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=40.0)
     parser.add_argument("--journal", type=Path, default=JOURNAL)
     parser.add_argument("--jobs", default="score,train,prune")
+    parser.add_argument("--faults", default=",".join(FAULTS))
     asked = parser.parse_args()
     until = time.monotonic() + 60 * asked.minutes
     (FOLDER / "scratch").mkdir(parents=True)
@@ -239,7 +261,7 @@ def main() -> None:
         prepare(jobs, cluster)
         number = 0
         while time.monotonic() < until:
-            one = Round(jobs[number % len(jobs)], cluster, asked.journal, draw)
+            one = Round(jobs[number % len(jobs)], cluster, asked.journal, draw, asked.faults.split(","))
             one.play(until)
             cluster, number = one.cluster, number + 1
             kills, verdicts = judged(read_journal(asked.journal))

@@ -66,11 +66,14 @@ def test_a_live_owner_stops_a_second_run_with_one_clear_line(tmp_path: Path, wor
     assert owner_file(tmp_path)["run_id"] == "run-1"
 
 
-def test_an_owner_that_tells_no_time_is_refused_without_one(tmp_path: Path, world: World) -> None:
+@pytest.mark.parametrize("told", [None, 10**400, float("nan"), float("-inf")])
+def test_an_owner_that_tells_no_time_is_refused_without_one(
+    tmp_path: Path, world: World, told: float | None
+) -> None:
     Owner(str(tmp_path), "run-1", machine=world.machine("a", 5)).acquire(heartbeat=False)
 
     def change() -> None:
-        content = {**owner_file(tmp_path), "heartbeat": None}
+        content = {**owner_file(tmp_path), "heartbeat": told}
         (tmp_path / "owner.json").write_text(json.dumps(content))
 
     world.while_waiting = change

@@ -37,7 +37,9 @@ def test_every_shard_is_in_one_part_and_stays_there() -> None:
     assert Part(1, 1).takes("anything")
 
 
-@pytest.mark.parametrize("text", ["0/8", "9/8", "3", "3/", "a/b", "-1/8", "1/0", "3/8/9", "\u0663/8"])
+@pytest.mark.parametrize(
+    "text", ["0/8", "9/8", "3", "3/", "a/b", "-1/8", "1/0", "1/10001", "3/8/9", "\u0663/8"]
+)
 def test_what_is_no_part_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="I/N with I from 1 to N"):
         parse_part(text)
@@ -65,6 +67,13 @@ def test_parts_work_side_by_side_and_a_wrong_number_is_refused(tmp_path: Path) -
     first.release()
     second.release()
     assert not list(tmp_path.rglob("owner.json"))
+
+
+@pytest.mark.parametrize("count", [0, 10_001, 10**9, 1.5, True])
+def test_no_part_is_looked_for_in_a_number_that_is_none(tmp_path: Path, count: object) -> None:
+    (tmp_path / "parts.json").write_text(json.dumps({"parts": count}))
+    with pytest.raises(UserError, match=r"parts.json is damaged.* is no number of parts"):
+        read_status(str(tmp_path))
 
 
 def test_a_part_has_one_owner(tmp_path: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import itertools
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +14,11 @@ import pytest
 
 import patchsieve
 from patchsieve.jobs import pack as job
+from patchsieve.pipeline import storage
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.pack.config import PackConfig
 from patchsieve.pipeline.pack.job import PackSummary
+from patchsieve.pipeline.pack.photos import SampleKeys
 from patchsieve.pipeline.pruned.dataset import PrunedDataset
 from patchsieve.pipeline.shards.reader import Sample, ShardReader
 from patchsieve.pipeline.shards.specs import expand_shards
@@ -126,7 +131,7 @@ def test_what_cannot_be_packed_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not of a packing"):
         packed(folder, tmp_path / "shards", labels=False)
     (folder / "up").symlink_to(folder)
-    with pytest.raises(UserError, match="up is a link to a folder that it lies in"):
+    with pytest.raises(UserError, match=r"photos/up and .*/photos are one folder, by a link"):
         packed(folder, tmp_path / "new")
     split = write_photos(tmp_path / "split", {"train/cats/a.jpg": b"x", "Test/cats/b.jpg": b"y"})
     with pytest.raises(UserError, match="sub folders Test, train are parts of a dataset, not classes"):
@@ -137,6 +142,47 @@ def test_what_cannot_be_packed_is_told(tmp_path: Path) -> None:
     (tmp_path / "bad" / "pack.json").write_text('{"identity": 3}')
     with pytest.raises(UserError, match=r"pack\.json is damaged"):
         packed(write_photos(tmp_path / "one", {"a.jpg": b"x"}), tmp_path / "bad")
+
+
+def test_what_would_never_end_ends(tmp_path: Path) -> None:
+    """A pipe, links among links that double at every step, folders deeper than calls go, many names of one key."""
+    folder = write_photos(tmp_path / "photos", {"a.jpg": b"x"})
+    os.mkfifo(folder / "pipe.jpg")
+    deep = folder
+    for _ in range(100):
+        deep /= "d"
+        deep.mkdir()
+    (deep / "b.jpg").write_bytes(b"y")
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack()) + 80)
+    try:
+        found = storage.list_below(str(folder))
+        below = storage.glob(f"{folder}/**/*.jpg")
+    finally:
+        sys.setrecursionlimit(limit)
+    assert (
+        [info.url for info in found] == [info.url for info in below] == [f"{folder}/a.jpg", f"{deep}/b.jpg"]
+    )
+    for number in range(40):
+        (folder / f"{number}").mkdir()
+    for number, name in itertools.product(range(39), "xy"):
+        (folder / f"{number}" / name).symlink_to(folder / f"{number + 1}")
+    with pytest.raises(UserError, match="are one folder, by a link: remove the link"):
+        packed(folder, tmp_path / "shards")
+    keys, taken = SampleKeys(), Asked()
+    keys._taken = taken
+    assert len({keys.new(f"x.{ending}") for ending in range(300)}) == 300
+    assert taken.times < 3 * 300
+
+
+class Asked(dict[str, int]):
+    """Counts how often it was asked for a key."""
+
+    times = 0
+
+    def __contains__(self, key: object) -> bool:
+        self.times += 1
+        return super().__contains__(key)
 
 
 def test_the_command_says_what_it_packed_and_what_it_left_out(

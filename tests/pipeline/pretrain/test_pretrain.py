@@ -19,6 +19,7 @@ from patchsieve.pipeline.pretrain.report import reconstruction_errors
 from patchsieve.pipeline.pretrain.training import Pretraining, decoded_patches, in_target_space, rate_factor
 from patchsieve.pipeline.teacher.build import build_teacher
 from patchsieve.pipeline.teacher.checkpoint import read_teacher
+from tests.helpers.archives import END, member
 from tests.helpers.photos import photo_samples, write_shard
 
 
@@ -69,6 +70,14 @@ def test_photos_are_shrunk_and_unreadable_ones_left_out(shards: tuple[str, str])
     photos = load_photos(shards[:1], 40)
     assert len(photos) == 12
     assert {min(photo.shape[1:]) for photo in photos} == {40}
+
+
+def test_photos_that_are_links_or_apart(tmp_path: Path) -> None:
+    one, other = (fields["jpg"] for _, fields in photo_samples(2, height=80, width=100))
+    data = member("b.cls", b"1") + member("0.jpg", b"", b"2") + member("a.jpg", one) + member("b.jpg", other)
+    (tmp_path / "a.tar").write_bytes(data + END)
+    assert len(load_photos([str(tmp_path / "a.tar")], 40)) == 1
+    assert len(load_photos([str(tmp_path / "a.tar")], 40, unsorted=True)) == 2
 
 
 def test_run_leaves_a_teacher_a_curve_and_an_evaluation(shards: tuple[str, str], tmp_path: Path) -> None:

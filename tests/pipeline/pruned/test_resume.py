@@ -276,7 +276,43 @@ def test_what_comes_before_damage_is_given_out_first(folder: Path, tmp_path: Pat
     assert not any(sample.place.total for sample in found if sample.place)
 
 
-@pytest.mark.parametrize("state", [{}, {"version": 2}, {**Progress().state(), "arrived": 5}])
+@pytest.mark.parametrize(
+    "state",
+    [
+        {},
+        {"version": 2},
+        *(
+            {**Progress().state(), **changes}
+            for changes in (
+                {"arrived": 5},
+                # Samples that have not arrived would be left out.
+                {"arrived": {"p": [5]}},
+                {"arrived": {"p": [0, 5, 5, 7]}},
+                {"arrived": {"p": [3, 1]}},
+                {"without": ["p"]},
+                {"epoch": -1},
+                {"epoch": 1e30},
+                {"last": [0, 0, 0, 1]},
+                {"last": [0, 1, 3, 2]},
+            )
+        ),
+    ],
+)
 def test_what_is_no_state_is_told(folder: Path, state: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="no state of a PrunedDataset"):
         PrunedDataset(str(folder)).load_state_dict(state)
+
+
+def test_the_state_of_other_shards_is_told(folder: Path, tmp_path: Path) -> None:
+    dataset = PrunedDataset(str(folder))
+    next(iter(dataset))
+    state = dataset.state_dict()
+    other = PrunedDataset(str(write_packed(tmp_path / "other.tar", make_photos(1))))
+    with pytest.raises(
+        UserError, match=r"of other shards: .*p-000.tar is none of these 1; .* same names \(root\)"
+    ):
+        other.load_state_dict(state)
+    # Shards may come to those that are there.
+    more = PrunedDataset([str(folder), str(tmp_path / "other.tar")])
+    more.load_state_dict(state)
+    assert len(list(more)) == sum(SIZES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +55,18 @@ def test_a_new_corpus_is_scored_and_a_share_of_it_evaluated(bench: Bench) -> Non
     config = read_config("evaluate", EvaluateConfig, [str(listed[0]), *drift[3:]])
     out = f"{bench.folder}/out/a/drift"
     assert (config.ranker, config.teacher, config.out, config.plot) == ("r", "tiny", out, False)
+    assert not config.unsorted
     assert "; its drift is measured by drift-of-patchsieve-a-" in bench.said[0]
     # It is none of --max-jobs, which leave the corpus its place.
     bench.add("b", "0.tar")
-    bench.tick(tick="u", min_age=0.5, max_jobs=2, **watching(bench))
+    bench.tick(
+        tick="u",
+        min_age=0.5,
+        max_jobs=2,
+        **watching(bench),
+        score_options=("--teacher", "tiny", "--unsorted"),
+    )
+    assert list(bench.jobs.commands.values())[-1][-1] == "--unsorted"
     assert [key.partition("-b-")[0] for key in bench.jobs.commands][2:] == [
         "patchsieve",
         "drift-of-patchsieve",
@@ -87,6 +96,14 @@ def test_what_the_evaluation_found_is_told(bench: Bench, value: float, digest: s
     assert told in bench.said[0]
     assert told in about["corpora"][0]["drift"]
     assert len(bench.jobs.commands) == 1
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_no_number_is_no_all_clear(bench: Bench, value: float) -> None:
+    evaluated(bench.folder / "out/a/drift", value)
+    assert bench.tick(**watching(bench)) == 1
+    assert "drift/evaluation.json is damaged" in bench.said[0]
+    assert len(bench.jobs.commands) == 1, "the corpus is scored all the same"
 
 
 def test_nothing_is_watched_in_a_dry_run_or_unasked(bench: Bench) -> None:

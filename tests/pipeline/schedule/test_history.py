@@ -42,6 +42,22 @@ def shown(bench: Bench, **changes: Any) -> list[dict[str, Any]]:
     return list_corpora(config, now=lambda: NOW)
 
 
+def test_times_that_no_clock_shows_stop_no_corpus(bench: Bench) -> None:
+    bench.add("b", "0.tar")
+    out = Path(bench.config.out) / "a"
+    (out / "schedule").mkdir(parents=True)
+    for number, told in enumerate(("1e300", "NaN", "-1.0")):
+        record = f'{{"id": "x", "submitted": {told}, "shards": 1, "contents": ""}}'
+        (out / "schedule" / f"{number}.json").write_text(record)
+    (out / "owner.json").write_text(json.dumps({"run_id": "x", "heartbeat": 10**400}))
+    listed = shown(bench)
+    assert [(one["corpus"], one["heartbeat_age"], one["jobs"]) for one in listed] == [
+        ("a", None, []),
+        ("b", None, []),
+    ]
+    assert list_lines(listed)
+
+
 def test_a_failing_corpus_is_seen_and_left_alone(bench: Bench) -> None:
     assert bench.tick(tick="t1") == 0
     for number in (2, 3):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import types
 from collections import deque
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 from patchsieve.pipeline.cluster.nodes import ClusterView
 from patchsieve.pipeline.cluster.places import Place
 from patchsieve.pipeline.cluster.slots import ActorSize, NodeResources
-from patchsieve.pipeline.errors import PatchsieveError
+from patchsieve.pipeline.output.folder import OutputFolder
 from patchsieve.pipeline.runs.progress import Totals
 from patchsieve.pipeline.score.messages import ActorInfo, Progress
 from patchsieve.pipeline.score_on_ray import queue
@@ -19,6 +18,7 @@ from patchsieve.pipeline.score_on_ray.events import QueueEvents
 from patchsieve.pipeline.score_on_ray.pool import ActorPool, Call, CallResult, PooledActor
 from patchsieve.pipeline.score_on_ray.start import QueueOptions
 from patchsieve.pipeline.shards.specs import Shard
+from patchsieve.pipeline.tables.schema import SCORES
 from tests.helpers.score_runs import score_config
 
 OPTIONS = QueueOptions(
@@ -34,7 +34,6 @@ OPTIONS = QueueOptions(
     not_on="",
     log_format="text",
 )
-KEPT = types.SimpleNamespace(lost_to="")
 SHARDS = [Shard(url=f"/in/{n}.tar", name=f"/in/{n}.tar", id=str(n), size=10, tag="t") for n in range(9)]
 
 
@@ -100,7 +99,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     return made
 
 
-def play(cluster: Cluster, *steps: Any, output: Any = KEPT) -> None:
+def play(cluster: Cluster, *steps: Any) -> None:
     """Run the driver; each step changes the cluster once the driver has come round often enough to settle."""
     rounds, left = 0, deque(steps)
 
@@ -115,7 +114,7 @@ def play(cluster: Cluster, *steps: Any, output: Any = KEPT) -> None:
     driver = queue.ShardQueue(
         SHARDS,
         None,
-        output,
+        OutputFolder("/out", SCORES, run_id="run"),
         OPTIONS,
         out="/out",
         run_id="run",
@@ -151,15 +150,3 @@ def test_who_has_to_go_for_want_of_room_is_told_so(cluster: Cluster) -> None:
     before: list[tuple[str, str]] = []
     play(cluster, lose, lambda: before.extend(cluster.gone))
     assert before == [("of c", "the cluster has no room for it any more")]
-
-
-def test_a_run_whose_output_another_one_took_stops(cluster: Cluster) -> None:
-    cluster.nodes, output = ["a"], types.SimpleNamespace(lost_to="")
-
-    def lose() -> None:
-        output.lost_to = "run another on elsewhere (process 5)"
-
-    with pytest.raises(
-        PatchsieveError, match=r"^/out was taken over by run another on elsewhere .*: this run stops$"
-    ):
-        play(cluster, lose, lambda: pytest.fail("it goes on"), output=output)

@@ -18,6 +18,7 @@ from patchsieve.ranker.evaluate.dense_table import read_dense
 from patchsieve.ranker.evaluate.images import EvaluationImages, read_evaluation_images
 from patchsieve.ranker.evaluate.partitions import PartitionScorer
 from patchsieve.ranker.model.checkpoint import LoadedRanker
+from tests.helpers.archives import apart
 from tests.helpers.evaluations import RATIO, VIEWS, ranker_of, small_teacher
 from tests.helpers.photos import photo_samples, write_shard
 from tests.helpers.score_runs import save_small_teacher, score_config, score_here
@@ -122,3 +123,13 @@ def test_tables_of_another_teacher_or_setting(
         (tmp_path / f"{name}.parquet").write_bytes(found.read_bytes())
     with pytest.raises(UserError, match=r"tables differ in seed: [34] and [34]; give those of one"):
         read_dense(str(tmp_path), images, digest=teacher.file.digest)
+
+
+def test_images_of_samples_that_lie_apart(folder: Path, ranker: LoadedRanker, tmp_path: Path) -> None:
+    tidy = images_of(folder, ranker, "a")
+    path = apart(folder / "a.tar", tmp_path / "a.tar")
+    options: dict[str, Any] = {"image_field": IMAGE_FIELDS, "limit": 100, "held_out_only": False}
+    found = read_evaluation_images(expand_shards([str(path)]), ranker, **options, unsorted=True)
+    assert sorted(found.keys) == sorted(tidy.keys)
+    fewer = read_evaluation_images(expand_shards([str(path)]), ranker, **options)
+    assert (fewer.unreadable > 0, len(fewer) < len(tidy)) == (True, True)

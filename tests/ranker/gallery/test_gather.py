@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import patchsieve
-from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.errors import DamagedFileError, UserError
 from patchsieve.ranker.gallery.evenly import evenly
 from patchsieve.ranker.gallery.gather import gather, open_ranker
 from patchsieve.ranker.gallery.photos import Photos
 from patchsieve.ranker.gallery.pictured import Pictured
 from patchsieve.ranker.gallery.sources import find_sources
 from patchsieve.ranker.select.selection import topk
+from tests.helpers.archives import apart
 from tests.helpers.galleries import PHOTOS, Left
 from tests.helpers.photos import photo
 
@@ -144,3 +149,38 @@ def test_a_key_that_is_not_there(left: Left) -> None:
     for path in (left.table, left.pruned):
         with pytest.raises(UserError, match="'photo-99'"):
             images_of(path, key="photo-99")
+
+
+def test_photos_that_lie_apart_from_their_labels(left: Left, tmp_path: Path) -> None:
+    path = apart(Path(left.shards) / "1.tar", tmp_path / "1.tar")
+    for unsorted in (False, True):
+        photos = Photos([str(path)], root=None, unsorted=unsorted)
+        found = [key for key, _ in photos.images(photos.shards[0])]
+        assert (len(found) == PHOTOS // 2) == unsorted
+
+
+def no_numbers(table: pa.Table) -> pa.Table:
+    return table.set_column(table.schema.names.index("kept"), "kept", pa.array(["many"] * len(table)))
+
+
+def another_grid(table: pa.Table) -> pa.Table:
+    return table.set_column(
+        table.schema.names.index("grid"), "grid", pa.array([30_000] * len(table), pa.int16())
+    )
+
+
+def fewer_scores(table: pa.Table) -> pa.Table:
+    one = pa.array([[0.5]] * len(table), pa.list_(pa.float32()))
+    return table.set_column(table.schema.names.index("scores"), "scores", one)
+
+
+@pytest.mark.parametrize("spoil", [no_numbers, another_grid, fewer_scores])
+def test_an_index_that_is_not_what_it_should_be_is_named(
+    left: Left, tmp_path: Path, spoil: Callable[[pa.Table], pa.Table]
+) -> None:
+    out = Path(shutil.copytree(left.pruned, tmp_path / "pruned"))
+    for index in (out / "index").iterdir():
+        table = pq.read_table(index)
+        pq.write_table(spoil(table).replace_schema_metadata(pq.read_metadata(index).metadata), index)
+    with pytest.raises(DamagedFileError, match=r"index/.*parquet is damaged, or not what it should be"):
+        images_of(str(out))

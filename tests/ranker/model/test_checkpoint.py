@@ -217,3 +217,29 @@ def test_places_without_a_ranker(tmp_path: Path) -> None:
     for place in (tmp_path / "none", tmp_path / "file", tmp_path):
         with pytest.raises(UserError, match=f"no ranker at {re.escape(str(place))}: there is no folder"):
             load_ranker(str(place))
+
+
+def test_of_a_name_on_the_hub_only_what_its_configuration_names_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    digest = save(tmp_path / "there")
+    fetched: list[str] = []
+
+    def snapshot(repository: str, *, allow_patterns: list[str]) -> str:
+        fetched.extend(allow_patterns)
+        return str(tmp_path / repository.partition("/")[2])
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    assert load_ranker("user/there", device="cpu").name == "user/there"
+    assert set(fetched) == {"config.json", f"ranker-{digest[:16]}.safetensors"}
+    for name, told in (
+        ("other", "{}"),
+        ("odd", '{"format": "patchsieve ranker", "schema_version": 2, "digest": "*"}'),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(told)
+        fetched.clear()
+        with pytest.raises(UserError, match=f"user/{name}"):
+            load_ranker(f"user/{name}")
+        assert fetched == ["config.json"]

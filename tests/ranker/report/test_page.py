@@ -5,6 +5,7 @@ from __future__ import annotations
 import html.parser
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ import numpy as np
 import pytest
 
 from patchsieve.jobs import report as job
-from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.errors import DamagedFileError, UserError
 from patchsieve.ranker.gallery.from_tables import dense
+from patchsieve.ranker.gallery.sources import find_sources
 from patchsieve.ranker.report.config import ReportConfig
 from patchsieve.ranker.report.data import pictures
+from patchsieve.ranker.report.outcomes import outcome_charts
+from patchsieve.ranker.report.summary import summaries
 from tests.helpers.galleries import HOSTILE, PHOTOS, Left
 from tests.helpers.photos import photo_pixels
 
@@ -137,3 +141,24 @@ def test_paths_that_cannot_be_shown_together(left: Left, tmp_path: Path) -> None
 def test_scores_that_are_no_numbers_are_unknown() -> None:
     found = dense(np.array([[0, 1]]), np.array([[np.inf, 1.0]], np.float32), 4)
     assert np.isnan(found).tolist() == [True, False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("file", "data"),
+    [
+        ("evaluation.json", {"agreement": []}),
+        (
+            "evaluation.json",
+            {"agreement": {"ranker": {"spearman": {"low": "1", "value": None}}}, "ceiling": {}},
+        ),
+        ("prove.json", {"arms": 7}),
+        ("prove.json", {"arms": [{"accuracy": {"x": 1}}] * 20_001}),
+        ("prove.json", {"arms": [], "verdicts": [{"text": "\x1b"}]}),
+    ],
+)
+def test_what_others_wrote_is_drawn_or_named(tmp_path: Path, file: str, data: dict[str, Any]) -> None:
+    (tmp_path / file).write_text(json.dumps(data))
+    sources = find_sources([str(tmp_path)])
+    for reads in (outcome_charts, partial(summaries, root=None)):
+        with pytest.raises(DamagedFileError, match=f"{file} is damaged"):
+            reads(sources)
