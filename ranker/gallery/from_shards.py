@@ -153,14 +153,17 @@ def _from_index(
         with storage.parsing(index.url):
             grid = int(str(row["grid"]))
             positions = np.asarray(row["positions"], np.int64)
+            scores_V = np.asarray(row["scores"], np.float32)
             if not 0 < grid <= MAX_GRID or (
                 positions.size and not 0 <= positions.min() <= positions.max() < grid**2
             ):
                 raise ValueError("a row names positions that its grid does not have")
+            if len(scores_V) != len(positions):  # a single one would be taken for all
+                raise ValueError(f"a row has {len(scores_V)} scores of {len(positions)} patches")
             shown[key] = np.zeros(grid**2, np.bool_)
             shown[key][positions] = True
             scores_L = np.full(grid**2, np.nan, np.float32)
-            scores_L[positions] = np.asarray(row["scores"], np.float32)
+            scores_L[positions] = scores_V
         here = pixels.get(key, _blank(grid))
         yield Pictured(
             origin="pruned",

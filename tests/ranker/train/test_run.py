@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from patchsieve.jobs.train import main
+from patchsieve.pipeline import storage
 from patchsieve.ranker.model.checkpoint import LoadedRanker, load_ranker
 from patchsieve.ranker.train import run as run_module
 from patchsieve.ranker.train.config import TrainConfig
@@ -147,8 +148,10 @@ def test_a_training_whose_output_another_one_took_stops(
     out = tmp_path / "out"
 
     def taken_over(*arguments: object) -> None:
-        (out / "owner.json").write_text(json.dumps({"run_id": "another", "host": "elsewhere", "pid": 5}))
-        threading.Event().wait(60)
+        for _ in range(600):  # a heartbeat that has just seen its own file writes that again
+            content = json.dumps({"run_id": "another", "host": "elsewhere", "pid": 5}).encode()
+            storage.commit_bytes(content, str(out / "owner.json"), run_id="another")
+            threading.Event().wait(0.1)
         pytest.fail("it was not told to stop")
 
     monkeypatch.setattr(run_module, "_fit", taken_over)
