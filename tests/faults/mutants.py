@@ -28,7 +28,10 @@ TESTS = (
         "storage/test_races",
         "storage/test_writing",
     ),
-    *(f"output/test_{name}" for name in ("damage", "done_check", "folder", "owner", "owner_takeover")),
+    *(
+        f"output/test_{name}"
+        for name in ("damage", "done_check", "folder", "owner", "owner_takeover", "sealed")
+    ),
     *("output/test_parts", "output/test_settings"),
 )
 # Servers of their own, and what takes seconds.
