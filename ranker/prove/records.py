@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -51,9 +52,7 @@ class Records:
         if (data := _content(url)) is None:
             return None
         with _reading(url):
-            safetensors.torch.load(data)
-            length = int.from_bytes(data[:8], "little")
-            about = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][_ABOUT])
+            about, _ = _load(data)
             identity = about["identity"]
         self._check(identity, url)
         with _reading(url):
@@ -63,12 +62,12 @@ class Records:
         """What was learned in a trial that was fitted before."""
         url = self._fit_url(trial)
         with _reading(url):
-            return safetensors.torch.load(storage.read_bytes(url))
+            return _load(storage.read_bytes(url))[1]
 
     def write_fitted(self, fitted: Fitted, weights: Weights) -> None:
         """Keep what was learned."""
-        about = {"identity": self._identity, **_about(fitted)}
         tensors = {name: value.contiguous() for name, value in weights.items()}
+        about = {"identity": self._identity, "weights": _digest(tensors), **_about(fitted)}
         data = safetensors.torch.save(tensors, metadata={_ABOUT: json.dumps(about, sort_keys=True)})
         storage.commit_bytes(data, self._fit_url(fitted.trial), run_id=self._run_id)
 
@@ -135,6 +134,21 @@ class Records:
 
     def _test_url(self, trial: Trial) -> str:
         return storage.join(self._folder, ARMS_FOLDER, f"{trial.id}.json")
+
+
+def _digest(tensors: Weights) -> str:
+    return hashlib.sha256(safetensors.torch.save(dict(tensors))).hexdigest()
+
+
+def _load(data: bytes) -> tuple[dict[str, Any], Weights]:
+    """What a file of weights says of itself, and the weights."""
+    tensors = safetensors.torch.load(data)
+    length = int.from_bytes(data[:8], "little")
+    about: dict[str, Any] = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][_ABOUT])
+    # An earlier release wrote no digest.
+    if about.get("weights", digest := _digest(tensors)) != digest:
+        raise ValueError("its weights are not those that were written")
+    return about, tensors
 
 
 def _about(fitted: Fitted) -> dict[str, Any]:

@@ -48,6 +48,8 @@ ENVIRONMENT = {
     "PYTHONPATH": python_path(ROOT),
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # On a machine that is busy with other work, Ray would give up to wait for its own processes.
+    "RAY_raylet_start_wait_time_s": "300",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_TMPDIR": str(FOLDER),
     "TMPDIR": str(FOLDER / "scratch"),

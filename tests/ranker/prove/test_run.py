@@ -117,11 +117,13 @@ def test_another_measurement_in_the_folder_is_refused(small: Path) -> None:
     with pytest.raises(UserError, match=r"grid-0.25.json was not written by patchsieve prove, or is damaged"):
         measured(small, **options)
     fit = small / "taken" / "fits" / "grid-0.25.safetensors"
-    fit.write_bytes(fit.read_bytes()[:-8])
-    with pytest.raises(
-        UserError, match=r"grid-0.25.safetensors was not written by patchsieve prove, or is damaged"
-    ):
-        measured(small, **options)
+    whole = fit.read_bytes()
+    for spoilt in (whole[:-8], whole[:-1] + bytes([whole[-1] ^ 1])):
+        fit.write_bytes(spoilt)
+        with pytest.raises(
+            UserError, match=r"grid-0.25.safetensors was not written by patchsieve prove, or is damaged"
+        ):
+            measured(small, **options)
 
 
 def test_changed_test_shards_are_told(small: Path, tmp_path: Path) -> None:
