@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor
 
-from patchsieve.pipeline.errors import ContentError, UserError
+from patchsieve.pipeline.errors import ContentError, DamagedFileError, UserError
 from patchsieve.pipeline.images.decode import decode_image
 from patchsieve.pipeline.images.views import ViewBox, apply_view
 from patchsieve.pipeline.pictures.rows import as_picture
@@ -49,7 +49,13 @@ class Photos:
         found: dict[str, Pixels] = {}
         for key, image in self.images(shard):
             if key in boxes:
-                found[key] = as_picture(apply_view(image, boxes[key], size))
+                box, (height, width) = boxes[key], image.shape[1:]
+                bottom, right = box.top + box.height, box.left + box.width
+                if not (0 <= box.top < bottom <= height and 0 <= box.left < right <= width):
+                    raise DamagedFileError(
+                        f"{of} is damaged: it has a crop outside of a photo of {shard.name}"
+                    )
+                found[key] = as_picture(apply_view(image, box, size))
                 if len(found) == len(boxes):
                     break
         return found
