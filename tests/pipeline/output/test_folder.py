@@ -263,12 +263,13 @@ def test_temporaries_of_dead_runs_are_removed(tmp_path: Path) -> None:
     for name in (".config.json.create.1.tmp", "scores/.a.parquet.run-0.2.tmp", "failed/.a.json.run-0.3.tmp"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"half")
-    (tmp_path / "notes.tmp").write_text("a user's own file")
+    for name in ("notes.tmp", "scores/.notes"):
+        (tmp_path / name).write_text("a user's own file")
     output = OutputFolder(str(tmp_path), SCORES, run_id="run-1")
     output.acquire()
     assert not output.lost_to
     output.release()
-    assert list(tree(tmp_path)) == ["notes.tmp"]
+    assert list(tree(tmp_path)) == ["notes.tmp", "scores/.notes"]
 
 
 def test_run_ids_tell_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
