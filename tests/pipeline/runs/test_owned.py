@@ -37,12 +37,12 @@ def prune_in(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("run", "work"),
-    [(score_in, (score_run._ScoreRun, "_work")), (prune_in, (prune_run._PruneRun, "_work"))],
+    ("run", "kind"),
+    [(score_in, score_run._ScoreRun), (prune_in, prune_run._PruneRun)],
     ids=["score", "prune"],
 )
 def test_a_run_whose_output_another_one_took_stops_and_writes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Any, work: Any
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Any, kind: type
 ) -> None:
     """Also while it waits for a worker that says nothing for a long time."""
     monkeypatch.setattr("patchsieve.pipeline.output.owner.HEARTBEAT_S", 0.02)
@@ -61,7 +61,7 @@ def test_a_run_whose_output_another_one_took_stops_and_writes_nothing(
         threading.Event().wait(60)
         pytest.fail("it was not told to stop")
 
-    monkeypatch.setattr(*work, taken_over)
+    monkeypatch.setattr(kind, "_work", taken_over)
     with pytest.raises(
         PatchsieveError,
         match=rf"^{out} was taken over by run another on elsewhere \(process 5\): this run stops$",

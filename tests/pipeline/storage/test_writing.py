@@ -266,7 +266,9 @@ def test_places_that_are_not_written_to(url: str) -> None:
         lambda: storage.remove(url),
     ):
         readable = url.startswith(("http", "sftp"))
-        with pytest.raises(UserError, match="results go to a local or mounted folder" if readable else url[:3]):
+        with pytest.raises(
+            UserError, match="results go to a local or mounted folder" if readable else url[:3]
+        ):
             write()
 
 

@@ -96,12 +96,13 @@ def test_another_measurement_in_the_folder_is_refused(small: Path) -> None:
     arm.write_text(json.dumps({**about, "identity": "0" * 64}))
     with pytest.raises(UserError, match=r"grid-0.25.json is of another measurement"):
         measured(small, **options)
-    for changes in (
+    odd: list[dict[str, Any]] = [
         {"right": {name: bits[:-2] for name, bits in about["right"].items()}},
         {"right": {}},
         {"validation": "0.5"},
         {"train_cost": {**about["train_cost"], "tokens": float("nan")}},
-    ):
+    ]
+    for changes in odd:
         arm.write_text(json.dumps({**about, **changes}))
         with pytest.raises(
             UserError, match=r"grid-0.25.json was not written by patchsieve prove, or is damaged"
