@@ -51,12 +51,12 @@ def unsealed(path: Path, **changes: Any) -> str:
 def test_every_byte_is_under_the_seal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, tail: int
 ) -> None:
-    """However the file falls into pieces."""
-    monkeypatch.setattr(sealed, "_READ_BYTES", chunk)
-    monkeypatch.setattr(records, "_TAIL_BYTES", tail)
+    """However the file falls into pieces as it is checked."""
     path = tmp_path / "a.parquet"
     url = written(path)
     data = path.read_bytes()
+    monkeypatch.setattr(sealed, "_READ_BYTES", chunk)
+    monkeypatch.setattr(records, "_TAIL_BYTES", tail)
     assert check_seal(url)
     with monkeypatch.context() as patched:
         patched.setattr(storage, "stat", None)  # a request that a known size saves
@@ -72,6 +72,17 @@ def test_every_byte_is_under_the_seal(
     path.write_bytes(data[:place] + digest[32:] + digest[:32] + data[place + 64 :])
     with pytest.raises(DamagedFileError, match="is damaged: its bytes are not those that were written"):
         check_seal(url)
+
+
+def test_a_name_that_looks_like_a_seal_is_none(tmp_path: Path) -> None:
+    """Statistics of names lie in the footer, before the seal."""
+    path, schema = tmp_path / "a.parquet", pa.schema([("sample_key", pa.string())])
+    with pq.ParquetWriter(path, schema) as writer:
+        writer.write_table(pa.table({"sample_key": ["patchsieve.sha256\x18@" + 64 * "0"]}, schema=schema))
+        finish_file(writer, path, schema=schema, rows=1, metadata=SAID)
+    assert check_seal(str(path))
+    assert path.read_bytes().count(b"patchsieve.sha256\x18@") > 1
+    assert b"patchsieve.sha256\x18@" + 64 * b"0" in path.read_bytes()[-int(path.stat().st_size * 0.9) :]
 
 
 def test_a_digest_is_missing_where_it_must_be_there_alone(tmp_path: Path) -> None:
