@@ -5,7 +5,8 @@
 #   make demo           scores real photographs, draws what it found, trains a small ranker, prunes with it, reads that back
 #   make check          lint, types, tests without Ray: for working
 #   make test           lint, types, all tests        (make test ARGS="-k shards" for some of the tests)
-#   make faults         kills real jobs at random instants for 40 minutes, and adds to the journal of such runs
+#   make faults         drains the node of a training, then kills real jobs at random instants for 40 minutes, and adds
+#                       to the journal of such runs
 #   make bench          benchmarks in under ten minutes, beside the last saved ones of such a machine
 #   make gpu-check      the tests and benchmarks for a GPU, a call of less than ten minutes at a time until nothing is left
 #   make lint           ruff, mypy, and whether an editor finds every import
@@ -66,6 +67,7 @@ test: install lint browser
 	$(PYTEST) $(ARGS)
 
 faults: install
+	$(BIN)/python -m tests.faults.drained
 	$(BIN)/python -m tests.faults.kills $(ARGS)
 
 bench: install

@@ -121,9 +121,44 @@ def decide(specs: list[str], out: str, identity: str) -> dict[str, Any]:
     }
 
 
+def status(out: str) -> dict[str, Any]:
+    """`patchsieve status` of an output: seconds, of them of a processor, shards done, bytes at the peak."""
+    from patchsieve.pipeline.runs.status import read_status
+
+    started, worked = time.perf_counter(), time.process_time()
+    done = read_status(out).done
+    seconds, worked = time.perf_counter() - started, time.process_time() - worked
+    return {"seconds": seconds, "processor_seconds": worked, "done": done, "peak": peak_memory()}
+
+
+def tick(source: str, out: str) -> dict[str, Any]:
+    """A tick that writes nothing, without jobs: seconds, of them of a processor, corpora by outcome, peak of memory."""
+    from collections import Counter
+
+    from patchsieve.pipeline.cluster.jobs_api import Submission
+    from patchsieve.pipeline.cluster.known_job import KnownJob
+    from patchsieve.pipeline.schedule.config import OnceConfig
+    from patchsieve.pipeline.schedule.run import tick_once
+
+    class NoJobs:
+        def jobs(self) -> list[KnownJob]:
+            return []
+
+        def submit(self, job: Submission) -> bool:
+            raise AssertionError(f"{job.id} is submitted in a dry run")
+
+    said: list[str] = []
+    config = OnceConfig(source=(source,), out=out, dry_run=True, max_jobs=1_000_000)
+    started, worked = time.perf_counter(), time.process_time()
+    tick_once(config, said.append, connect=lambda _address: NoJobs())
+    seconds, worked = time.perf_counter() - started, time.process_time() - worked
+    outcomes = Counter(line.partition(": ")[2] for line in said)
+    return {"seconds": seconds, "processor_seconds": worked, "outcomes": outcomes, "peak": peak_memory()}
+
+
 def main() -> None:
     """Run what the command line asks for and print its result."""
-    known = (score_shards, score_views, expand, decide)
+    known = (score_shards, score_views, expand, decide, status, tick)
     functions: dict[str, Callable[..., Any]] = {function.__name__: function for function in known}
     print(json.dumps(functions[sys.argv[1]](**json.loads(sys.argv[2]))))
 

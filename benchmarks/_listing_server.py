@@ -1,10 +1,11 @@
-"""An S3 server that lists a bucket of many objects, a thousand per request, as real ones do, and gives out a few."""
+"""An S3 server that lists a bucket of many objects, a thousand a request, as real ones do, and gives out some."""
 
 from __future__ import annotations
 
 import bisect
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import threading
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 PAGE = 1000
 TABLE_BYTES = 1_000_000
+_END = "\U0010ffff"
+"""After every other character."""
 _ENTRY = (
     '<Contents><Key>{key}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified><ETag>"{tag}"</ETag>'
     "<Size>{size}</Size><StorageClass>STANDARD</StorageClass></Contents>"
@@ -20,16 +23,26 @@ _ENTRY = (
 
 
 def tag_of(number: int) -> str:
-    """The etag of the object that is listed at this place of all keys."""
+    """The etag of the object that is listed at this place of all keys, where it has no content."""
     return f"{number:032x}"
+
+
+@functools.cache
+def _tag_of_content(content: bytes) -> str:
+    return hashlib.md5(content).hexdigest()
 
 
 @dataclasses.dataclass(kw_only=True)
 class ListingServer:
-    """`environment` leads s3:// to it, where every bucket holds the same keys; `requests` counts."""
+    """`environment` leads s3:// to it, where every bucket holds the same keys; `asked`: "GET key" and so on."""
 
     environment: dict[str, str]
-    requests: int = 0
+    asked: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def requests(self) -> int:
+        """How many there were."""
+        return len(self.asked)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -39,33 +52,44 @@ class _Handler(BaseHTTPRequestHandler):
     counted: ListingServer
 
     def do_GET(self) -> None:
-        self.counted.requests += 1
         address = urlsplit(self.path)
         query = parse_qs(address.query)
         if "list-type" not in query:
             self._give(unquote(address.path).split("/", 2)[2])
             return
-        prefix = query.get("prefix", [""])[0]
-        first, last = (bisect.bisect_left(self.keys, prefix + end) for end in ("", "\U0010ffff"))
-        start = int(query.get("continuation-token", [str(first)])[0])
-        stop = min(start + PAGE, last)
-        entries = "".join(
-            _ENTRY.format(key=self.keys[number], tag=tag_of(number), size=TABLE_BYTES)
-            for number in range(start, stop)
-        )
-        more = stop < last
-        following = f"<NextContinuationToken>{stop}</NextContinuationToken>" if more else ""
+        prefix, delimiter = (query.get(name, [""])[0] for name in ("prefix", "delimiter"))
+        first, last = (bisect.bisect_left(self.keys, prefix + end) for end in ("", _END))
+        self.counted.asked.append(f"LIST {prefix}")
+        at = int(query.get("continuation-token", [str(first)])[0])
+        most = min(PAGE, int(query.get("max-keys", [str(PAGE)])[0]))
+        entries: list[str] = []
+        while at < last and len(entries) < most:
+            key = self.keys[at]
+            name, is_folder, _ = key[len(prefix) :].partition(delimiter) if delimiter else (key, "", "")
+            if is_folder:
+                folder = f"{prefix}{name}{delimiter}"
+                entries.append(f"<CommonPrefixes><Prefix>{folder}</Prefix></CommonPrefixes>")
+                at = bisect.bisect_left(self.keys, folder + _END)
+                continue
+            content = self.objects.get(key)
+            tag, size = (
+                (tag_of(at), TABLE_BYTES) if content is None else (_tag_of_content(content), len(content))
+            )
+            entries.append(_ENTRY.format(key=key, tag=tag, size=size))
+            at += 1
+        more = at < last
+        following = f"<NextContinuationToken>{at}</NextContinuationToken>" if more else ""
         body = (
             f'<?xml version="1.0"?><ListBucketResult><IsTruncated>{str(more).lower()}</IsTruncated>{following}'
-            f"<KeyCount>{stop - start}</KeyCount>{entries}</ListBucketResult>"
+            f"<KeyCount>{len(entries)}</KeyCount>{''.join(entries)}</ListBucketResult>"
         ).encode()
         self._send(body, {"Content-Type": "application/xml"})
 
     def do_HEAD(self) -> None:
-        self.counted.requests += 1
         self._give(unquote(urlsplit(self.path).path).split("/", 2)[2])
 
     def _give(self, key: str) -> None:
+        self.counted.asked.append(f"{self.command} {key}")
         found = self.objects.get(key)
         if found is None:
             self.send_response(404)
@@ -75,7 +99,7 @@ class _Handler(BaseHTTPRequestHandler):
         wanted = self.headers.get("Range", "").removeprefix("bytes=").split("-")
         part = found[int(wanted[0]) : int(wanted[1]) + 1] if len(wanted) == 2 else found
         headers = {
-            "ETag": f'"{hashlib.md5(found).hexdigest()}"',
+            "ETag": f'"{_tag_of_content(found)}"',
             "Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT",
         }
         self._send(part, headers, status=200 if part is found else 206)
@@ -96,7 +120,7 @@ class _Handler(BaseHTTPRequestHandler):
 def serve_listing(
     keys: tuple[str, ...], objects: Mapping[str, bytes] | None = None
 ) -> Iterator[ListingServer]:
-    """A server whose every bucket lists these keys, in order, and holds these objects, which are not listed."""
+    """A server whose every bucket lists these keys, which are sorted, and gives out these objects, listed or not."""
     told = ListingServer(environment={})
     made = {"keys": keys, "objects": objects or {}, "counted": told}
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), made))

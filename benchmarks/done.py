@@ -9,7 +9,6 @@ Goals for 100,000 shards with the cache: 220 requests, 60 seconds, 500 MB.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,17 +16,13 @@ from typing import Any
 
 import tyro
 
+from benchmarks import _listed_outputs
 from benchmarks._common import show, write_json
 from benchmarks._fresh_process import run_fresh
-from benchmarks._listing_server import TABLE_BYTES, serve_listing, tag_of
-from patchsieve.pipeline import storage
-from patchsieve.pipeline.output.done import RecordFolder, _Entry
-from patchsieve.pipeline.output.records import Record
+from benchmarks._listed_outputs import BUCKET, IDENTITY
+from benchmarks._listing_server import serve_listing
 from patchsieve.pipeline.shards.specs import shard_id
-from patchsieve.pipeline.tables.schema import SCORES
 
-BUCKET = "s3://bucket"
-IDENTITY = "0" * 64
 MB = 1e6
 PARTS = ("finding", "deciding")
 GOALS = {"requests": 220, "seconds": 60.0, "peak": 500 * MB}
@@ -51,29 +46,9 @@ def keys_of(count: int) -> tuple[str, ...]:
 
 def cache_of(keys: tuple[str, ...], folder: Path) -> bytes:
     """The cache that a run leaves which has read the footers of all tables."""
-    made = RecordFolder(
-        f"{BUCKET}/out/scores", str(folder / "cache.parquet"), newest_schema=SCORES.schema_version
-    )
-    made._entries, made._stale = {}, True
     count = len(keys) // 2
-    for number, (shard, table) in enumerate(zip(keys[:count], keys[count:], strict=True)):
-        record = Record(
-            identity=IDENTITY,
-            name=f"{BUCKET}/{shard}",
-            size=TABLE_BYTES,
-            tag=tag_of(number),
-            sha256=hashlib.sha256(shard.encode()).hexdigest(),
-            rows=40_000,
-            samples=10_000,
-            quarantined=0,
-            damaged=False,
-            errors="",
-            run_id="20260301T030007.512345Z-9f2c41d7",
-        )
-        name = storage.split_name(table)[1]
-        made._entries[name] = _Entry(TABLE_BYTES, tag_of(count + number), "", record)
-    made.save_cache(run_id="benchmark")
-    return (folder / "cache.parquet").read_bytes()
+    shards = dict(zip(keys[count:], keys[:count], strict=True))
+    return _listed_outputs.cache_of(shards, {key: place for place, key in enumerate(keys)}, folder)
 
 
 def measure(count: int, objects: Mapping[str, bytes], keys: tuple[str, ...]) -> dict[str, Any]:

@@ -5,26 +5,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import ray
 import torch
-from ray.exceptions import RayError, RayTaskError
 
-from patchsieve.pipeline.cluster.nodes import (
-    ClusterView,
-    autoscaler_resources,
-    cluster_nodes,
-    keep_off,
-    this_place,
-)
+from patchsieve.pipeline.cluster.nodes import ClusterView, autoscaler_resources, cluster_nodes
 from patchsieve.pipeline.cluster.private_api import cluster_address, local_cpus
 from patchsieve.pipeline.cluster.room import Room
 from patchsieve.pipeline.cluster.session import ray_session
 from patchsieve.pipeline.cluster.slots import NOTHING, ActorSize, NodeResources
-from patchsieve.pipeline.compute.device import keep_freed_memory, this_device
-from patchsieve.pipeline.compute.gpu_faults import assigned_device, device_faults
-from patchsieve.pipeline.errors import PatchsieveError, first_line, last_line
+from patchsieve.pipeline.cluster.trial import answer_of, start_trial
+from patchsieve.pipeline.compute.device import this_device
 from patchsieve.pipeline.runs.stop import stop_on_signals
 
 T = TypeVar("T")
@@ -86,28 +78,11 @@ def this_machine() -> NodeResources:
     return NodeResources(cpus=local_cpus(), gpus=torch.cuda.device_count(), node_id=HERE, head=True)
 
 
-class _Trial:
-    """An actor, since the process of a task stays, and the GPU memory that it holds."""
-
-    def call(self, function: Callable[[torch.device], T]) -> tuple[T, str]:
-        keep_freed_memory()
-        place = this_place()
-        with device_faults(memory=True):
-            return function(assigned_device(place.gpus)), str(place)
-
-
 def _on_cluster(function: Callable[[torch.device], T], size: ActorSize, not_on: str) -> tuple[T, str]:
-    remote: Any = ray.remote(_Trial)
-    trial = remote.options(num_cpus=size.cpus, num_gpus=size.gpus, label_selector=keep_off(not_on)).remote()
+    trial, what = start_trial(size, not_on=not_on), "the dry run could not measure"
     try:
-        found: tuple[T, str] = ray.get(trial.call.remote(function))
-        return found
-    except RayTaskError as error:
-        if isinstance(error.cause, PatchsieveError):
-            raise error.cause from error
-        cause = f"{type(error.cause).__name__}: {first_line(error.cause)}"
-        raise PatchsieveError(f"the dry run could not measure: {cause}") from error
-    except RayError as error:
-        raise PatchsieveError(f"the dry run could not measure: {last_line(error)}") from error
+        place, _ = answer_of(trial.where.remote(), what)
+        found: T = answer_of(trial.call.remote(function), what)
     finally:
         ray.kill(trial, no_restart=True)
+    return found, str(place)

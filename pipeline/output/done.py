@@ -11,7 +11,7 @@ import dataclasses
 import enum
 import hashlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -103,10 +103,13 @@ class RecordFolder:
         self._entries: dict[str, _Entry] | None = None
         self._stale = False
 
-    def read(self, names: Iterable[str] | None = None) -> dict[str, Record]:
+    def read(
+        self, names: Iterable[str] | None = None, check: Callable[[], None] = lambda: None
+    ) -> dict[str, Record]:
         """Records by file name, all of them or those of `names`; what is missing or unreadable is left out.
 
-        Raises InfrastructureError where the store fails, UserError for a file of a newer schema.
+        `check` is called before each footer that is read. Raises what it does, InfrastructureError where the store
+        fails, UserError for a file of a newer schema.
         """
         # First, since what a client holds of a long listing while it comes takes more memory than all entries.
         listed = {
@@ -115,7 +118,12 @@ class RecordFolder:
         entries = self._load_cache()
         wanted = listed.keys() if names is None else [name for name in names if name in listed]
         fresh = [name for name in wanted if not _is_current(entries.get(name), listed[name])]
-        found = map_threads(lambda name: self._read(listed[name]), fresh)
+
+        def read(name: str) -> Record | None:
+            check()
+            return self._read(listed[name])
+
+        found = map_threads(read, fresh)
         for name, record in zip(fresh, found, strict=True):
             info = listed[name]
             entries.pop(name, None)

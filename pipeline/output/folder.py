@@ -224,12 +224,13 @@ class OutputFolder:
             self._folder.add_cache(_cache_url(self.url, self._records, Part(index, parts)))
         return {_stem(name): record for name, record in self._folder.read().items()}
 
-    def keep_records(self, shards: Sequence[Shard]) -> list[Shard]:
+    def keep_records(self, shards: Sequence[Shard], check: Callable[[], None] = lambda: None) -> list[Shard]:
         """For the owner: keep what the records of these shards say, so that whoever looks later need not read them.
 
-        Returns the shards that have none.
+        Returns the shards that have none. `check` is called before each that is read; what it raises ends this, with
+        nothing kept.
         """
-        found = self._folder.read(f"{shard.id}.parquet" for shard in shards)
+        found = self._folder.read((f"{shard.id}.parquet" for shard in shards), check)
         self._folder.save_cache(run_id=self.run_id)
         return [shard for shard in shards if f"{shard.id}.parquet" not in found]
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 from patchsieve.pipeline.errors import PatchsieveError
 from patchsieve.pipeline.output.folder import OutputFolder
 from patchsieve.pipeline.runs.end import RunEnd
+from patchsieve.pipeline.runs.keeper import RecordKeeper
 from patchsieve.pipeline.runs.log import log_event
 from patchsieve.pipeline.runs.progress import Display
 from patchsieve.pipeline.runs.stop import StopRequest, stop_on_signals
@@ -44,6 +45,7 @@ class RunRecord:
         self._output, self._shards = output, shards
         self._asked = {name: value for name, value in kept_settings(config).items() if name != "shards"}
         self._owned = False
+        self._keeper: RecordKeeper | None = None
 
     def acquire(self) -> None:
         """Become the owner of the folder: see `OutputFolder.acquire`."""
@@ -53,6 +55,7 @@ class RunRecord:
     def begin(self, changed: Collection[str] = ()) -> None:
         """Write down that the run goes on; `changed`: shard ids whose records are outdated."""
         self._write({"state": "running"}, changed)
+        self._keeper = RecordKeeper(self._output, self._shards, self._is_ours)
         log_event("run begun", {"out": self._output.url, "shards": len(self._shards)})
 
     def end(self, summary: _End, changed: Collection[str]) -> _End:
@@ -60,6 +63,8 @@ class RunRecord:
 
         Returns it with what is not there after all: somebody may have removed the folder meanwhile.
         """
+        if self._keeper is not None:
+            self._keeper.close(wait=summary.exit_code < 128)
         if summary.exit_code < 128 and self._is_ours():
             # A schedule looks at the output every night, and a footer is a request each. Not of a run that was
             # stopped: it has no time.

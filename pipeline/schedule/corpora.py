@@ -131,24 +131,24 @@ def survey(
     those of `busy`, outputs that are known to have a job. Without `watch` the time of the last heartbeat decides, by
     the clocks of two machines.
     """
-    before = map_threads(
-        lambda place: _output(place) if watch and place.out not in busy else _Output(), places
-    )
-    if any(output.owner is not None for output in before):
+    seen = map_threads(lambda place: _output(place) if watch and place.out not in busy else None, places)
+    owners = [None if output is None else output.owner for output in seen]
+    if any(owner is not None for owner in owners):
         sleep(OWNER_LOOK_S)
-    # Looked at after the wait, so that what a run finished meanwhile is not submitted.
+        # Looked at again, so that what a run finished meanwhile is not submitted.
+        seen = [None] * len(seen)
     return map_threads(
-        lambda pair: _look(pair[0], pair[1].owner, root, min_age_s, watch, now()),
-        list(zip(places, before, strict=True)),
+        lambda found: _look(*found, root, min_age_s, watch, now()),
+        list(zip(places, owners, seen, strict=True)),
     )
 
 
-def _output(place: CorpusPlace) -> _Output:
+def _output(place: CorpusPlace) -> _Output | None:
     """Errors count as nothing, since what is asked next meets them again."""
     try:
-        return _Output() if place.problem else _open_output(place.out)
+        return None if place.problem else _open_output(place.out)
     except PatchsieveError:
-        return _Output()
+        return None
 
 
 def _open_output(out: str) -> _Output:
@@ -164,6 +164,7 @@ def _open_output(out: str) -> _Output:
 def _look(
     place: CorpusPlace,
     earlier: bytes | None,
+    output: _Output | None,
     root: str | None,
     min_age_s: float | None,
     watch: bool,
@@ -176,7 +177,7 @@ def _look(
         listed = storage.list_folder(place.url)
         files = [info for info in listed if is_shard_name(storage.split_name(info.url)[1])]
         shards = listed_shards(files, root=root)
-        output = _open_output(place.out)
+        output = output or _open_output(place.out)
         done, failed = _outcomes(place.out, output.names, shards)
         history = read_history(place.out) if SCHEDULE_FOLDER in output.names else ()
     except PatchsieveError as error:

@@ -12,6 +12,7 @@ from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorErro
 
 from patchsieve.pipeline.cluster.private_api import node_of_actor
 from patchsieve.pipeline.cluster.slots import ActorSize
+from patchsieve.pipeline.errors import last_line
 from patchsieve.pipeline.output.machine import process_space, process_start
 from patchsieve.pipeline.score.messages import ActorInfo, Progress
 from patchsieve.pipeline.score_on_ray.actor import new_actor
@@ -162,5 +163,4 @@ def init_failure(error: Exception) -> str | None:
     """The reason why a constructor failed; None for other errors."""
     if not (isinstance(error, RayActorError) and error.actor_init_failed):
         return None
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else "unknown reason"
+    return last_line(error)

@@ -55,6 +55,22 @@ def fetch_range(url: str, start: int, stop: int) -> bytes:
     return with_retry(fetch, what=what)
 
 
+def fetch_small(url: str, size: int) -> bytes | None:
+    """All of an object of a store that has `size` bytes, not 0, in one request; None where it has more by now.
+
+    A store answers with bytes of one version, even while another is being written. Raises InfrastructureError for
+    fewer.
+    """
+    store, path = filesystem(url)
+
+    def fetch() -> bytes | None:
+        # One more than there were tells of a version that is longer.
+        data: bytes = store.cat_file(path, start=0, end=size + 1)
+        return None if len(data) > size else _exactly(data, size)
+
+    return with_retry(fetch, what=f"reading {canonical_url(url)}")
+
+
 def _exactly(data: bytes, count: int) -> bytes:
     if len(data) != count:
         raise ShortReadError(f"the store gave {len(data)} of {count} bytes")

@@ -7,10 +7,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from patchsieve.pipeline.errors import InfrastructureError, UserError
-from patchsieve.pipeline.storage.lookup import ObjectInfo, stat
+from patchsieve.pipeline.storage.lookup import ObjectInfo, is_http, stat
 from patchsieve.pipeline.storage.retry import ATTEMPTS
-from patchsieve.pipeline.storage.sources import chunks_of, fetch_range
-from patchsieve.pipeline.storage.urls import canonical_url
+from patchsieve.pipeline.storage.sources import RANGE_BLOCK, chunks_of, fetch_range, fetch_small
+from patchsieve.pipeline.storage.urls import canonical_url, is_local
 
 READ_LIMIT = 64 * 2**20
 """Bytes of a small object, where nothing else is said."""
@@ -151,15 +151,26 @@ def read_bytes(url: str, *, limit: int = READ_LIMIT) -> bytes:
                     f"{canonical_url(url)} has {stream.size} bytes, more than {limit} allowed here"
                 )
             try:
-                data = stream.read(stream.size)
-                # Small records are replaced while others read them; half of each would be neither.
-                stream.check_unchanged()
+                data = _read_whole(stream)
             except InfrastructureError:
                 # What is no change has been tried again already, as often as helps.
                 if not attempts or stat(url) == stream.info:
                     raise
             else:
                 return data
+
+
+def _read_whole(stream: ByteStream) -> bytes:
+    """All bytes of one version: small records are replaced while others read them; half of each would be neither."""
+    url = stream.info.url
+    if 0 < stream.size <= RANGE_BLOCK and not (is_local(url) or is_http(url)):
+        data = fetch_small(url, stream.size)
+        if data is None:
+            raise InfrastructureError(f"{canonical_url(url)} changed while it was read")
+        return data
+    data = stream.read(stream.size)
+    stream.check_unchanged()
+    return data
 
 
 def read_range(url: str, start: int, stop: int) -> bytes:

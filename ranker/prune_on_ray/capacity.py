@@ -5,17 +5,16 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import Any
 
 import ray
 
 from patchsieve.pipeline.cluster.capacity import Capacity, capacity_for
-from patchsieve.pipeline.cluster.nodes import ClusterView, autoscaler_gpus, cluster_nodes, keep_off
+from patchsieve.pipeline.cluster.nodes import ClusterView, autoscaler_gpus, cluster_nodes
 from patchsieve.pipeline.cluster.room import Room
-from patchsieve.pipeline.errors import PatchsieveError, UserError, last_line
+from patchsieve.pipeline.cluster.trial import answer_of, start_trial
+from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.score_on_ray.patience import Patience
 from patchsieve.ranker.prune.config import PruneConfig
-from patchsieve.ranker.prune_on_ray.probe import CHECK_S
 
 _log = logging.getLogger(__name__)
 
@@ -33,11 +32,6 @@ def capacity_of(config: PruneConfig) -> Capacity:
     return capacity
 
 
-class _Place:
-    def here(self) -> None:
-        """Answers when it has a place."""
-
-
 def wait_for_capacity(config: PruneConfig, check: Callable[[], None]) -> None:
     """Return when an actor has a place; `check` is called meanwhile.
 
@@ -49,25 +43,22 @@ def wait_for_capacity(config: PruneConfig, check: Callable[[], None]) -> None:
     view.look()
     if view.room_for(capacity.size) is Room.FREE:
         return
-    patience = Patience(capacity.size, config.start_timeout, view, now=time.monotonic())
-    remote: Any = ray.remote(_Place)
+    patience, told = Patience(capacity.size, config.start_timeout, view, now=time.monotonic()), ""
+
+    def look() -> None:
+        nonlocal told
+        check()
+        view.look()
+        patience.look(time.monotonic(), placed=False)
+        if patience.waits_for != told:
+            told = patience.waits_for
+            _log.warning("waiting for a place%s", f", which others have: {told}" if told else "")
+        if patience.late(time.monotonic()):
+            raise patience.complain()
+
     # Asked for, so that an autoscaler sees that it is wanted.
-    actor = remote.options(
-        num_cpus=capacity.size.cpus, num_gpus=capacity.size.gpus, label_selector=keep_off(capacity.not_on)
-    ).remote()
-    answer, told = actor.here.remote(), ""
+    trial = start_trial(capacity.size, not_on=capacity.not_on)
     try:
-        while not ray.wait([answer], timeout=CHECK_S)[0]:
-            check()
-            view.look()
-            patience.look(time.monotonic(), placed=False)
-            if patience.waits_for != told:
-                told = patience.waits_for
-                _log.warning("waiting for a place%s", f", which others have: {told}" if told else "")
-            if patience.late(time.monotonic()):
-                raise patience.complain()
-        ray.get(answer)
-    except ray.exceptions.RayError as error:
-        raise PatchsieveError(f"an actor could not start: {last_line(error)}") from error
+        answer_of(trial.where.remote(), "an actor could not start", look)
     finally:
-        ray.kill(actor, no_restart=True)
+        ray.kill(trial, no_restart=True)

@@ -2,41 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from patchsieve.pipeline.cluster.nodes import keep_off, this_place
 from patchsieve.pipeline.cluster.places import Place
 from patchsieve.pipeline.cluster.slots import ActorSize
-from patchsieve.pipeline.compute.device import keep_freed_memory
-from patchsieve.pipeline.compute.gpu_faults import assigned_device, device_faults
-from patchsieve.pipeline.errors import DeviceError, PatchsieveError, last_line
+from patchsieve.pipeline.cluster.trial import CHECK_S, answer_of, start_trial
+from patchsieve.pipeline.errors import DeviceError, PatchsieveError
 from patchsieve.pipeline.output.machine import process_start
 from patchsieve.pipeline.row_config import Precision
 from patchsieve.ranker.select.patch_scorer import PatchSource, choose_source_precision
 
-CHECK_S = 0.5
 _END_S = 30.0
 """Seconds that a killed process is given to end, and the driver to take its memory back."""
-
-
-class Probe:
-    """Tries the ranker as one of the run's actors would. An actor, since a task's process stays, and its GPU memory."""
-
-    def where(self) -> tuple[Place, int]:
-        """Its place and process number."""
-        return this_place(), os.getpid()
-
-    def choose(self, source: PatchSource) -> Precision:
-        """The fastest safe precision. Raises DeviceError where the GPU or its driver is at fault."""
-        keep_freed_memory()
-        with device_faults(memory=True):
-            return choose_source_precision(source, assigned_device(this_place().gpus))
 
 
 def precision_on_cluster(
@@ -48,20 +31,19 @@ def precision_on_cluster(
     gets another one; `slots` is how many there are, `not_on` a node that takes no actor. Raises PatchsieveError where
     nobody can tell.
     """
-    remote: Any = ray.remote(Probe)
+    what = "the ranker could not be tried"
+    choose = partial(choose_source_precision, source)
     probes: list[Any] = []
     faults: list[str] = []
     homes: list[tuple[Place, int]] = []
     try:
         while True:
-            probe = remote.options(
-                num_cpus=size.cpus, num_gpus=size.gpus, label_selector=keep_off(not_on)
-            ).remote()
+            probe = start_trial(size, not_on=not_on)
             probes.append(probe)
-            home: tuple[Place, int] = _answer(probe.where.remote(), check)
+            home: tuple[Place, int] = answer_of(probe.where.remote(), what, check)
             homes.append(home)
             try:
-                found: Precision = _answer(probe.choose.remote(source), check)
+                found: Precision = answer_of(probe.call.remote(choose), what, check)
                 return found
             except DeviceError as error:
                 faults.append(f"{home[0]}: {error}")
@@ -71,19 +53,6 @@ def precision_on_cluster(
         for probe in probes:
             ray.kill(probe, no_restart=True)
         _wait_for_end(homes, check)
-
-
-def _answer(reference: Any, check: Callable[[], None]) -> Any:
-    try:
-        while not ray.wait([reference], timeout=CHECK_S)[0]:
-            check()
-        return ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, DeviceError):
-            raise error.cause from error
-        raise PatchsieveError(f"the ranker could not be tried: {last_line(error)}") from error
-    except ray.exceptions.RayError as error:
-        raise PatchsieveError(f"the ranker could not be tried: {last_line(error)}") from error
 
 
 def _wait_for_end(homes: list[tuple[Place, int]], check: Callable[[], None]) -> None:

@@ -177,15 +177,6 @@ def test_ticks_over_a_store_see_what_came_since_the_last(s3: S3Store, tmp_path: 
     assert s3.troubles == []
 
 
-def test_a_listing_asks_little_of_new_corpora(s3: S3Store, tmp_path: Path) -> None:
-    corpora, count = Corpora(s3, tmp_path), 20
-    corpora.add(*(f"{number:02d}/{name}" for number in range(count) for name in ("0.tar", "_SUCCESS")))
-    s3.asked.clear()
-    shown = list_corpora(ListConfig(source=corpora.source, out=s3.url("tables")))
-    assert [one["state"] for one in shown] == ["1 of 1 shard to score"] * count
-    assert len(s3.asked) < 4 * count
-
-
 def test_a_corpus_whose_output_is_away_does_not_keep_the_others(
     s3: S3Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

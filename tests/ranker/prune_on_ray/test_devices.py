@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from patchsieve.pipeline.cluster import trial
 from patchsieve.pipeline.cluster.nodes import this_place
 from patchsieve.pipeline.cluster.places import DEATHS
 from patchsieve.pipeline.cluster.slots import ActorSize
+from patchsieve.pipeline.cluster.trial import Trial
 from patchsieve.pipeline.compute.gpu_faults import DECLARED_GPUS
 from patchsieve.pipeline.errors import PatchsieveError
 from patchsieve.pipeline.output.machine import process_start
@@ -19,9 +21,8 @@ from patchsieve.pipeline.runs.config_file import config_to_yaml
 from patchsieve.pipeline.shards.specs import Shard
 from patchsieve.ranker.prune.ranking import PruneResult
 from patchsieve.ranker.prune.request import make_prune_request
-from patchsieve.ranker.prune_on_ray import probe as probing
 from patchsieve.ranker.prune_on_ray import waves as ray_prune
-from patchsieve.ranker.prune_on_ray.probe import Probe, precision_on_cluster
+from patchsieve.ranker.prune_on_ray.probe import precision_on_cluster
 from patchsieve.ranker.prune_on_ray.run import prune
 from patchsieve.ranker.prune_on_ray.worker import PruneOrder, PruneWorker
 from tests.helpers.photos import photo_samples, write_shard
@@ -164,12 +165,12 @@ def test_workers_without_a_gpu_see_none(
 def test_nothing_of_the_probe_is_left_when_the_workers_are_asked_for(
     shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Noted(Probe):
-        def choose(self, source: Any) -> Any:
+    class Noted(Trial):
+        def call(self, function: Any) -> Any:
             (tmp_path / "pid").write_text(str(os.getpid()))
-            return super().choose(source)
+            return super().call(function)
 
-    monkeypatch.setattr(probing, "Probe", Noted)
+    monkeypatch.setattr(trial, "Trial", Noted)
     config = prune_config(shards, tmp_path / "out", save_small_ranker(tmp_path), precision="auto")
     assert precision_on_cluster(make_prune_request(config).source, GPU, 2, lambda: None) in {"fp32", "bf16"}
     assert process_start(int((tmp_path / "pid").read_text())) is None
@@ -178,22 +179,22 @@ def test_nothing_of_the_probe_is_left_when_the_workers_are_asked_for(
 def test_the_probe_goes_to_another_gpu_where_one_fails(
     shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class First(Probe):
-        def choose(self, source: Any) -> Any:
+    class First(Trial):
+        def call(self, function: Any) -> Any:
             os.environ[DECLARED_GPUS] = "" if this_place().gpus == ("0",) else "cpu"
-            return super().choose(source)
+            return super().call(function)
 
     config = prune_config(shards, tmp_path / "out", save_small_ranker(tmp_path), precision="auto")
     source = make_prune_request(config).source
-    monkeypatch.setattr(probing, "Probe", First)
+    monkeypatch.setattr(trial, "Trial", First)
     assert precision_on_cluster(source, GPU, 2, lambda: None) in {"fp32", "bf16"}
 
-    class Neither(Probe):
-        def choose(self, source: Any) -> Any:
+    class Neither(Trial):
+        def call(self, function: Any) -> Any:
             os.environ[DECLARED_GPUS] = ""
-            return super().choose(source)
+            return super().call(function)
 
-    monkeypatch.setattr(probing, "Probe", Neither)
+    monkeypatch.setattr(trial, "Trial", Neither)
     with pytest.raises(
         PatchsieveError, match=r"no device is left to try the ranker on: GPU . of .*; GPU . of"
     ):
