@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks._scene_maker import PATCH, Scene
+from patchsieve.pipeline.images.decode import decode_image
 from patchsieve.pipeline.images.patches import patchify
 from patchsieve.pipeline.images.views import ViewBox, apply_view
-from patchsieve.pipeline.pruned.codec import flatten_dropped
+from patchsieve.pipeline.pruned.codec import ImageCodec, flatten_dropped
 from patchsieve.pipeline.randomness import KeyedRandom
 from patchsieve.ranker.baselines.baselines import BaselineSources, make_baseline
 from patchsieve.ranker.model.checkpoint import LoadedRanker
+from patchsieve.ranker.prove.views import Canvas, packed_files, tar_bytes
 from patchsieve.ranker.select import regions, selection
 
 Way = Literal["crop", "fill"]
@@ -33,6 +35,8 @@ SEEN = GRID * PATCH
 """The ranker and all baselines see the whole scene at this side."""
 _NEAR = 2.0
 """Blocks."""
+_QUALITY = 90
+"""Of the JPEGs whose bytes are counted, but for those of `as_jpeg`."""
 BASELINES = ("random", "grid", "centre", "edge", "variance", "gradient")
 
 
@@ -41,7 +45,7 @@ class Arm:
     """`scores`: `ranker`, a baseline, `place` (a random one), `told` (the object's) or `near` it, `""`: whole images.
 
     `shape`: topk, window or region, resized or full; `background`: side in pixels of a thumbnail that is paid
-    from what is kept.
+    from what is kept; `as_jpeg`: instead of all that, the whole scene as a JPEG of the bytes which that takes packed.
     """
 
     scores: str
@@ -51,10 +55,13 @@ class Arm:
     windows: int = 1
     compactness: float = regions.DEFAULT_COMPACTNESS
     background: int = 0
+    as_jpeg: bool = False
 
     @property
     def selector(self) -> str:
         """Its name, without ratio and way."""
+        if self.as_jpeg:
+            return "jpeg"
         parts = [self.scores, self.shape] if self.scores else [self.shape]
         if self.windows > 1:
             parts.append(f"x{self.windows}")
@@ -79,7 +86,7 @@ class Arm:
 
     def tokens(self, size: int) -> int:
         """Tokens of 16 px of a scene, thumbnail and all."""
-        if self.shape == "full":
+        if self.shape == "full" or self.as_jpeg:
             return (size // PATCH) ** 2
         if self.shape == "resized":
             return resized_grid(self.keep, size) ** 2
@@ -103,15 +110,22 @@ def candidates(keep: float, way: Way) -> list[Arm]:
     return found if way == "crop" else [arm("topk"), *found]
 
 
-def controls(keep: float, way: Way) -> list[Arm]:
-    """Everything that the selector has to beat, and the bound `told`. Scattered patches have no rectangle to crop."""
+def controls(chosen: Arm) -> list[Arm]:
+    """Everything that this selector has to beat, and the bound `told`; baselines choose as it does.
+
+    Scattered patches have no rectangle to crop.
+    """
+    keep, way = chosen.keep, chosen.way
     whole = [
         Arm(scores="", shape="resized", keep=keep, way="crop"),
         Arm(scores="", shape="full", keep=1, way="crop"),
     ]
     if way == "crop":
-        scores = ("told", "place", "centre", "edge", "variance", "gradient")
-        return [*(Arm(scores=name, shape="window", keep=keep, way=way) for name in scores), *whole]
+        places = [
+            Arm(scores=name, shape="window", keep=keep, way=way) for name in ("told", "place", "centre")
+        ]
+        scored = [dataclasses.replace(chosen, scores=name) for name in ("edge", "variance", "gradient")]
+        return [*places, *scored, *whole, dataclasses.replace(chosen, as_jpeg=True)]
     told = Arm(scores="told", shape="window", keep=keep, way=way)
     return [told, *(Arm(scores=name, shape="topk", keep=keep, way=way) for name in BASELINES), *whole]
 
@@ -171,16 +185,40 @@ def share_kept(scene: Scene, keep_L: NDArray[np.bool_]) -> float:
     return float((scene.alpha * held).sum() / scene.alpha.sum())
 
 
-def views(arm: Arm, scene: Scene, keep_L: NDArray[np.bool_] | None) -> list[Tensor]:
-    """What the probe sees, uint8 `[3, H, W]` each."""
+def views(arm: Arm, scene: Scene, keep_L: NDArray[np.bool_] | None) -> tuple[list[Tensor], int]:
+    """What the probe sees, uint8 `[3, H, W]` each, and what its files take in a tar, as JPEG."""
     pixels, size = scene.pixels, scene.pixels.shape[1]
+    canvas = Canvas(GRID, size // GRID, ImageCodec("jpeg", _QUALITY))
     if keep_L is None:
-        return [pixels if arm.shape == "full" else _resized(pixels, resized_grid(arm.keep, size) * PATCH)]
+        whole = pixels if arm.shape == "full" else _resized(pixels, resized_grid(arm.keep, size) * PATCH)
+        return [whole], tar_bytes([canvas.codec.encode(whole)])
     thumbnail = _resized(pixels, arm.background) if arm.background else None
+    nbytes = tar_bytes(packed_files(pixels, keep_L, canvas, thumbnail))
+    if arm.as_jpeg:
+        data = _jpeg_of(pixels, nbytes)
+        return [decode_image(data)], tar_bytes([data])
+    shown = _shown(arm, pixels, keep_L, thumbnail)
+    return shown, nbytes
+
+
+def _jpeg_of(pixels: Tensor, nbytes: int) -> bytes:
+    """The JPEG of the highest quality that takes no more bytes in a tar."""
+    low, high, best = 1, 100, ImageCodec("jpeg", 1).encode(pixels)
+    while low <= high:
+        middle = (low + high) // 2
+        data = ImageCodec("jpeg", middle).encode(pixels)
+        if tar_bytes([data]) <= nbytes:
+            low, best = middle + 1, data
+        else:
+            high = middle - 1
+    return best
+
+
+def _shown(arm: Arm, pixels: Tensor, keep_L: NDArray[np.bool_], thumbnail: Tensor | None) -> list[Tensor]:
     filled = flatten_dropped(pixels, keep_L, GRID, thumbnail if arm.way == "fill" else None)
     if arm.way == "fill":
         return [filled]
-    block = size // GRID
+    block = pixels.shape[1] // GRID
     crops = [
         filled[:, top * block : bottom * block, left * block : right * block]
         for top, bottom, left, right in pieces(keep_L)

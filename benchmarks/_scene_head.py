@@ -82,7 +82,7 @@ def _of_scenes(
             scene.alpha[top:bottom, left:right],
             interpolate(scene.alpha[None, None], size=(side, side), mode="area")[0, 0],
         ]
-        pictures = [*views(window, scene, keep_L), *views(small, scene, None)]
+        pictures = [*views(window, scene, keep_L)[0], *views(small, scene, None)[0]]
         for squares, alpha in zip(probe.squares(pictures), alphas, strict=True):
             at = _object_and_empty(alpha, number)
             rows.append(squares[at])

@@ -12,25 +12,29 @@ from numpy.typing import NDArray
 
 from benchmarks._common import show
 from benchmarks._scene_arms import Arm
-from benchmarks._scene_intervals import crossed_bootstrap
 from benchmarks._scene_store import Facts
 from patchsieve.ranker.evaluate.report_parts import plain
 from patchsieve.ranker.learning.agreement import Interval
+from patchsieve.ranker.prove.intervals import crossed_bootstrap
 
 SAID = {
     "crop": "the probe sees the kept rectangle",
     "fill": "the probe sees the whole scene, dropped blocks flat",
 }
 
+_WHOLE, _JPEG = "full", "jpeg"
+"""Arms that cost more tokens than a selector."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """An arm on test scenes: `numbers`, `share` of the object kept and whether it was named `right`, `[N]` each."""
+    """An arm on test scenes, `[N]` each: `numbers`, `share` of the object kept, `nbytes`, whether it was named `right`."""
 
     arm: Arm
     tokens: int
     numbers: NDArray[np.int64]
     share: NDArray[np.float64]
+    nbytes: NDArray[np.int64]
     right: NDArray[np.float64]
 
 
@@ -65,14 +69,15 @@ def _line(one: Measured, chosen: Measured, facts: Mapping[int, Facts], seed: int
     both, here, there = np.intersect1d(one.numbers, chosen.numbers, return_indices=True)
     named = [facts[number] for number in both.tolist()]
     columns = [chosen.right[there], one.right[here]]
-    names = [each.object for each in named], [each.background for each in named]
+    groups = [[each.object for each in named], [each.background for each in named]]
 
     def interval(columns: Sequence[NDArray[Any]], of: Any) -> dict[str, float | None]:
-        return _as_json(crossed_bootstrap(columns, of, *names, seed=seed))
+        return _as_json(crossed_bootstrap(columns, of, groups, seed=seed))
 
     return {
         "selector": one.arm.selector,
         "tokens": one.tokens,
+        "bytes": float(one.nbytes[here].mean()),
         "scenes": len(both),
         "share": interval([one.share[here]], lambda mean: mean),
         "recognition": interval(columns[1:], lambda mean: mean),
@@ -89,7 +94,7 @@ def _as_json(interval: Interval) -> dict[str, float | None]:
 def _verdict(lines: Sequence[Mapping[str, Any]], chosen: str) -> str:
     told = next(line for line in lines if line["selector"].startswith("told"))
     own = next(line for line in lines if line["selector"] == chosen)
-    others = [line for line in lines if line not in (told, own)]
+    others = [line for line in lines if line not in (told, own) and line["selector"] not in (_WHOLE, _JPEG)]
     ahead: list[str] = []
     even: list[str] = []
     behind: list[str] = []
@@ -108,6 +113,10 @@ def _verdict(lines: Sequence[Mapping[str, Any]], chosen: str) -> str:
             f"{own['recognition']['value'] / told['recognition']['value']:.2f} of the bound "
             f"({told['recognition']['value']:.3f}, told where it is)"
         )
+    for name, words in ((_JPEG, "the JPEG of as many bytes"), (_WHOLE, "the whole scene")):
+        line = next((line for line in lines if line["selector"] == name), None)
+        if line is not None:
+            parts.append(f"{_span(line['chosen_minus_this'])} from {words}")
     advice = "keep windows" if not behind and not even else "nothing shows that selecting pays"
     if behind:
         advice = "resize instead" if "resized" in behind else f"{behind[0]} is better"
@@ -118,12 +127,13 @@ def _verdict(lines: Sequence[Mapping[str, Any]], chosen: str) -> str:
 
 def print_report(found: Mapping[str, Any]) -> None:
     """Tables on the terminal, each with its verdict."""
-    columns = ("arm", "tokens", "scenes", "share kept", "recognition", "chosen minus this")
+    columns = ("arm", "tokens", "kB", "scenes", "share kept", "recognition", "chosen minus this")
     for group in found["groups"]:
         rows = [
             (
                 line["selector"],
                 str(line["tokens"]),
+                f"{line['bytes'] / 1000:.1f}",
                 str(line["scenes"]),
                 f"{line['share']['value']:.3f}",
                 _span(line["recognition"]),

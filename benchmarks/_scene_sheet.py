@@ -16,7 +16,7 @@ _SIDE, _LINE = 168, 16
 
 def draw_scenes(scenes: Sequence[Scene], arms: Sequence[Arm], scorer: Scorer, path: Path) -> None:
     """A row for each scene: itself with its box, then each arm, what it drops dimmed, and its share of the object."""
-    shown = list({arm.selector: arm for arm in arms if arm.scores}.values())
+    shown = list({arm.selector: arm for arm in arms if arm.scores and not arm.as_jpeg}.values())
     size = ((len(shown) + 1) * (_SIDE + 4), len(scenes) * (_SIDE + _LINE) + _LINE)
     sheet = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(sheet)

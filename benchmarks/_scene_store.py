@@ -24,13 +24,14 @@ CHUNK = 25
 @dataclasses.dataclass(frozen=True)
 class Seen:
     """`features`: float16 `[V, D]`; `scene`: number of each square's, `[V]`; `numbers`: of the scenes, `[N]`;
-    `share`: of the object that was kept, `[N]`, 1 for whole images.
+    `share`: of the object that was kept, `[N]`, 1 for whole images; `nbytes`: of its files in a tar, `[N]`.
     """
 
     features: NDArray[np.float16]
     scene: NDArray[np.int64]
     numbers: NDArray[np.int64]
     share: NDArray[np.float64]
+    nbytes: NDArray[np.int64]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,10 +76,11 @@ class Store:
         for start in range(0, scenes, CHUNK):
             if self._file(arm, start).exists():
                 with np.load(self._file(arm, start)) as stored:
-                    parts.append({name: stored[name] for name in ("features", "scene", "numbers", "share")})
+                    parts.append({name: stored[name] for name in stored.files})
         if not parts:
             return Seen(
-                np.empty((0, 1280), np.float16), *(np.empty(0, kind) for kind in (np.int64, np.int64, float))
+                np.empty((0, 1280), np.float16),
+                *(np.empty(0, kind) for kind in (np.int64, np.int64, float, np.int64)),
             )
         return Seen(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 
@@ -101,14 +103,15 @@ class Store:
     def _write(
         self, arm: Arm, start: int, made: dict[int, Scene], scores: dict[tuple[str, int], NDArray[np.float32]]
     ) -> None:
-        pictures, scene_of, shares = [], [], []
+        pictures, scene_of, shares, sizes = [], [], [], []
         for number, scene in made.items():
             size = scene.pixels.shape[1]
             keep_L = kept(arm, scores[arm.scores, number], size) if arm.scores else None
-            shown = views(arm, scene, keep_L)
+            shown, nbytes = views(arm, scene, keep_L)
             pictures += shown
             scene_of += [number] * len(shown)
-            shares.append(1.0 if keep_L is None else share_kept(scene, keep_L))
+            shares.append(1.0 if keep_L is None or arm.as_jpeg else share_kept(scene, keep_L))
+            sizes.append(nbytes)
         squares = self._probe.squares(pictures)
         buffer = io.BytesIO()
         np.savez(
@@ -117,6 +120,7 @@ class Store:
             scene=np.repeat(np.array(scene_of, np.int64), [len(one) for one in squares]),
             numbers=np.array(list(made), np.int64),
             share=np.array(shares),
+            nbytes=np.array(sizes),
         )
         _put(self._file(arm, start), buffer.getvalue())
 

@@ -37,6 +37,9 @@ KEEPS = (0.25, 0.5)
 FREE = ("work", "report_only", "scenes", "fill_scenes", "texture_scenes")
 """Options that a folder may be gone on with at other values: there is more of the same."""
 
+VERSION = 2
+"""Raised when the same options give other figures."""
+
 
 def say(text: str) -> None:
     """A line with the time."""
@@ -122,10 +125,11 @@ class Stage:
 def test_stages(chosen: str, options: argparse.Namespace) -> list[Stage]:
     """The most telling first."""
     stages = []
-    for keep, way in itertools.product(KEEPS, get_args(Way)):
-        own = [arm for arm in candidates(keep, way) if arm.selector == chosen or arm.shape == "topk"]
+    for way, keep in itertools.product(get_args(Way), KEEPS):
+        own = {arm.selector: arm for arm in candidates(keep, way)}
+        arms = [own[chosen], *(arm for arm in own.values() if arm.shape == "topk" and arm.selector != chosen)]
         scenes = options.scenes if way == "crop" else min(options.scenes, options.fill_scenes)
-        stages.append(Stage(keep, way, (*own, *controls(keep, way)), scenes))
+        stages.append(Stage(keep, way, (*arms, *controls(own[chosen])), scenes))
     return stages
 
 
@@ -170,6 +174,7 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(f"--size is {options.size}, must be a multiple of 224 and of --tiles {options.tiles}")
     options.work.mkdir(parents=True, exist_ok=True)
     asked = {name: value for name, value in vars(options).items() if name not in FREE}
+    asked["version"] = VERSION
     same_settings(options.work / "settings.json", json.loads(json.dumps(asked, default=str)))
     names, merged = class_names(options.names), dict(pair.split("=", 1) for pair in options.merge)
     train = read_material(options.train, options.train_backgrounds, names, merged)
@@ -194,7 +199,7 @@ def run(options: argparse.Namespace) -> None:
         seen = store.read(arm, options.scenes)
         if len(seen.numbers):
             measured[arm.id] = Measured(
-                arm, arm.tokens(options.size), seen.numbers, seen.share, right(seen, head, facts)
+                arm, arm.tokens(options.size), seen.numbers, seen.share, seen.nbytes, right(seen, head, facts)
             )
     found = report(list(measured.values()), facts, choice, seed=options.seed)
     found["texture"] = textures(

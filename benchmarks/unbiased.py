@@ -29,7 +29,6 @@ from benchmarks._class_maps import Eye, Lite0Eye, TeacherEye
 from benchmarks._class_pictures import GRID, Picture, boxed_pictures, labels_of, scene_pictures
 from benchmarks._common import show, span, write_json
 from benchmarks._kept_arrays import kept_in
-from benchmarks._scene_intervals import crossed_bootstrap
 from benchmarks._scene_maker import PATCH
 from benchmarks._scene_photos import class_names, read_material
 from patchsieve.pipeline.randomness import KeyedRandom
@@ -39,6 +38,7 @@ from patchsieve.ranker.baselines.baselines import class_attention
 from patchsieve.ranker.evaluate.report_parts import plain
 from patchsieve.ranker.learning.agreement import Scores
 from patchsieve.ranker.model.checkpoint import load_ranker
+from patchsieve.ranker.prove.intervals import crossed_bootstrap
 from patchsieve.ranker.prove.probe import Probe, choose_penalty, fit_probe
 from patchsieve.ranker.select import regions, selection
 
@@ -150,21 +150,21 @@ def compared(
 
     Intervals draw objects and backgrounds anew, crossed, and the gap is paired by picture.
     """
-    groups = [one.group for one in pictures], [one.background for one in pictures]
+    groups = [[one.group for one in pictures], [one.background for one in pictures]]
     lines = []
     for way in ("topk", "window"):
         for keep in KEEPS:
             for name, scores_NL in free.items():
                 kept_N = shares(pictures, scores_NL, keep, way)
-                share = crossed_bootstrap([kept_N], lambda mean: mean, *groups, seed=seed)
+                share = crossed_bootstrap([kept_N], lambda mean: mean, groups, seed=seed)
                 lines.append({"selector": name, "way": way, "keep": keep, "share": share})
             for name in of_halves[0]:
                 first_N, second_N = (shares(pictures, maps[name], keep, way) for maps in of_halves)
                 columns = [np.where(seen_N, first_N, second_N), np.where(seen_N, second_N, first_N)]
                 seen, unseen = (
-                    crossed_bootstrap([column], lambda mean: mean, *groups, seed=seed) for column in columns
+                    crossed_bootstrap([column], lambda mean: mean, groups, seed=seed) for column in columns
                 )
-                gap = crossed_bootstrap(columns, lambda a, b: a - b, *groups, seed=seed)
+                gap = crossed_bootstrap(columns, lambda a, b: a - b, groups, seed=seed)
                 lines.append(
                     {"selector": name, "way": way, "keep": keep, "seen": seen, "unseen": unseen, "gap": gap}
                 )

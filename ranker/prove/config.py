@@ -50,6 +50,9 @@ class ProveConfig:
     """Field with the label, a text or a number; FIELD:KEY takes a key of a JSON field, as json:category."""
     merge: tuple[str, ...] = ()
     """Labels that count as one, with commas between them, as Faces,Faces_easy."""
+    group: tuple[str, ...] = ()
+    """Fields of what test images share, as json:object json:background of scenes: intervals draw each of those anew
+    instead of images, crossed."""
     ranker: str = "tiny"
     """Folder or URL of the ranker whose selections are measured; tiny is bundled."""
     teacher: str = "tiny"
@@ -125,8 +128,9 @@ class ProveConfig:
         for group in self.merge:
             if len(_parts(group)) < 2:
                 raise UserError(f"--merge {group!r} names no two labels: give them as Faces,Faces_easy")
-        if not self.label.strip(":"):
-            raise UserError("--label names no field")
+        for name, rules in (("label", (self.label,)), ("group", self.group)):
+            if not all(rule.strip(":") for rule in rules):
+                raise UserError(f"{flag(name)} names no field")
         _ = self.ratios
 
     @property

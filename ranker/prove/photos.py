@@ -33,7 +33,8 @@ class LabelledPhotos:
     """N images with labels, of one split.
 
     `keys`: sample keys; `names`: labels; `files`: SHA-256 of each image file; `patches`: uint8 `[N, L, P]`, the centre
-    crop. `contents`: SHA-256 of the shards. `unlabelled` samples have no label, `unreadable` ones no image.
+    crop; `groups`: what each shares with others, a tuple of every kind. `contents`: SHA-256 of the shards. `unlabelled`
+    samples have no label, `unreadable` ones no image.
     """
 
     split: str
@@ -42,6 +43,7 @@ class LabelledPhotos:
     files: tuple[str, ...]
     patches: Tensor
     contents: tuple[str, ...]
+    groups: tuple[tuple[str, ...], ...] = ()
     unlabelled: int = 0
     unreadable: int = 0
 
@@ -58,6 +60,7 @@ class LabelledPhotos:
             keys=tuple(self.keys[place] for place in places),
             names=tuple(self.names[place] for place in places),
             files=tuple(self.files[place] for place in places),
+            groups=tuple(tuple(kind[place] for place in places) for kind in self.groups),
             patches=self.patches[torch.tensor(places, dtype=torch.long)],
         )
 
@@ -145,15 +148,22 @@ def read_photos(
     image_field: str,
     limit: int | None,
     unsorted: bool = False,
+    groups: Sequence[LabelField] = (),
 ) -> LabelledPhotos:
     """The first `limit` labelled images of the shards (None: all), in their order; shards are read to their ends.
-    `unsorted`: as `ShardReader` has it.
+    `unsorted`: as `ShardReader` has it; `groups`: fields of what images share.
 
-    Raises UserError for a damaged archive and where fewer than 2 images are found; InfrastructureError where the store
-    fails.
+    Raises UserError for a damaged archive, for an image without a group, and where fewer than 2 images are found;
+    InfrastructureError where the store fails.
     """
     found = _Found(
-        label, grid=grid, patch_size=patch_size, image_field=image_field, limit=limit, unsorted=unsorted
+        label,
+        groups,
+        grid=grid,
+        patch_size=patch_size,
+        image_field=image_field,
+        limit=limit,
+        unsorted=unsorted,
     )
     contents = []
     for shard in shards:
@@ -172,6 +182,7 @@ def read_photos(
         files=tuple(found.files),
         patches=torch.stack(found.patches),
         contents=tuple(contents),
+        groups=tuple(zip(*found.groups, strict=True)) if groups else (),
         unlabelled=found.unlabelled,
         unreadable=found.unreadable,
     )
@@ -183,6 +194,7 @@ class _Found:
     def __init__(
         self,
         label: LabelField,
+        groups: Sequence[LabelField],
         *,
         grid: int,
         patch_size: int,
@@ -194,10 +206,12 @@ class _Found:
         self.names: list[str] = []
         self.files: list[str] = []
         self.patches: list[Tensor] = []
+        self.groups: list[tuple[str, ...]] = []
         self.unlabelled = self.unreadable = 0
-        self._label, self._field, self._limit = label, image_field, limit
+        self._label, self._groups, self._field, self._limit = label, groups, image_field, limit
         self._size, self._patch_size = grid * patch_size, patch_size
-        self._fields, self._unsorted = {label.field, *image_fields_of(image_field)}, unsorted
+        named = {rule.field for rule in (label, *groups)}
+        self._fields, self._unsorted = {*named, *image_fields_of(image_field)}, unsorted
 
     @property
     def full(self) -> bool:
@@ -232,8 +246,17 @@ class _Found:
         except ContentError:
             self.unreadable += 1
             return
+        self.groups.append(tuple(_group(rule, sample) for rule in self._groups))
         box = center_box(*image.shape[1:], size=self._size)
         self.keys.append(sample.key)
         self.names.append(name)
         self.files.append(hashlib.sha256(picked[1]).hexdigest())
         self.patches.append(patchify(apply_view(image, box, self._size)[None], self._patch_size)[0])
+
+
+def _group(rule: LabelField, sample: Sample) -> str:
+    """What a sample shares with others."""
+    found = rule.label(sample)
+    if found is None:
+        raise UserError(f"--group {rule.rule}: sample {sample.key} has no such field, or no short text in it")
+    return found

@@ -13,7 +13,7 @@ from patchsieve.pipeline.runs.config_file import with_run_id
 from patchsieve.ranker.evaluate.report_parts import columns, commit_files, plain
 from patchsieve.ranker.learning.agreement import Interval
 from patchsieve.ranker.prove.arms import Axis
-from patchsieve.ranker.prove.intervals import interval
+from patchsieve.ranker.prove.intervals import Groups, interval
 from patchsieve.ranker.prove.measure import REGIMES, ArmResult
 from patchsieve.ranker.prove.verdict import HEADLINE, Comparison, Verdict
 
@@ -26,7 +26,7 @@ class Proof:
     """Everything that was measured. `arms` begin with that of whole images.
 
     `about`: what was asked and read; `choice`: which selector was tested, why and since when; `validation`: accuracy of
-    every fitted arm on the validation split.
+    every fitted arm on the validation split; `groups`: what the test images share, which intervals draw anew.
     """
 
     about: Mapping[str, Any]
@@ -37,6 +37,7 @@ class Proof:
     refused: Sequence[str]
     verdicts: Sequence[Verdict]
     notes: Sequence[str]
+    groups: Groups
     tolerance: float
     seed: int
 
@@ -59,7 +60,7 @@ class Proof:
     @functools.cached_property
     def _intervals(self) -> dict[tuple[str, str], Interval]:
         return {
-            (arm.arm.id, regime): interval(right_SN, seed=self.seed)
+            (arm.arm.id, regime): interval(right_SN, seed=self.seed, groups=self.groups)
             for arm in self.arms
             for regime, right_SN in arm.right.items()
         }
@@ -119,6 +120,7 @@ def report_lines(proof: Proof) -> list[str]:
         f"model      {about['protocol']} on {about['encoder']}, selections by {about['ranker']}",
         f"selector   {proof.choice['selector']}, {proof.choice['why']} ({candidates})",
         f"test       opened once, at {proof.choice['opened']}",
+        *(f"intervals  over {count} of {rule}" for rule, count in about["shared"].items()),
         "",
         "accuracy by what was trained on and tested on, and how far the selector is ahead (95 %)",
         *_table(proof),

@@ -30,6 +30,7 @@ from patchsieve.ranker.prove.arms import (
     token_controls,
 )
 from patchsieve.ranker.prove.config import ProveConfig
+from patchsieve.ranker.prove.intervals import Groups
 from patchsieve.ranker.prove.measure import ArmResult, Fitted, Tested
 from patchsieve.ranker.prove.parts import Inputs, read_inputs
 from patchsieve.ranker.prove.photos import (
@@ -72,10 +73,11 @@ def prove(config: ProveConfig, say: Callable[[str], None], *, run_id: str, hire:
         run.fit_first()
         choice = run.choose([shard.name for shard in test_shards])
         run.fit_rest(choice["selector"])
-        test = _read(inputs, test_shards, "test", config.limit_test)
+        test = _read(inputs, test_shards, "test", config.limit_test, config.group)
         if set(test.contents) & trained_contents(inputs.ranker):
             raise UserError(f"{config.ranker} was trained on a test shard: name others with --test")
         usable, notes = usable_test(test, train, set(classes))
+        shared = _shared(config.group, usable)
         say(f"test       {len(usable)} images, to test {choice['selector']} and the controls on")
         arms = run.test(choice["selector"], usable)
     about = {
@@ -87,12 +89,25 @@ def prove(config: ProveConfig, say: Callable[[str], None], *, run_id: str, hire:
         "validation_images": chosen_on,
         "test_images": len(usable),
         "classes": len(classes),
+        "shared": shared,
     }
-    return run.conclude(arms, choice, about, [*_notes(train, test, inputs.lacking, config), *notes])
+    notes = [*_notes(train, test, inputs.lacking, config), *notes]
+    return run.conclude(arms, choice, about, notes, usable.groups)
 
 
-def _read(inputs: Inputs, shards: Sequence[Shard], split: str, limit: int | None) -> LabelledPhotos:
-    """The labelled images of a split."""
+def _shared(group: Sequence[str], test: LabelledPhotos) -> dict[str, int]:
+    """How many there are of each kind that test images share, by field."""
+    counts = {rule: len(set(kind)) for rule, kind in zip(group, test.groups, strict=True)}
+    for rule, count in counts.items():
+        if count < 2:
+            raise UserError(f"--group {rule}: all test images have the same, there is nothing to draw anew")
+    return counts
+
+
+def _read(
+    inputs: Inputs, shards: Sequence[Shard], split: str, limit: int | None, group: Sequence[str] = ()
+) -> LabelledPhotos:
+    """The labelled images of a split, with what they share."""
     config, ranker = inputs.config, inputs.ranker.config
     return read_photos(
         shards,
@@ -103,6 +118,7 @@ def _read(inputs: Inputs, shards: Sequence[Shard], split: str, limit: int | None
         image_field=config.image_field,
         limit=limit,
         unsorted=config.unsorted,
+        groups=[LabelField(rule, {}) for rule in group],
     )
 
 
@@ -238,20 +254,26 @@ class _Run:
         return [ArmResult.of([tested[Trial(arm, seed).id] for seed in self._config.drawn]) for arm in arms]
 
     def conclude(
-        self, arms: list[ArmResult], choice: dict[str, Any], about: dict[str, Any], notes: list[str]
+        self,
+        arms: list[ArmResult],
+        choice: dict[str, Any],
+        about: dict[str, Any],
+        notes: list[str],
+        groups: Groups,
     ) -> Proof:
         """Compare what cost the same."""
         comparisons, refused = [], []
+        seed = self._config.seed
         for keep in self._config.ratios:
             here = [arm for arm in arms if arm.arm.keep == keep]
             selector = next(arm for arm in here if arm.arm.role == "selector")
             controls = [arm for arm in here if arm.arm.role == "control"]
             made, not_made = compare_all(
-                selector, controls, tolerance=self._config.tolerance, seed=self._config.seed
+                selector, controls, tolerance=self._config.tolerance, seed=seed, groups=groups
             )
             comparisons += made
             refused += not_made
-            notes += over_thumbnail(selector, arms, seed=self._config.seed)
+            notes += over_thumbnail(selector, arms, seed=seed, groups=groups)
         return Proof(
             about=about,
             choice=choice,
@@ -261,6 +283,7 @@ class _Run:
             refused=refused,
             verdicts=judge(comparisons),
             notes=notes,
+            groups=groups,
             tolerance=self._config.tolerance,
-            seed=self._config.seed,
+            seed=seed,
         )

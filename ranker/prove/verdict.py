@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from patchsieve.pipeline.errors import UserError
 from patchsieve.ranker.learning.agreement import Interval
 from patchsieve.ranker.prove.arms import FEWER, JPEG, RESIZE, THUMBNAIL, Axis
-from patchsieve.ranker.prove.intervals import difference
+from patchsieve.ranker.prove.intervals import Groups, difference
 from patchsieve.ranker.prove.measure import REGIMES, ArmResult, Cost
 
 HEADLINE: dict[Axis, str] = {"tokens": "pruned-pruned", "bytes": "pruned-full"}
@@ -56,7 +56,14 @@ class Verdict:
 
 
 def compare(
-    selector: ArmResult, control: ArmResult, axis: Axis, regime: str, *, tolerance: float, seed: int
+    selector: ArmResult,
+    control: ArmResult,
+    axis: Axis,
+    regime: str,
+    *,
+    tolerance: float,
+    seed: int,
+    groups: Groups = (),
 ) -> Comparison:
     """The two, paired by image; UserError where one costs more than the other by more than `tolerance`."""
     pairs = [("train", selector.train_cost, control.train_cost)]
@@ -71,7 +78,7 @@ def compare(
         keep=selector.arm.keep,
         axis=axis,
         regime=regime,
-        ahead=difference(selector.right[regime], control.right[regime], seed=seed),
+        ahead=difference(selector.right[regime], control.right[regime], seed=seed, groups=groups),
     )
 
 
@@ -87,7 +94,7 @@ def _check_equal(
 
 
 def compare_all(
-    selector: ArmResult, controls: Sequence[ArmResult], *, tolerance: float, seed: int
+    selector: ArmResult, controls: Sequence[ArmResult], *, tolerance: float, seed: int, groups: Groups = ()
 ) -> tuple[list[Comparison], list[str]]:
     """All comparisons of a selector with controls of its ratio, and why others were refused."""
     made, refused = [], []
@@ -98,19 +105,23 @@ def compare_all(
             if regime not in control.right:
                 continue
             try:
-                made.append(compare(selector, control, axis, regime, tolerance=tolerance, seed=seed))
+                made.append(
+                    compare(selector, control, axis, regime, tolerance=tolerance, seed=seed, groups=groups)
+                )
             except UserError as error:
                 refused.append(str(error))
     return made, list(dict.fromkeys(refused))
 
 
-def over_thumbnail(selector: ArmResult, arms: Sequence[ArmResult], *, seed: int) -> list[str]:
+def over_thumbnail(
+    selector: ArmResult, arms: Sequence[ArmResult], *, seed: int, groups: Groups = ()
+) -> list[str]:
     """What the patches add to a selector's thumbnail, which alone costs less; nothing for one without."""
     alone = next((arm for arm in arms if arm.arm.way == THUMBNAIL), None)
     if alone is None or not selector.arm.background:
         return []
     regime = HEADLINE["tokens"]
-    ahead = difference(selector.right[regime], alone.right[regime], seed=seed)
+    ahead = difference(selector.right[regime], alone.right[regime], seed=seed, groups=groups)
     return [
         f"{selector.arm.title} less its thumbnail alone, which costs {alone.train_cost.tokens:.0f} tokens: "
         f"{_span(ahead, 1)}, {_SAID[regime]}"

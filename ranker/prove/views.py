@@ -92,6 +92,24 @@ def kept_view(patches_LP: Tensor, keep_L: NDArray[np.bool_], canvas: Canvas, *, 
     `background`: side in pixels of a thumbnail beside them, whose tokens come first; the image has it enlarged then.
     """
     pixels = canvas.pixels(patches_LP)
+    thumbnail = _resized(pixels, background) if background else None
+    tokens, places = [], []
+    if thumbnail is not None:
+        tokens.append(patchify(thumbnail[None], canvas.patch_size)[0])
+        places.append(grid_places(background // canvas.patch_size, canvas.grid))
+    at = torch.from_numpy(np.flatnonzero(keep_L))
+    return View(
+        patches=torch.cat([*tokens, patches_LP[at]]),
+        places=torch.cat([*places, canvas.places[at]]),
+        image=lambda: flatten_dropped(pixels, keep_L, canvas.grid, thumbnail),
+        nbytes=tar_bytes(packed_files(pixels, keep_L, canvas, thumbnail)),
+    )
+
+
+def packed_files(
+    pixels_3SS: Tensor, keep_L: NDArray[np.bool_], canvas: Canvas, thumbnail: Tensor | None = None
+) -> list[bytes]:
+    """The files of what `keep` leaves of a crop, as prune packs them: mosaic, JSON and thumbnail."""
     positions = np.flatnonzero(keep_L)
     record = PackedRecord(
         grid=canvas.grid,
@@ -101,22 +119,10 @@ def kept_view(patches_LP: Tensor, keep_L: NDArray[np.bool_], canvas: Canvas, *, 
         original_size=(canvas.size, canvas.size),
         crop=(0, 0, canvas.size, canvas.size),
         codec=canvas.codec.name,
-        background=background or None,
+        background=None if thumbnail is None else thumbnail.shape[1],
     )
-    files = [canvas.codec.encode(pack_mosaic(pixels, record)), record.to_json()]
-    thumbnail = _resized(pixels, background) if background else None
-    tokens, places = [], []
-    if thumbnail is not None:
-        files.append(canvas.codec.encode(thumbnail))
-        tokens.append(patchify(thumbnail[None], canvas.patch_size)[0])
-        places.append(grid_places(background // canvas.patch_size, canvas.grid))
-    at = torch.from_numpy(positions)
-    return View(
-        patches=torch.cat([*tokens, patches_LP[at]]),
-        places=torch.cat([*places, canvas.places[at]]),
-        image=lambda: flatten_dropped(pixels, keep_L, canvas.grid, thumbnail),
-        nbytes=tar_bytes(files),
-    )
+    files = [canvas.codec.encode(pack_mosaic(pixels_3SS, record)), record.to_json()]
+    return files if thumbnail is None else [*files, canvas.codec.encode(thumbnail)]
 
 
 def resized_view(patches_LP: Tensor, side: int, canvas: Canvas) -> View:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from benchmarks._scene_arms import Arm, candidates, controls, kept, pieces, share_kept, views
-from benchmarks._scene_intervals import crossed_bootstrap
 from benchmarks._scene_maker import PATCH, Photo, Scene, ellipse, make_scene, sharpness, texture_like
 from benchmarks._scene_photos import Material, split_material
 from patchsieve.pipeline.errors import UserError
@@ -105,15 +106,18 @@ def test_backgrounds_that_are_too_small_are_refused_and_mosaics_take_smaller_one
 
 def test_who_is_told_keeps_the_object_and_tokens_are_counted() -> None:
     made = scene(4)
-    told = next(arm for arm in controls(0.25, "crop") if arm.scores == "told")
+    _, chosen, *_ = candidates(0.25, "crop")
+    others = {arm.selector: arm for arm in controls(chosen)}
+    told = others["told window"]
     top, left, height, width = made.box
     line = np.arange(14) * 32 + 16
     nearness = -((line[:, None] - top - height / 2) ** 2 + (line[None] - left - width / 2) ** 2)
     keep = kept(told, nearness.astype(np.float32).reshape(-1), SIZE)
     assert keep.sum() == 49
     assert share_kept(made, keep) == pytest.approx(1, abs=1e-3)
-    assert [view.shape for view in views(told, made, keep)] == [(3, 224, 224)]
-    assert {arm.tokens(SIZE) for arm in controls(0.25, "fill")} == {196, 784}
+    assert [view.shape for view in views(told, made, keep)[0]] == [(3, 224, 224)]
+    assert others.keys() >= {"edge window x2", "centre window", "resized", "full", "jpeg"}
+    assert {arm.tokens(SIZE) for arm in others.values()} == {196, 784}
     counts = {arm.selector: arm.tokens(SIZE) for arm in candidates(0.25, "crop")}
     assert max(counts.values()) == 196
     assert counts["ranker window +112px"] == 36 * 4 + 49
@@ -125,8 +129,12 @@ def test_kept_pieces_are_cropped_apart_and_dropped_blocks_are_flat() -> None:
     assert pieces(keep.reshape(-1)) == [(0, 2, 0, 3), (5, 9, 12, 14)]
     made = scene(5)
     arm = Arm(scores="ranker", shape="topk", keep=0.1, way="crop")
-    assert [view.shape for view in views(arm, made, keep.reshape(-1))] == [(3, 64, 96), (3, 128, 64)]
-    filled = views(Arm(scores="ranker", shape="topk", keep=0.1, way="fill"), made, keep.reshape(-1))[0]
+    crops, packed = views(arm, made, keep.reshape(-1))
+    assert [view.shape for view in crops] == [(3, 64, 96), (3, 128, 64)]
+    ((whole,), nbytes) = views(dataclasses.replace(arm, as_jpeg=True), made, keep.reshape(-1))
+    assert whole.shape == made.pixels.shape
+    assert nbytes <= packed
+    ((filled,), _) = views(dataclasses.replace(arm, way="fill"), made, keep.reshape(-1))
     assert torch.equal(filled[:, :64, :96], made.pixels[:, :64, :96])
     assert (filled[:, 96:128, 96:128].flatten(1).float().std(1) == 0).all()
 
@@ -138,14 +146,3 @@ def test_validation_shares_no_photo_with_the_head() -> None:
     assert not {one.key for one in head.backgrounds} & {one.key for one in validation.backgrounds}
     assert len(head.objects["a"]) + len(validation.objects["a"]) == 100
     assert 5 < len(validation.objects["a"]) < 40
-
-
-def test_shared_backgrounds_widen_an_interval() -> None:
-    values = np.repeat([1.0, 0.0, 1.0, 0.0], 25)
-    objects = [str(number) for number in range(100)]
-    apart = crossed_bootstrap([values], lambda mean: mean, objects, objects)
-    shared = crossed_bootstrap([values], lambda mean: mean, objects, [str(n // 25) for n in range(100)])
-    assert apart.value == shared.value == 0.5
-    assert shared.high - shared.low > 2 * (apart.high - apart.low)
-    same = crossed_bootstrap([values, values], lambda a, b: a - b, objects, objects)
-    assert (same.low, same.high) == (0, 0)

@@ -1,4 +1,4 @@
-"""Intervals over images and seeds, against a bootstrap in plain loops."""
+"""Intervals over images, over what they share and over seeds, against a bootstrap in plain loops."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from patchsieve.ranker.learning.agreement import mean_interval, paired_difference
-from patchsieve.ranker.prove.intervals import difference, interval
+from patchsieve.ranker.prove.intervals import crossed_bootstrap, difference, interval
 
 IMAGES = 60
 
@@ -43,3 +43,16 @@ def test_images_and_seeds_are_drawn_anew() -> None:
     alike = interval(np.repeat(one[:1], 3, axis=0), seed=0)
     assert found.high - found.low > 2 * (alike.high - alike.low)
     assert found == difference(one, other, seed=0)
+
+
+def test_what_images_share_is_drawn_anew_with_all_its_images() -> None:
+    values = np.repeat([1.0, 0.0, 1.0, 0.0], 25)
+    images, grounds = [str(number) for number in range(100)], [str(number // 25) for number in range(100)]
+    apart = interval(values[None], seed=0)
+    shared = interval(values[None], seed=0, groups=[images, grounds])
+    assert apart.value == shared.value == 0.5
+    assert shared.high - shared.low > 2 * (apart.high - apart.low)
+    own = interval(values[None], seed=0, groups=[images])
+    assert (own.low, own.high) == pytest.approx((apart.low, apart.high), abs=0.02)
+    same = crossed_bootstrap([values, values], lambda a, b: a - b, [images, grounds])
+    assert (same.low, same.high) == (0, 0)

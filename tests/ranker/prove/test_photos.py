@@ -136,3 +136,11 @@ def test_the_split_depends_on_keys_alone(shard: Path) -> None:
     alone = dataclasses.replace(many, names=("a",) * 400)
     with pytest.raises(UserError, match=r"400 train images at --validation 0\.2"):
         validation_split(alone, 0.2, 0)
+
+
+def test_what_images_share_is_read_and_asked_of_all(shard: Path) -> None:
+    photos = read(shard, groups=[LabelField("json:kind", {}), LabelField("json:n", {})])
+    assert photos.groups == (("a", "b", "a", "b"), ("0", "1", "2", "3"))
+    assert photos.take(np.array([False, True, True, False])).groups == (("b", "a"), ("1", "2"))
+    with pytest.raises(UserError, match="--group json:place: sample good-0 has no such field"):
+        read(shard, groups=[LabelField("json:place", {})])

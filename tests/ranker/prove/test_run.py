@@ -12,7 +12,7 @@ from patchsieve.pipeline import storage
 from patchsieve.pipeline.errors import UserError
 from patchsieve.ranker.prove import photos
 from patchsieve.ranker.prove import run as prove_run
-from patchsieve.ranker.prove.report import Proof, to_json
+from patchsieve.ranker.prove.report import Proof, report_lines, to_json
 from tests.helpers.proofs import marked_shard, measured, proof_config, proof_folder
 
 
@@ -56,6 +56,13 @@ def test_an_interrupted_measurement_goes_on_and_comes_to_the_same(small: Path) -
     again: list[str] = []
     assert figures(measured(small, again.append, out=out, controls=controls)) == figures(whole)
     assert [line.split()[0] for line in again] == ["train", "test"]
+    # Intervals over what test images share, of figures that are there.
+    shared = measured(small, again.append, out=out, controls=controls, group=("json:kind",))
+    assert [line.split()[0] for line in again] == ["train", "test"] * 2
+    arm, same = whole.arms[0], shared.arms[0]
+    assert "intervals  over 4 of json:kind" in report_lines(shared)
+    assert (arm.right["full-pruned"] == same.right["full-pruned"]).all()
+    assert whole.interval(arm, "full-pruned") != shared.interval(same, "full-pruned")
 
 
 def test_the_selector_is_fixed_before_the_test_shards_are_opened(
