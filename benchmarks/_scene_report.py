@@ -28,7 +28,7 @@ _WHOLE, _JPEG = "full", "jpeg"
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """An arm on test scenes, `[N]` each: `numbers`, `share` of the object kept, `nbytes`, whether it was named `right`."""
+    """An arm on test scenes; `[N]` each: `numbers`, `share` of the object kept, `nbytes`, and whether it is `right`."""
 
     arm: Arm
     tokens: int
