@@ -21,6 +21,7 @@ from patchsieve.pipeline.images.patches import patchify
 from patchsieve.pipeline.images.views import ViewBox, apply_view
 from patchsieve.pipeline.pruned.codec import ImageCodec, flatten_dropped
 from patchsieve.pipeline.randomness import KeyedRandom
+from patchsieve.pipeline.teacher.model import MaskedAutoencoder
 from patchsieve.ranker.baselines.baselines import BaselineSources, make_baseline
 from patchsieve.ranker.model.checkpoint import LoadedRanker
 from patchsieve.ranker.prove.views import Canvas, packed_files, tar_bytes
@@ -96,8 +97,8 @@ class Arm:
 def candidates(keep: float, way: Way) -> list[Arm]:
     """The product's selectors, of which validation chooses one."""
 
-    def arm(shape: str, **more: float) -> Arm:
-        return Arm(scores="ranker", shape=shape, keep=keep, way=way, **more)
+    def arm(shape: str, scores: str = "ranker", **more: float) -> Arm:
+        return Arm(scores=scores, shape=shape, keep=keep, way=way, **more)
 
     found = [
         arm("window"),
@@ -106,6 +107,7 @@ def candidates(keep: float, way: Way) -> list[Arm]:
         arm("region"),
         arm("window", background=64),
         arm("window", background=112),
+        *(arm("window", "leverage", windows=count) for count in (1, 2, 3)),
     ]
     return found if way == "crop" else [arm("topk"), *found]
 
@@ -125,6 +127,8 @@ def controls(chosen: Arm) -> list[Arm]:
             Arm(scores=name, shape="window", keep=keep, way=way) for name in ("told", "place", "centre")
         ]
         scored = [dataclasses.replace(chosen, scores=name) for name in ("edge", "variance", "gradient")]
+        if chosen.scores != "ranker":
+            scored.append(dataclasses.replace(chosen, scores="ranker"))
         return [*places, *scored, *whole, dataclasses.replace(chosen, as_jpeg=True)]
     told = Arm(scores="told", shape="window", keep=keep, way=way)
     return [told, *(Arm(scores=name, shape="topk", keep=keep, way=way) for name in BASELINES), *whole]
@@ -138,10 +142,10 @@ def resized_grid(keep: float, size: int) -> int:
 class Scorer:
     """Scores of scenes, each made once, float32 `[L]` by name."""
 
-    def __init__(self, ranker: LoadedRanker, seed: int) -> None:
+    def __init__(self, ranker: LoadedRanker, teacher: MaskedAutoencoder, seed: int) -> None:
         self._ranker, self._seed = ranker, seed
-        sources = BaselineSources(grid=GRID, patch_size=PATCH, seed=seed)
-        self._baselines = {name: make_baseline(name, sources) for name in BASELINES}
+        sources = BaselineSources(grid=GRID, patch_size=PATCH, seed=seed, teacher=teacher)
+        self._baselines = {name: make_baseline(name, sources) for name in (*BASELINES, "leverage")}
 
     @torch.inference_mode()
     def __call__(self, name: str, scene: Scene, number: int) -> NDArray[np.float32]:

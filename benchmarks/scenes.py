@@ -31,6 +31,8 @@ from benchmarks._scene_store import Store, right
 from benchmarks._scene_textures import textures
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.randomness import KeyedRandom
+from patchsieve.pipeline.teacher.build import build_teacher
+from patchsieve.pipeline.teacher.checkpoint import read_teacher
 from patchsieve.ranker.model.checkpoint import load_ranker
 
 KEEPS = (0.25, 0.5)
@@ -149,6 +151,7 @@ def main() -> None:
     )
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--ranker", default="tiny")
+    parser.add_argument("--teacher", default="tiny", help="whose features leverage is taken in")
     parser.add_argument("--size", type=int, default=448, help="side of a scene, a multiple of 224")
     parser.add_argument("--tiles", type=int, default=1, help="backgrounds along a side of a mosaic")
     parser.add_argument("--head-photos", type=int, default=10, help="train photos of each class for the head")
@@ -179,7 +182,8 @@ def run(options: argparse.Namespace) -> None:
     names, merged = class_names(options.names), dict(pair.split("=", 1) for pair in options.merge)
     train = read_material(options.train, options.train_backgrounds, names, merged)
     for_head, for_choice = split_material(train, options.seed)
-    scorer, probe = Scorer(load_ranker(options.ranker, device="cpu"), options.seed), Lite0()
+    teacher = build_teacher(read_teacher(options.teacher))
+    scorer, probe = Scorer(load_ranker(options.ranker, device="cpu"), teacher, options.seed), Lite0()
     head = read_head(for_head, options, probe, scorer)
     say(f"head: {head.accuracy:.3f} on pictures that it was not fitted on")
     make = maker(for_choice, options, "validation")

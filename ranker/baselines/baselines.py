@@ -30,6 +30,7 @@ from patchsieve.ranker.baselines.features import (
     pixel_variance,
 )
 from patchsieve.ranker.baselines.fits import fitted_values
+from patchsieve.ranker.baselines.leverage import feature_leverage
 from patchsieve.ranker.learning.agreement import Scores
 
 Baseline = Callable[[Tensor, str], Scores]
@@ -40,7 +41,7 @@ class BaselineSources:
     """What baselines are made of.
 
     `grid`: patches along a side; `patch_size` in pixels; `seed`: of `random`; `fits`: what `fit_baselines` gave, as
-    stored with a ranker under `FITS`, for `position` and `ridge`; `teacher`: for `attention`.
+    stored with a ranker under `FITS`, for `position` and `ridge`; `teacher`: for those `FROM_TEACHER`.
     """
 
     grid: int
@@ -118,16 +119,26 @@ def _ridge(sources: BaselineSources) -> _Scoring:
 
 
 def _attention(sources: BaselineSources) -> _Scoring:
+    teacher = _teacher_of("attention", sources)
+    return lambda patches, _key: class_attention(teacher, patches[None])[0].cpu().numpy()
+
+
+def _leverage(sources: BaselineSources) -> _Scoring:
+    teacher = _teacher_of("leverage", sources)
+    return lambda patches, _key: feature_leverage(teacher, patches[None])[0].numpy()
+
+
+def _teacher_of(name: str, sources: BaselineSources) -> MaskedAutoencoder:
     teacher = sources.teacher
     if teacher is None:
-        raise UserError("baseline attention needs a teacher: name one with --teacher")
+        raise UserError(f"baseline {name} needs a teacher: name one with --teacher")
     if (teacher.config.grid, teacher.config.patch_size) != (sources.grid, sources.patch_size):
         raise UserError(
-            f"baseline attention: the teacher sees {teacher.config.grid} x {teacher.config.grid} patches of "
+            f"baseline {name}: the teacher sees {teacher.config.grid} x {teacher.config.grid} patches of "
             f"{teacher.config.patch_size} px, these images have {sources.grid} x {sources.grid} of "
             f"{sources.patch_size} px"
         )
-    return lambda patches, _key: class_attention(teacher, patches[None])[0].cpu().numpy()
+    return teacher
 
 
 def _cluster(_sources: BaselineSources) -> _Scoring:
@@ -178,4 +189,8 @@ BASELINES: dict[str, Callable[[BaselineSources], _Scoring]] = {
     "ridge": _ridge,
     "attention": _attention,
     "cluster": _cluster,
+    "leverage": _leverage,
 }
+
+FROM_TEACHER = ("attention", "leverage")
+"""Those that a teacher makes."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.scoring.api import Teacher
-from patchsieve.ranker.baselines.baselines import BASELINES, BaselineSources, make_baseline
+from patchsieve.ranker.baselines.baselines import BASELINES, FROM_TEACHER, BaselineSources, make_baseline
 from patchsieve.ranker.baselines.fits import FITS
 from patchsieve.ranker.evaluate.dense import DenseTeacher
 from patchsieve.ranker.evaluate.reconstruction import ReconstructionCurve, reconstruction_curves
@@ -92,7 +92,7 @@ def evaluate_ranker(
 ) -> Evaluation:
     """Measure a ranker on images with dense scores; one DenseTeacher serves many rankers.
 
-    `teacher`: for the baseline `attention` and the reconstruction, which are left out without it. `baselines`: names
+    `teacher`: for baselines `FROM_TEACHER` and the reconstruction, which are left out without it. `baselines`: names
     of the registry, None for all that can be had. `extra_notes` come before the notes found here. Raises UserError
     where the dense scores are of another teacher than the ranker's, ValueError where they are of another grid.
     """
@@ -185,7 +185,7 @@ def baseline_scores(
     *,
     seed: int = 1,
 ) -> dict[str, Scores]:
-    """Scores of baselines by name, float32 `[I, L]`; `ranker` holds the fits, `teacher` is for `attention`."""
+    """Scores of baselines by name, float32 `[I, L]`; `ranker` holds the fits, `teacher` is for those `FROM_TEACHER`."""
     sources = BaselineSources(
         grid=ranker.config.grid,
         patch_size=ranker.config.patch_size,
@@ -212,7 +212,7 @@ def _usable(
             f"baselines {' and '.join(unfitted)} are left out: {ranker.name} holds no fits of them; train it again "
             "to have them stored"
         )
-    missing = {*unfitted, *(("attention",) if teacher is None else ())}
-    if teacher is None and "attention" in names:
-        notes.append("baseline attention is left out: it needs the teacher")
-    return [name for name in names if name not in missing], notes
+    untaught = [name for name in names if name in FROM_TEACHER and teacher is None]
+    if untaught:
+        notes.append(f"baselines without the teacher that they need are left out: {', '.join(untaught)}")
+    return [name for name in names if name not in {*unfitted, *untaught}], notes

@@ -44,13 +44,14 @@ class PruneConfig:
     """Shards: paths, globs, brace ranges {000000..000999}, directories or @list.txt, on any fsspec URL."""
     ranker: str
     """Folder or URL of a ranker, tiny (bundled), or baseline:NAME, where NAME is random, grid, variance, gradient,
-    edge, centre, position, ridge, attention or cluster."""
+    edge, centre, position, ridge, attention, cluster or leverage."""
     out: str
     """Output folder (any fsspec URL). Run again on it to resume."""
     fits: Annotated[str | None, tyro.conf.arg(name="from")] = None
     """Ranker whose stored fits baseline:position and baseline:ridge take."""
     teacher: str | None = None
-    """Teacher of baseline:attention; with --dry-run, also the one whose error is told when it rebuilds the images."""
+    """Teacher of baseline:attention and baseline:leverage; with --dry-run, also the one whose error is told when it
+    rebuilds the images."""
     select: SelectionName = "topk"
     """The highest scores; the rectangle where scores sum highest; one connected region; the smallest set with a share
     of the softmax; for diversity, as published; at random."""

@@ -21,7 +21,7 @@ from patchsieve.ranker.prune.sample import PruneSpec
 from patchsieve.ranker.select import regions, selection
 from patchsieve.ranker.select.image_choice import ImageChoice
 from patchsieve.ranker.select.image_tables import find_image_tables
-from patchsieve.ranker.select.patch_scorer import PatchSource, open_patch_source
+from patchsieve.ranker.select.patch_scorer import PatchSource, needs_teacher, open_patch_source
 from patchsieve.ranker.select.selector import Selector
 
 PRUNE_VERSION = 2
@@ -104,7 +104,7 @@ def make_prune_request(config: PruneConfig) -> PruneRequest:
     """Find shards and ranker; UserError where the combination cannot work."""
     # Of a cluster that was there before, workers stand in other folders.
     config = dataclasses.replace(config, out=storage.absolute_url(config.out))
-    diagnostic = config.dry_run and config.ranker != "baseline:attention"
+    diagnostic = config.dry_run and not needs_teacher(config.ranker)
     teacher = None if diagnostic else config.teacher
     source = open_patch_source(config.ranker, fits=config.fits, teacher=teacher, seed=config.seed or 0)
     if config.precision != "auto":

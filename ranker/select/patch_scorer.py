@@ -19,7 +19,13 @@ from patchsieve.pipeline.identity import digest_of
 from patchsieve.pipeline.row_config import Precision
 from patchsieve.pipeline.teacher.build import build_teacher
 from patchsieve.pipeline.teacher.checkpoint import TeacherFile, read_teacher
-from patchsieve.ranker.baselines.baselines import Baseline, BaselineSources, check_baseline, make_baseline
+from patchsieve.ranker.baselines.baselines import (
+    FROM_TEACHER,
+    Baseline,
+    BaselineSources,
+    check_baseline,
+    make_baseline,
+)
 from patchsieve.ranker.baselines.fits import FITS
 from patchsieve.ranker.model.checkpoint import LoadedRanker, load_ranker
 from patchsieve.ranker.model.fast import choose_ranker_batch, choose_ranker_precision, prepare_ranker
@@ -69,6 +75,11 @@ class PatchSource:
         return self.grid * self.patch_size
 
 
+def needs_teacher(name: str) -> bool:
+    """Whether `--ranker` names a baseline that a teacher makes."""
+    return name in {f"{BASELINE_PREFIX}{baseline}" for baseline in FROM_TEACHER}
+
+
 def open_patch_source(name: str, *, fits: str | None, teacher: str | None, seed: int) -> PatchSource:
     """What `--ranker` names: a folder or URL, `tiny`, or `baseline:NAME`.
 
@@ -94,7 +105,7 @@ def open_patch_source(name: str, *, fits: str | None, teacher: str | None, seed:
 
 def _open_baseline(name: str, fits: str | None, teacher: str | None, seed: int) -> PatchSource:
     check_baseline(name)
-    if teacher is not None and name != "attention":
+    if teacher is not None and name not in FROM_TEACHER:
         raise UserError(f"--teacher does nothing with baseline:{name}: leave it out")
     if fits is not None and name not in ("position", "ridge"):
         raise UserError(f"--from does nothing with baseline:{name}: leave it out")

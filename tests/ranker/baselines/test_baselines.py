@@ -17,6 +17,7 @@ from patchsieve.ranker.baselines.baselines import BASELINES, BaselineSources, cl
 from patchsieve.ranker.baselines.density_peaks import density_peaks
 from patchsieve.ranker.baselines.features import even_order, gradient_energy, pixel_variance
 from patchsieve.ranker.baselines.fits import FITS, BaselineFits
+from patchsieve.ranker.baselines.leverage import RIDGE
 from patchsieve.ranker.batches.index import index_tables
 from patchsieve.ranker.batches.stream import TableBatches
 from patchsieve.ranker.model.checkpoint import load_ranker, save_ranker
@@ -69,7 +70,7 @@ def test_only_what_looks_at_pixels_depends_on_them(name: str) -> None:
 
 
 def test_the_registry_is_what_is_documented() -> None:
-    names = "random grid variance gradient edge centre position ridge attention cluster"
+    names = "random grid variance gradient edge centre position ridge attention cluster leverage"
     assert list(BASELINES) == names.split()
 
 
@@ -174,3 +175,18 @@ def test_damaged_fits_are_refused(change: dict[str, Any]) -> None:
     assert "baseline" in refusal("ridge", fits={"ridge": ridge})
     del ridge["position"]
     assert "baseline" in refusal("ridge", fits={"ridge": ridge})
+
+
+def test_leverage_is_that_of_a_ridge_regression_on_the_features_and_finds_what_is_odd() -> None:
+    teacher, odd = random_teacher(SMALL), 14
+    patches = photo(1)[:1].expand(SMALL.positions, -1).clone()
+    patches[odd] = 255 - patches[odd]
+    found = make_baseline("leverage", sources())(patches, "")
+    assert int(found.argmax()) == odd
+    with torch.no_grad():
+        places = torch.arange(SMALL.positions)[None]
+        features = teacher.encode(normalise(patches[None]), places)[0, 1:].double().numpy()
+    centred = features - features.mean(0)
+    left, values, _ = np.linalg.svd(centred, full_matrices=False)
+    ridge = RIDGE * (values**2).mean()
+    np.testing.assert_allclose(found, (left**2 * (values**2 / (values**2 + ridge))).sum(1), atol=1e-5)

@@ -108,11 +108,14 @@ def test_an_old_ranker_and_no_teacher_leave_baselines_out(
     old = ranker_of(tmp_path / "old", teacher)
     dense = noisy_dense(truth, 0.5, teacher, patches=evaluation_images(IMAGES, old).patches)
     evaluation = evaluate_ranker(old, dense, extra_notes=["first"])
-    assert set(BASELINES) - set(evaluation.agreement) == {"position", "ridge", "attention"}
+    assert set(BASELINES) - set(evaluation.agreement) == {"position", "ridge", "attention", "leverage"}
     assert evaluation.reconstruction is None
     assert evaluation.notes[0] == "first"
     assert evaluation.notes[1].startswith("baselines position and ridge are left out: old holds no fits")
-    assert evaluation.notes[2] == "baseline attention is left out: it needs the teacher"
+    assert (
+        evaluation.notes[2]
+        == "baselines without the teacher that they need are left out: attention, leverage"
+    )
     few = evaluate_ranker(old, dense, baselines=["grid"])
     assert (list(few.agreement), few.notes) == ([RANKER, "grid"], ())
 

@@ -11,7 +11,7 @@ import torch
 
 from patchsieve.pipeline.images.patches import patchify
 from patchsieve.pipeline.row_config import Precision
-from patchsieve.ranker.baselines.baselines import BASELINES
+from patchsieve.ranker.baselines.baselines import BASELINES, FROM_TEACHER
 from patchsieve.ranker.select.patch_scorer import (
     PatchScorer,
     PatchSource,
@@ -72,7 +72,7 @@ def test_baselines_rank_as_on_a_processor(gpu: Device, ranker: str, tmp_path: Pa
     source = open_patch_source(
         f"baseline:{name}",
         fits=ranker if name in ("position", "ridge") else None,
-        teacher=save_small_teacher(tmp_path) if name == "attention" else None,
+        teacher=save_small_teacher(tmp_path) if name in FROM_TEACHER else None,
         seed=0,
     )
     found, expected = (
