@@ -80,6 +80,7 @@ def _line(one: Measured, chosen: Measured, facts: Mapping[int, Facts], seed: int
         "bytes": float(one.nbytes[here].mean()),
         "scenes": len(both),
         "share": interval([one.share[here]], lambda mean: mean),
+        "share_chosen_minus_this": interval([chosen.share[there], one.share[here]], lambda a, b: a - b),
         "recognition": interval(columns[1:], lambda mean: mean),
         "chosen_minus_this": interval(columns, lambda a, b: a - b),
         "chosen_over_this": interval(columns, lambda a, b: a / b),
@@ -101,7 +102,9 @@ def _verdict(lines: Sequence[Mapping[str, Any]], chosen: str) -> str:
     for line in others:
         gap = line["chosen_minus_this"]
         (ahead if gap["low"] > 0 else behind if gap["high"] < 0 else even).append(line["selector"])
-    parts = [f"{chosen} names {own['recognition']['value']:.3f} of the objects"]
+    parts = [
+        f"{chosen} keeps {own['share']['value']:.3f} of the objects and names {own['recognition']['value']:.3f} of them"
+    ]
     for words, names in (("ahead of", ahead), ("not told apart from", even), ("behind", behind)):
         if names:
             parts.append(f"{words} {', '.join(names)}")
@@ -127,7 +130,16 @@ def _verdict(lines: Sequence[Mapping[str, Any]], chosen: str) -> str:
 
 def print_report(found: Mapping[str, Any]) -> None:
     """Tables on the terminal, each with its verdict."""
-    columns = ("arm", "tokens", "kB", "scenes", "share kept", "recognition", "chosen minus this")
+    columns = (
+        "arm",
+        "tokens",
+        "kB",
+        "scenes",
+        "share kept",
+        "chosen minus this",
+        "named",
+        "chosen minus this",
+    )
     for group in found["groups"]:
         rows = [
             (
@@ -136,8 +148,9 @@ def print_report(found: Mapping[str, Any]) -> None:
                 f"{line['bytes'] / 1000:.1f}",
                 str(line["scenes"]),
                 f"{line['share']['value']:.3f}",
+                _span(line["share_chosen_minus_this"]),
                 _span(line["recognition"]),
-                "" if line["selector"] == found["choice"]["selector"] else _span(line["chosen_minus_this"]),
+                _span(line["chosen_minus_this"]),
             )
             for line in sorted(group["arms"], key=lambda line: -line["recognition"]["value"])
         ]

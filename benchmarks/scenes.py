@@ -83,7 +83,10 @@ def read_head(material: Material, options: argparse.Namespace, probe: Lite0, sco
 
 
 def choose(store: Store, head: Head, options: argparse.Namespace) -> dict[str, Any]:
-    """The selector that is best on validation scenes at the first ratio; written before test scenes are opened."""
+    """The selector that is best on validation scenes at the first ratio; written before test scenes are opened.
+
+    Of those that name as many objects, the one that keeps most of them.
+    """
     path: Path = options.work / "choice.json"
     if path.exists():
         found: dict[str, Any] = json.loads(path.read_text())
@@ -98,7 +101,7 @@ def choose(store: Store, head: Head, options: argparse.Namespace) -> dict[str, A
             "recognition": float(right(seen, head, facts).mean()),
             "share": float(seen.share.mean()),
         }
-    best = max(table, key=lambda name: table[name]["recognition"])
+    best = max(table, key=lambda name: (table[name]["recognition"], table[name]["share"]))
     found = {"selector": best, "keep": KEEPS[0], "scenes": options.validation_scenes, "validation": table}
     path.write_text(json.dumps(found, indent=2) + "\n")
     return found
