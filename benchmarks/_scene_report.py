@@ -96,16 +96,16 @@ def _verdict(lines: Sequence[Mapping[str, Any]], chosen: str) -> str:
     told = next(line for line in lines if line["selector"].startswith("told"))
     own = next(line for line in lines if line["selector"] == chosen)
     others = [line for line in lines if line not in (told, own) and line["selector"] not in (_WHOLE, _JPEG)]
-    ahead: list[str] = []
-    even: list[str] = []
-    behind: list[str] = []
-    for line in others:
-        gap = line["chosen_minus_this"]
-        (ahead if gap["low"] > 0 else behind if gap["high"] < 0 else even).append(line["selector"])
+    ahead, even, behind = _outcomes(others, "chosen_minus_this")
+    more, like, less = _outcomes(
+        [line for line in others if line["share"]["low"] < 1], "share_chosen_minus_this"
+    )
     parts = [
         f"{chosen} keeps {own['share']['value']:.3f} of the objects and names {own['recognition']['value']:.3f} of them"
     ]
-    for words, names in (("ahead of", ahead), ("not told apart from", even), ("behind", behind)):
+    said = {"keeps more than": more, "as much as": like, "less than": less}
+    said |= {"names more than": ahead, "not told apart from": even, "fewer than": behind}
+    for words, names in said.items():
         if names:
             parts.append(f"{words} {', '.join(names)}")
     small = next((line["chosen_over_this"] for line in lines if line["selector"] == "resized"), None)
@@ -124,8 +124,18 @@ def _verdict(lines: Sequence[Mapping[str, Any]], chosen: str) -> str:
     if behind:
         advice = "resize instead" if "resized" in behind else f"{behind[0]} is better"
     elif even and small is not None and (small["low"] or 0) > 1:
-        advice = "select rather than resize; the scores are not what wins"
+        advice = "select rather than resize"
+        advice += "" if more and not like and not less else "; the scores are not what wins"
     return f"{advice}: {'; '.join(parts)}"
+
+
+def _outcomes(lines: Sequence[Mapping[str, Any]], gap: str) -> tuple[list[str], list[str], list[str]]:
+    """The arms that the chosen one is ahead of beyond the interval of `gap`, even with, and behind."""
+    ahead, even, behind = [], [], []
+    for line in lines:
+        place = ahead if line[gap]["low"] > 0 else behind if line[gap]["high"] < 0 else even
+        place.append(line["selector"])
+    return ahead, even, behind
 
 
 def print_report(found: Mapping[str, Any]) -> None:

@@ -35,6 +35,7 @@ from patchsieve.pipeline.randomness import KeyedRandom
 from patchsieve.pipeline.teacher.build import build_teacher
 from patchsieve.pipeline.teacher.checkpoint import read_teacher
 from patchsieve.ranker.baselines.baselines import class_attention
+from patchsieve.ranker.baselines.leverage import feature_leverage
 from patchsieve.ranker.evaluate.report_parts import plain
 from patchsieve.ranker.learning.agreement import Scores
 from patchsieve.ranker.model.checkpoint import load_ranker
@@ -207,6 +208,7 @@ def measured(options: Scenes | Boxes) -> dict[str, Any]:
             label_free = {
                 "ranker": ranker.model.forward_image(stacked).numpy(),
                 "teacher attention": class_attention(teacher, stacked).numpy(),
+                "teacher leverage": feature_leverage(teacher, stacked).numpy(),
             }
         _extend(scores[2], label_free)
         wanted_N = labels_of(known, classes)
