@@ -205,7 +205,7 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
         ]
         names = [f"{line['selector']} ({line['tokens']})" for line in lines]
         axis.barh(names, value, xerr=[value - low, high - value], color=colours, capsize=2)
-        axis.set_title(f"{group['keep']:.0%} of the tokens, {group['way']}, {lines[0]['scenes']} scenes")
+        axis.set_title(f"{group['keep']:.0%}, {group['way']}, {lines[0]['scenes']} scenes")
         axis.set_xlabel("objects named (95 % interval)")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
