@@ -131,7 +131,9 @@ def _verdict(lines: Sequence[Mapping[str, Any]], chosen: str) -> str:
 
 def _outcomes(lines: Sequence[Mapping[str, Any]], gap: str) -> tuple[list[str], list[str], list[str]]:
     """The arms that the chosen one is ahead of beyond the interval of `gap`, even with, and behind."""
-    ahead, even, behind = [], [], []
+    ahead: list[str] = []
+    even: list[str] = []
+    behind: list[str] = []
     for line in lines:
         place = ahead if line[gap]["low"] > 0 else behind if line[gap]["high"] < 0 else even
         place.append(line["selector"])
