@@ -74,7 +74,7 @@ def _measured(extra: Mapping[str, Any]) -> str:
     return (
         f"Agreement with the teacher (Spearman within each image, mean over {extra['held_out']} held-out images, "
         f"{extra['validation']}): {extra['agreement']:.3f}, at step {extra['step']} of {extra['steps']}.\n"
-        "`patchsieve evaluate` measures it beside what the teacher's own reliability allows and beside eleven baselines."
+        "`patchsieve evaluate` measures it beside what the teacher's own reliability allows and eleven baselines."
     )
 
 
