@@ -39,11 +39,9 @@ def notebook(page: str) -> str:
     cells: list[dict[str, object]] = []
     for indented, lines in itertools.groupby(_with_gaps(page), lambda line: line.startswith("    ")):
         text = textwrap.dedent("".join(lines)).strip("\n")
-        kind = (
-            {"cell_type": "code", "execution_count": None, "outputs": []}
-            if indented
-            else {"cell_type": "markdown"}
-        )
+        kind: dict[str, object] = {"cell_type": "markdown"}
+        if indented:
+            kind = {"cell_type": "code", "execution_count": None, "outputs": []}
         cells.append({**kind, "metadata": {}, "source": text.splitlines(keepends=True)})
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     about = {"cells": cells, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 4}

@@ -72,7 +72,7 @@ NAMES = {
 }
 # What takes more than little data: tests/jobs, tests/ranker/prove and tests/pipeline/pretrain run them.
 ELSEWHERE = {"demo", "train", "evaluate", "prove", "pretrain"}
-ON_A_CLUSTER = {"score": score_here, "prune": prune_here}
+ON_A_CLUSTER: dict[str, Any] = {"score": score_here, "prune": prune_here}
 WRITES = {"pack", "score", "prune"}
 FREE = ("corpus/", "caltech101/", "s3://imagenet", "s3://coco", "s3://ltrp", "s3://bucket")
 
