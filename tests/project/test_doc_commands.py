@@ -65,6 +65,7 @@ NAMES = {
     "tiny": "ranker",
     # Of the small ranker, whose patches have 8 px and images 48.
     "64": "16",
+    "448": "96",
     "896": "192",
     "112": "48",
     "mae-base": "small-pixels-0.safetensors",
@@ -86,6 +87,8 @@ def to_run() -> list[str]:
                 continue
             if words[0] in WRITES:
                 words[words.index("--out") + 1] = "out"
+            if "--teacher" in words:  # tiny is a ranker, too
+                words[words.index("--teacher") + 1] = NAMES["mae-base"]
             if words[0] == "score" or "--sample" in words:
                 words += ["--teacher", NAMES["mae-base"]]  # the last one counts
             found.append(shlex.join(NAMES.get(word, word) for word in words if word != "proof"))
