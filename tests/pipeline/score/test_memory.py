@@ -17,7 +17,7 @@ from tests.helpers.memory_run import STATUS
 from tests.helpers.photos import photo, write_shard
 from tests.helpers.teachers import SMALL, random_teacher
 
-LONG = 1500
+LONG = 1000
 SHORT = 50
 MEGABYTE = 10**6
 
@@ -25,7 +25,7 @@ MEGABYTE = 10**6
 @pytest.mark.slow
 @pytest.mark.skipif(not STATUS.exists(), reason="only Linux tells the peak of a process")
 def test_scoring_takes_as_much_memory_for_a_long_shard_as_for_a_short_one(tmp_path: Path) -> None:
-    # Kept by mistake, the long shard would take 112 MB as decoded images, 83 MB as views, and 9 MB as files.
+    # Kept by mistake, the long shard would take 75 MB as decoded images, 55 MB as views, and 6 MB as files.
     config = dataclasses.replace(SMALL, image_size=96, patch_size=16)
     teacher = str(tmp_path / "teacher.safetensors")
     save_teacher(random_teacher(config), teacher, name="small")
@@ -45,7 +45,7 @@ def test_scoring_takes_as_much_memory_for_a_long_shard_as_for_a_short_one(tmp_pa
     told = json.loads(done.stdout)
     peaks = [told[name][1] for name in shards]
     assert [told[name][0] for name in shards] == [SHORT * 2] * 5 + [LONG * 2] + [SHORT * 2] * 8
-    # The rows of the long shard's table, 7 MB, fill no row group (64 MB) and stay in memory until its end.
+    # The rows of the long shard's table, 5 MB, fill no row group (64 MB) and stay in memory until its end.
     growth = {
         "by more shards": peaks[4] - peaks[0],
         "by a long one": peaks[5] - peaks[4],

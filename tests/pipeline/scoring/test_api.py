@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 
-import patchsieve
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.images.decode import decode_image
 from patchsieve.pipeline.scoring.api import ImageScores, Teacher, as_pixels, load_teacher, score_images
@@ -142,20 +139,6 @@ def test_teachers_by_path(path: str, tmp_path: Path) -> None:
     assert load_teacher(unknown, precision="fp32", output_space="pixels").file.config.output_space == "pixels"
     with pytest.raises(UserError, match="no teacher at"):
         load_teacher(str(tmp_path / "none.safetensors"))
-
-
-def test_the_public_names_are_these_and_need_no_ray(path: str) -> None:
-    assert patchsieve.score_images is score_images
-    assert patchsieve.load_teacher is load_teacher
-    code = (
-        "import sys, numpy, patchsieve\n"
-        "teacher = patchsieve.load_teacher(sys.argv[1], precision='fp32')\n"
-        "image = numpy.zeros((50, 60, 3), numpy.uint8)\n"
-        "print(patchsieve.score_images([image], teacher, views=2)[0].score.shape)\n"
-        "print('ray' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["(2, 3)", "False"]
 
 
 def test_images_are_decoded_as_those_of_shards(tmp_path: Path) -> None:

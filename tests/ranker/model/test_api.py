@@ -15,6 +15,7 @@ from PIL import Image
 import patchsieve
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.images.patches import patchify
+from patchsieve.pipeline.scoring.api import load_teacher, score_images
 from patchsieve.ranker.model.api import center_patches, rank_images
 from patchsieve.ranker.model.checkpoint import LoadedRanker, load_ranker, save_ranker
 from tests.helpers.checkout import ROOT
@@ -98,16 +99,21 @@ def test_what_cannot_be_ranked(
 
 
 def test_the_public_names_are_these_and_need_no_ray(folder: str) -> None:
+    assert patchsieve.score_images is score_images
+    assert patchsieve.load_teacher is load_teacher
     assert patchsieve.load_ranker is load_ranker
     assert patchsieve.rank_images is rank_images
     code = (
         "import sys, numpy, patchsieve\n"
         "print('torch' in sys.modules)\n"
         "ranker = patchsieve.load_ranker(sys.argv[1], device='cpu')\n"
-        "print(patchsieve.rank_images([numpy.zeros((50, 60, 3), numpy.uint8)], ranker).shape)\n"
+        "image = numpy.zeros((50, 60, 3), numpy.uint8)\n"
+        "print(patchsieve.rank_images([image], ranker).shape)\n"
+        "teacher = patchsieve.load_teacher('tiny', precision='fp32')\n"
+        "print(patchsieve.score_images([image], teacher, views=2)[0].score.shape)\n"
         "print('ray' in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, folder], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    assert done.stdout.splitlines() == ["False", "(1, 16)", "False"]
+    assert done.stdout.splitlines() == ["False", "(1, 16)", "(2, 19)", "False"]
