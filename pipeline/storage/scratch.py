@@ -23,11 +23,13 @@ def scratch_folder() -> Iterator[Path]:
     While in use it holds a locked file; the kernel drops the lock with the process, however that ends.
     """
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
-    lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+    lock = os.open(folder / "unlocked", os.O_CREAT | os.O_RDWR, 0o600)
     try:
         # Where the file system knows no locks, nobody finds it dead either.
         with contextlib.suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX)
+        # Locked before it is called so: between the two another process would take the folder for a dead one's.
+        os.rename(folder / "unlocked", folder / "lock")
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

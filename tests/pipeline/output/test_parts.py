@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import random
-import signal
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,17 +14,10 @@ from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.output.folder import OutputFolder, new_run_id
 from patchsieve.pipeline.part import Part, parse_part, part_of_run
 from patchsieve.pipeline.runs.status import read_status, status_lines
-from patchsieve.pipeline.shards.specs import Shard
-from patchsieve.pipeline.tables.schema import SCORES, row_fields, row_identity
-from tests.helpers.tables import CONFIG, TEACHER, make_shard, shard_record, write_table
-from tests.pipeline.output.killed_run import kill_before
+from patchsieve.pipeline.tables.schema import SCORES
+from tests.helpers.checkout import ROOT
+from tests.pipeline.output.killed_parts import ROWS, acquired, commit, shards
 from tests.pipeline.output.world import World
-
-ROWS, IDENTITY = row_fields(CONFIG, TEACHER.digest), row_identity(CONFIG, TEACHER.digest)
-
-
-def shards(count: int) -> list[Shard]:
-    return [make_shard(b"content", f"/data/{number:04d}.tar") for number in range(count)]
 
 
 def test_every_shard_is_in_one_part_and_stays_there() -> None:
@@ -48,12 +40,6 @@ def test_what_is_no_part_is_refused(text: str) -> None:
 def test_a_run_id_tells_its_part() -> None:
     assert part_of_run(new_run_id(Part(3, 8))) == Part(3, 8) == parse_part("3/8")
     assert part_of_run(new_run_id()) is None
-
-
-def acquired(folder: Path, part: Part | None, machine: Any = None) -> OutputFolder:
-    output = OutputFolder(str(folder), SCORES, run_id=new_run_id(part), machine=machine)
-    output.acquire(heartbeat=False)
-    return output
 
 
 def test_parts_work_side_by_side_and_a_wrong_number_is_refused(tmp_path: Path) -> None:
@@ -146,50 +132,11 @@ def test_what_parts_read_is_kept_for_all(tmp_path: Path) -> None:
     assert len(OutputFolder(str(tmp_path / "out"), SCORES, run_id="later").all_records(2)) == 6
 
 
-def commit(output: OutputFolder, scratch: Path, shard: Shard) -> None:
-    local = scratch / f"{shard.id}.{os.getpid()}.parquet"
-    write_table(local, shard_record(shard, b"content"))
-    output.commit(shard, local, None)
-    local.unlink()
-
-
-def play(scratch: Path, folder: Path, part: Part | None, everything: list[Shard]) -> None:
-    """One whole run over a part."""
-    output = acquired(folder, part)
-    output.adopt_config(ROWS, other={})
-    own = [shard for shard in everything if part is None or part.takes(shard.id)]
-    output.write_run({"state": "running"}, shards=own)
-    for shard in output.plan(own, IDENTITY).todo:
-        commit(output, scratch, shard)
-    output.keep_records(own)
-    output.write_run({"state": "complete"}, shards=own)
-    output.release()
-
-
 def test_eight_parts_killed_fifty_times_leave_what_one_run_leaves(tmp_path: Path) -> None:
-    everything = shards(24)
-    play(tmp_path, tmp_path / "one", None, everything)
-    rng, kills = random.Random(7), 0
-    running: dict[int, Part] = {}
-    waiting = [Part(index, 8) for index in range(1, 9)]
-    while waiting or running:
-        for part in waiting:
-            step = rng.randint(1, 12) if kills + len(running) < 70 else 0
-            pid = os.fork()
-            if pid == 0:
-                kill_before(step)
-                play(tmp_path, tmp_path / "parts", part, everything)
-                os._exit(0)
-            running[pid] = part
-        waiting.clear()
-        pid, status = os.wait()
-        part = running.pop(pid)
-        code = os.waitstatus_to_exitcode(status)
-        assert code in (0, -signal.SIGKILL)
-        if code:
-            kills += 1
-            waiting.append(part)
-    assert kills >= 50
+    command = [sys.executable, "-m", "tests.pipeline.output.killed_parts", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 50
     one, parts = (
         {path.name: path.read_bytes() for path in (tmp_path / name / "scores").iterdir()}
         for name in ("one", "parts")

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import stat as python_stat
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -332,4 +333,25 @@ def test_scratch_works_where_the_file_system_knows_no_locks(monkeypatch: pytest.
         (folder / "a").write_bytes(b"x")
         storage.remove_dead_scratch()
         assert (folder / "a").exists(), "nobody knows that it is dead"
+    assert not folder.exists()
+
+
+def test_scratch_that_is_just_being_made_is_not_taken_for_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    flock = fcntl.flock
+    looked: list[int] = []
+
+    def beside_another(descriptor: int, how: int) -> None:
+        if not looked:
+            looked.append(1)
+            looked.append(storage.remove_dead_scratch())
+        flock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", beside_another)
+    with storage.scratch_folder() as folder:
+        assert folder.exists()
+        assert storage.remove_dead_scratch() == 0
+    assert looked == [1, 0]
     assert not folder.exists()
