@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -17,7 +15,7 @@ from patchsieve.pipeline.options.given import check_given
 from patchsieve.pipeline.options.page import help_page
 from patchsieve.pipeline.options.reading import options_of
 from patchsieve.pipeline.runs.config_file import settings_from_yaml
-from patchsieve.pipeline.shown import say
+from patchsieve.pipeline.shown import say_page
 
 _Config = TypeVar("_Config")
 
@@ -39,16 +37,6 @@ def read_config(name: str, config_type: type[_Config], arguments: Sequence[str])
     check_given(name, options_of(config_type), rest, complete=at is None)
     config: _Config = tyro.cli(config_type, prog=f"patchsieve {name}", args=rest, default=default)
     return config
-
-
-def say_page(lines: Sequence[str]) -> None:
-    """Print what a reader may stop reading, as `--help | head` does."""
-    try:
-        say(*lines)
-    except BrokenPipeError:
-        # Nothing is left to say; Python would say so when it ends.
-        local_sink = os.devnull
-        os.dup2(os.open(local_sink, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _defaults(config_type: type[_Config], settings: Mapping[str, Any]) -> _Config:

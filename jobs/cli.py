@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
-import platform
 import sys
 
 from patchsieve import __version__
-from patchsieve.jobs.arguments import say_page
 from patchsieve.pipeline.checks import meant
-from patchsieve.pipeline.shown import say
+from patchsieve.pipeline.shown import say, say_page
 
 COMMANDS = {
     "pack": "pack a folder of photos, with sub folders as labels, into shards",
@@ -33,7 +30,10 @@ def main() -> None:
     """Run the job that the first word of the command line names."""
     command = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if command in ("-V", "--version"):
-        found = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "timm", "ray")]
+        import platform
+        from importlib.metadata import version
+
+        found = [f"{name} {version(name)}" for name in ("torch", "timm", "ray")]
         say(", ".join([f"patchsieve {__version__}", f"Python {platform.python_version()}", *found]))
     elif command == "--completion":
         from patchsieve.jobs.commands import completion

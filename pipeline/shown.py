@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
+import sys
 import time
+from collections.abc import Sequence
 from datetime import datetime
 from typing import TextIO
 
@@ -46,6 +49,16 @@ def say(*lines: str, file: TextIO | None = None) -> None:
     """Print each of these lines as `one_line`, at once; `file` None: standard output."""
     print("\n".join(map(one_line, lines)), file=file, flush=True)
     spoke()
+
+
+def say_page(lines: Sequence[str]) -> None:
+    """Print what a reader may stop reading, as `--help | head` does."""
+    try:
+        say(*lines)
+    except BrokenPipeError:
+        # Nothing is left to say; Python would say so when it ends.
+        local_sink = os.devnull
+        os.dup2(os.open(local_sink, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _OneLine(logging.Formatter):

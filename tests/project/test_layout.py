@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import re
 import statistics
+import sys
 import tomllib
 from collections.abc import Callable
 
@@ -154,6 +155,10 @@ def test_messages_install_a_dependency_or_an_extra_of_the_checkout() -> None:
 def test_heavy_libraries_load_only_when_a_job_runs() -> None:
     files = [*LIGHT_FILES, *python_files("jobs")]
     assert broken(lambda file: loaded_at_import(file) & HEAVY_LIBRARIES, files) == {}
+
+
+def test_what_the_command_itself_loads_is_next_to_nothing() -> None:
+    assert loaded_at_import("jobs/cli.py") <= {"patchsieve", *sys.stdlib_module_names}
 
 
 def test_a_score_run_itself_loads_no_model() -> None:
