@@ -34,7 +34,13 @@ def run(config: PruneConfig) -> int:
         from patchsieve.ranker.gallery.config import SheetConfig
         from patchsieve.ranker.gallery.sheet import write_sheet
 
-        sheet = SheetConfig(path=config.out, images=config.shards, root=config.root, out=config.sheet)
+        sheet = SheetConfig(
+            path=config.out,
+            images=config.shards,
+            unsorted=config.unsorted,
+            root=config.root,
+            out=config.sheet,
+        )
         with doing("drawing the sheet"):
             drawn = write_sheet(sheet, run_id=summary.run_id)
         if config.log_format == "text":
