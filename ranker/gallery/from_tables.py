@@ -52,11 +52,10 @@ def pictured_tables(
     wanted: list[tuple[Shard, Collection[str]]]
     shards = _shards(tables)
     if key is not None:
-        wanted = (
-            [(next(s for s in shards if _has(s, key)), {key})] if any(_has(s, key) for s in shards) else []
-        )
-        if not wanted:
+        holder = next((shard for shard in shards if _has(shard, key)), None)
+        if holder is None:
             raise UserError(f"{', '.join(paths.values())} has no sample {key!r}")
+        wanted = [(holder, {key})]
     elif order is not None:
         wanted = _extremes(shards, count, highest=order == "top")
     else:
