@@ -31,6 +31,8 @@ os.environ.update(
         # Lines about waiting come by the clock.
         "PATCHSIEVE_QUIET": "1",
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+        # Agents learn of their raylet's end by a pipe: as forks they are no children of it.
+        "RAY_enable_pipe_based_agent_to_parent_health_check": "1",
         "RAY_TMPDIR": str(RAY_TEMPORARY),
         # Hub names resolve to a local cache or fail; no test reaches for the network.
         "HF_HUB_OFFLINE": "1",

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from patchsieve.ranker.model.checkpoint import save_ranker
 from patchsieve.ranker.model.ranker import Ranker
 from patchsieve.ranker.prove.config import ProveConfig
+from patchsieve.ranker.prove.probe import PENALTIES, choose_penalty
 from patchsieve.ranker.prove.report import Proof
 from patchsieve.ranker.prove.run import Hire, alone, prove
 from tests.helpers.evaluations import made_up_fits, model_for_teacher, small_teacher
@@ -93,6 +95,12 @@ def proof_folder(folder: Path, *, train: int, test: int, in_marked: bool) -> Pat
         extra=made_up_fits(),
     )
     return folder
+
+
+@pytest.fixture
+def one_penalty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For measurements whose figures do not matter: a fit in place of three to nine."""
+    monkeypatch.setitem(choose_penalty.__kwdefaults__, "penalties", PENALTIES[2:3])
 
 
 def proof_config(folder: Path, **changes: Any) -> ProveConfig:

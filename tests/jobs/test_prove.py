@@ -9,7 +9,9 @@ import pytest
 import yaml
 
 from patchsieve.jobs import prove
-from tests.helpers.proofs import proof_folder
+from tests.helpers.proofs import one_penalty, proof_folder
+
+pytestmark = pytest.mark.usefixtures(one_penalty.__name__)
 
 
 @pytest.fixture(scope="module")

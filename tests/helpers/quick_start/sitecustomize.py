@@ -20,8 +20,17 @@ from typing import Any
 PACKAGES = ("timm", "torchvision")
 COMPILER = "torch._dynamo"
 MODULES = ("patchsieve", "tests.")
-WORKERS = tuple(
-    os.path.join("ray", "_private", "workers", f"{name}_worker.py") for name in ("setup", "default")
+PROGRAMS = tuple(
+    os.path.join("ray", *path.split("/"))
+    for path in (
+        "_private/workers/setup_worker.py",
+        "_private/workers/default_worker.py",
+        "_private/log_monitor.py",
+        "_private/runtime_env/agent/main.py",
+        "autoscaler/_private/monitor.py",
+        "dashboard/agent.py",
+        "dashboard/dashboard.py",
+    )
 )
 
 
@@ -84,14 +93,14 @@ if not any(type(finder).__name__ == _Finder.__name__ for finder in sys.meta_path
 
 
 def _is_handed_over(words: list[str]) -> bool:
-    """Ray's workers, and modules of ours, but for those that measure memory."""
-    if words[:1] == ["-P"]:
+    """Ray's workers and helpers, and modules of ours, but for those that measure memory."""
+    if words[:1] in (["-P"], ["-u"]):
         words = words[1:]
     if words[:1] == ["-m"]:
         return (
             words[1].startswith(MODULES) and "memory" not in words[1] and not words[1].endswith("reading_run")
         )
-    return bool(words) and words[0].endswith(WORKERS)
+    return bool(words) and words[0].endswith(PROGRAMS)
 
 
 zygote = os.environ.get("PATCHSIEVE_ZYGOTE")

@@ -33,12 +33,16 @@ MODULES = (
         "PIL.Image",
     ),
     *("pyarrow.dataset", "pyarrow.fs", "pyarrow.parquet", "fsspec.implementations.local", "yaml", "requests"),
-    *("click", "jsonschema", "packaging.version", "pydantic"),
+    *("click", "jsonschema", "packaging.version", "psutil", "pydantic.main", "pydantic.types"),
+    *("aiohttp.web", "aiohttp_cors", "grpc.aio", "msgpack", "prometheus_client"),
+    *("opencensus.stats.stats", "opentelemetry.exporter.prometheus", "opentelemetry.sdk.metrics"),
     *("google.protobuf.json_format", "google.protobuf.struct_pb2", "google.protobuf.timestamp_pb2"),
 )
 # Read by libraries while they are loaded: a process with others than ours starts by itself.
 LOADED_WITH = ("PYTHON", "LD_", "LC_", "LANG", "MKL_", "KMP_", "TORCH_")
 TAKEN_OVER = ("PYTHONPATH", "PYTHONBREAKPOINT")
+# Ray preloads it for its helpers, which forks do as well without.
+ALLOCATOR = os.path.join("ray", "core", "libjemalloc.so")
 REQUEST_BYTES = 1 << 20
 # Files are kept from here on until those are closed in whose places they belong.
 APART = 512
@@ -127,7 +131,7 @@ def _loaded_alike(environ: dict[str, str]) -> bool:
         {
             name: value
             for name, value in values.items()
-            if name.startswith(LOADED_WITH) and name not in TAKEN_OVER
+            if name.startswith(LOADED_WITH) and name not in TAKEN_OVER and not value.endswith(ALLOCATOR)
         }
         for values in (os.environ, environ)
     )
@@ -179,10 +183,12 @@ class _Environ(type(os.environ)):  # type: ignore[misc]
 
 
 def run(arguments: list[str]) -> None:
-    """As `python FILE ...` would, or `python -m MODULE ...`, or `python -P -m MODULE ...`."""
+    """As `python FILE ...` would, or `python -m MODULE ...`, either with `-P` or `-u` before it."""
     sys.orig_argv = [sys.executable, *arguments]
-    safe_path = arguments[0] == "-P"
-    first, *rest = arguments[safe_path:]
+    safe_path, unbuffered = (arguments[0] == option for option in ("-P", "-u"))
+    if unbuffered:
+        sys.stdout.reconfigure(write_through=True)  # type: ignore[union-attr]
+    first, *rest = arguments[safe_path or unbuffered :]
     main = ModuleType("__main__")
     vars(main).update(__builtins__=__builtins__)
     sys.modules["__main__"] = main

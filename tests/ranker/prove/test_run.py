@@ -13,7 +13,9 @@ from patchsieve.pipeline.errors import UserError
 from patchsieve.ranker.prove import photos
 from patchsieve.ranker.prove import run as prove_run
 from patchsieve.ranker.prove.report import Proof, report_lines, to_json
-from tests.helpers.proofs import marked_shard, measured, proof_config, proof_folder
+from tests.helpers.proofs import marked_shard, measured, one_penalty, proof_config, proof_folder
+
+pytestmark = pytest.mark.usefixtures(one_penalty.__name__)
 
 
 def figures(proof: Proof) -> dict[str, Any]:
