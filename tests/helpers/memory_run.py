@@ -22,7 +22,7 @@ def main() -> None:
     """Score the shards in the order given, one after the other."""
     keep_freed_memory()
     out, teacher, *shards = sys.argv[1:]
-    with local_scoring(score_config(shards, out, teacher)) as (scoring, todo):
+    with local_scoring(score_config(shards, out, teacher, batch_size=16)) as (scoring, todo):
         peaks = {}
         for shard in todo:
             peaks[shard.name] = (scoring.score(shard).rows, peak_bytes())

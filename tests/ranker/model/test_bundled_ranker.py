@@ -53,7 +53,7 @@ def test_it_agrees_with_the_teacher_on_photos_that_it_never_saw() -> None:
     photos = [decode_image(path.read_bytes()) for path in files]
     assert len(photos) == len(NAMES)
     ranker, teacher = patchsieve.load_ranker("tiny"), patchsieve.load_teacher("tiny", precision="fp32")
-    scored = patchsieve.score_images(photos, teacher, views=22, masks="spread")
+    scored = patchsieve.score_images(photos, teacher, views=22, masks="spread", estimator="frozen")
     dense = np.stack([found.heat_map().reshape(-1) for found in scored])
     found = spearman(patchsieve.rank_images(photos, ranker), dense)
     sources = BaselineSources(grid=14, patch_size=16, fits=ranker.extra[FITS])
