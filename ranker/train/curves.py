@@ -28,8 +28,12 @@ _PANELS = {
 _COLOURS = ("#1f6feb", "#0f7b6c", "#8250df")
 
 
-def write_curves(folder_url: str, records: Sequence[CurvePoint], *, run_id: str) -> None:
+def write_curves(
+    folder_url: str, records: Sequence[CurvePoint], *, run_id: str, plotted: bool = True
+) -> None:
     """Write `curve.csv`, `curve.png` and `tensorboard/` of all measurements so far, in order of their steps.
+
+    `plotted` False leaves `curve.png` as it is, whose drawing takes most of a second.
 
     Each measurement has an event file of its own: TensorBoard reads on where a file ends, and never looks at one again
     that was replaced. Those of steps that are not in `records` are removed. The plot needs matplotlib: see `plot_note`.
@@ -40,7 +44,7 @@ def write_curves(folder_url: str, records: Sequence[CurvePoint], *, run_id: str)
     url = storage.absolute_url(folder_url)
     storage.commit_bytes(curve_csv(records), storage.join(url, CSV_FILE), run_id=run_id)
     _write_events(storage.join(url, EVENTS_FOLDER), records, run_id)
-    if plot_note() is None:
+    if plotted and plot_note() is None:
         storage.commit_bytes(draw_curves(records), storage.join(url, CURVE_PLOT), run_id=run_id)
 
 

@@ -36,6 +36,8 @@ LAST_FOLDER = "last"
 
 NOTICE_S = 2.0
 """Seconds between two questions whether a worker's machine will be taken, at which workers wait for each other."""
+PLOTTED_EVERY_S = 30.0
+"""Seconds between two plots of the curve, which keep a small training waiting longer than its steps."""
 
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -93,6 +95,7 @@ class Fit:
             precision = "fp16" if worker.device.type == "cuda" else "fp32"
         self._plan, self._ranker, self._worker = plan, ranker, worker
         self._run_id, self._over_step, self._noticed = run_id, over_step, noticed
+        self._plotted = time.monotonic()
         self.training = Training(
             model or ranker,
             plan.recipe,
@@ -230,7 +233,10 @@ class Fit:
             if last:
                 self._save(storage.join(plan.config.out, LAST_FOLDER), measured)
             # As it grows, so that a training can be followed while it runs.
-            write_curves(plan.config.out, progress.curve, run_id=self._run_id)
+            plotted = last or time.monotonic() - self._plotted > PLOTTED_EVERY_S
+            write_curves(plan.config.out, progress.curve, run_id=self._run_id, plotted=plotted)
+            if plotted:
+                self._plotted = time.monotonic()
 
     def _save(self, folder: str, measured: Measured) -> None:
         point = self.progress.curve[-1]

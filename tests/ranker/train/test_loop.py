@@ -21,7 +21,7 @@ from patchsieve.ranker.baselines.fits import BaselineFits
 from patchsieve.ranker.batches.stream import TableBatches
 from patchsieve.ranker.model.checkpoint import load_ranker
 from patchsieve.ranker.model.initial_weights import initial_ranker
-from patchsieve.ranker.train import loop
+from patchsieve.ranker.train import curves, loop
 from patchsieve.ranker.train.loop import Fit, FitState, read_state
 from patchsieve.ranker.train.plan import TrainPlan, make_plan
 from patchsieve.ranker.train.progress import follow, numbers_of, outcome, point_line, print_point, read_curve
@@ -86,6 +86,13 @@ def fit(
     return found
 
 
+def watch_plots(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Of how many measurements each plot is; none is drawn."""
+    plotted: list[int] = []
+    monkeypatch.setattr(curves, "draw_curves", lambda records: plotted.append(len(records)) or b"")
+    return plotted
+
+
 def test_each_step_is_kept_from_the_notice_on_that_a_machine_will_be_taken(
     table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,12 +113,15 @@ def test_notices_are_asked_for_from_time_to_time_only(
     table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "NOTICE_S", 1e9)
+    monkeypatch.setattr(loop, "PLOTTED_EVERY_S", -1.0)
+    plotted = watch_plots(monkeypatch)
 
     def noticed() -> bool:
         raise AssertionError("it is not time")
 
     plan = a_plan(table, tmp_path / "out", measure_every=2)
-    assert len(fit(plan, noticed=noticed)) > 1
+    assert len(fit(plan, noticed=noticed)) == 4
+    assert plotted == [1, 2, 3, 4]
 
 
 def test_from_every_checkpoint_on_the_steps_are_the_same(table: str, tmp_path: Path) -> None:
@@ -166,11 +176,15 @@ def test_checkpoints_by_the_clock_hold_what_was_not_measured_yet(table: str, tmp
     assert fits[0] == fits[1]
 
 
-def test_out_holds_the_best_ranker_and_the_last(table: str, tmp_path: Path) -> None:
+def test_out_holds_the_best_ranker_and_the_last(
+    table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "out"
+    plotted = watch_plots(monkeypatch)
     # So high a rate that agreement comes and goes.
     fit(a_plan(table, out, views_per_image=16, measure_every=2, base_lr=0.3))
     curve = read_curve(str(out))
+    assert plotted == [len(curve)], "at the end"
     best, last = load_ranker(str(out)), load_ranker(str(out / "last"))
     top = max(curve, key=lambda point: float(point["agreement"]))
     assert (best.extra["step"], best.extra["agreement"]) == (int(top["step"]), float(top["agreement"]))
