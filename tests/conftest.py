@@ -73,12 +73,14 @@ def pytest_unconfigure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first, so that none of them is left over at the end.
+    """Files with slow tests first, so that none of them is left over at the end; before them those that fork.
 
     Tests marked `gpu` are skipped where torch finds no accelerator.
     """
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    forking, slow = (
+        {item.path for item in items if item.get_closest_marker(name)} for name in ("forks", "slow")
+    )
+    items.sort(key=lambda item: (item.path not in forking, item.path not in slow))
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return

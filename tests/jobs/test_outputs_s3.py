@@ -199,6 +199,7 @@ def values(sample: PrunedSample) -> tuple[object, ...]:
     return (sample.key, sample.positions.tolist(), sample.patches.tolist(), sample.fields)
 
 
+@pytest.mark.forks
 def test_pruned_from_store_to_store_and_read_from_there(s3: S3Store, tmp_path: Path) -> None:
     ranker, local = save_small_ranker(tmp_path), tmp_path / "corpus"
     for number in range(2):

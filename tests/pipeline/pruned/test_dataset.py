@@ -22,7 +22,7 @@ from tests.helpers.archives import member
 from tests.pipeline.pruned.pruned_shards import Photo, make_photos, packed_members, write_packed
 
 # On a machine with one core, two workers are still what is tested.
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+pytestmark = [pytest.mark.forks, pytest.mark.filterwarnings("ignore:This DataLoader will create")]
 
 
 def shards(folder: Path, count: int = 3, **options: Any) -> dict[str, Photo]:

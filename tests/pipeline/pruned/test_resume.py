@@ -20,7 +20,7 @@ from patchsieve.pipeline.pruned.sample import PrunedSample
 from patchsieve.pipeline.shards.specs import expand_shards
 from tests.pipeline.pruned.pruned_shards import make_photos, write_packed
 
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+pytestmark = [pytest.mark.forks, pytest.mark.filterwarnings("ignore:This DataLoader will create")]
 SIZES = (5, 1, 7, 3, 4, 6, 2)
 BATCH = 2
 

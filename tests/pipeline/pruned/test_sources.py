@@ -164,6 +164,7 @@ def ranker(tmp_path_factory: pytest.TempPathFactory) -> LoadedRanker:
     return load_ranker(folder, device="cpu")
 
 
+@pytest.mark.forks
 @pytest.mark.parametrize("size", [64, 128])
 def test_a_ranker_chooses(tmp_path: Path, ranker: LoadedRanker, size: int) -> None:
     photos = make_photos(3, block=size // 4)
