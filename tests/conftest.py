@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-import tests.helpers.quick_start.sitecustomize  # noqa: F401 -- for this process
 from tests.helpers.checkout import QUICK_START, python_path
+from tests.helpers.quick_start import no_compiler
 
 if TYPE_CHECKING:
     from tests.helpers.pretended_gpu.device import Device
+
+no_compiler.install()
 
 # Before anything imports ray, and inherited by every process that a test starts. The temporary folder is
 # short because the paths of Ray's sockets are limited to 107 bytes; pytest's own would break that.

@@ -1,24 +1,14 @@
-"""Lets processes of tests import timm and torchvision without PyTorch's compiler, which they load on the side.
+"""Python imports a module of this name at its start; tests/conftest.py puts this folder where processes of tests look.
 
-That takes half of what the start of a process takes, and the tests start hundreds. Python imports a module of this
-name at its start; tests/conftest.py puts this folder where every process of a test looks for it. What asks for the
-compiler later gets the real one. Many processes do not even start themselves: see zygote.py.
+Many of them do not even start themselves: see zygote.py.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.abc
-import importlib.machinery
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from types import ModuleType
-from typing import Any
+from importlib import import_module
 
-PACKAGES = ("timm", "torchvision")
-COMPILER = "torch._dynamo"
 MODULES = ("patchsieve", "tests.")
 PROGRAMS = tuple(
     os.path.join("ray", *path.split("/"))
@@ -34,64 +24,6 @@ PROGRAMS = tuple(
 )
 
 
-def _disable(
-    function: Callable[..., Any] | None = None, recursive: bool = True, **options: Any
-) -> Callable[..., Any]:
-    """What timm decorates with: keeps a function out of what is compiled."""
-    return (lambda decorated: decorated) if function is None else function
-
-
-@contextmanager
-def _no_compiler() -> Iterator[None]:
-    """In its place lies what the two use of it while they are imported."""
-    import torch
-
-    compiler, utils = ModuleType(COMPILER), ModuleType(f"{COMPILER}.utils")
-    compiler.__path__ = []
-    compiler.disable = _disable  # type: ignore[attr-defined]
-    compiler.utils = utils  # type: ignore[attr-defined]
-    utils.is_compile_supported = lambda device: False  # type: ignore[attr-defined]
-    modules = {module.__name__: module for module in (compiler, utils)}
-    sys.modules.update(modules)
-    try:
-        yield
-    finally:
-        for name in modules:
-            del sys.modules[name]
-        vars(torch).pop("_dynamo", None)
-
-
-class _Loader(importlib.abc.Loader):
-    def __init__(self, real: importlib.abc.Loader) -> None:
-        self._real = real
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
-        return self._real.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        if COMPILER in sys.modules:
-            self._real.exec_module(module)
-            return
-        with _no_compiler():
-            self._real.exec_module(module)
-
-
-class _Finder(importlib.abc.MetaPathFinder):
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if fullname not in PACKAGES:
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
-        if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader)
-        return spec
-
-
-if not any(type(finder).__name__ == _Finder.__name__ for finder in sys.meta_path):
-    sys.meta_path.insert(0, _Finder())
-
-
 def _is_handed_over(words: list[str]) -> bool:
     """Ray's workers and helpers, and modules of ours, but for those that measure memory."""
     if words[:1] in (["-P"], ["-u"]):
@@ -105,4 +37,6 @@ def _is_handed_over(words: list[str]) -> bool:
 
 zygote = os.environ.get("PATCHSIEVE_ZYGOTE")
 if zygote and _is_handed_over(sys.orig_argv[1:]):
-    importlib.import_module("hand_over").hand_over(zygote)
+    import_module("hand_over").hand_over(zygote)
+
+import_module("no_compiler").install()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from patchsieve.pipeline.score.decoders import Decoders
 from patchsieve.pipeline.score.shard import ShardScoring
 from patchsieve.pipeline.score.view_feed import views_here
 from patchsieve.pipeline.scoring.views import View
+from tests.helpers.forks import worker_of
 from tests.helpers.photos import photo, photo_samples, write_shard
 from tests.helpers.score_processes import wait_until
 from tests.helpers.score_runs import local_scoring, rows_of, save_small_teacher, score_config
@@ -101,7 +103,7 @@ def test_what_ends_a_decoder(
         nonlocal left
         if left:
             left -= 1
-            decoder._process.send_signal(by)
+            os.kill(worker_of(decoder._process.pid), by)
             decoder._process.wait()
         return ask(decoder, message)
 
