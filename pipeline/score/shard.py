@@ -201,8 +201,9 @@ class ShardScoring:
         """Write the rows of a batch."""
         scored = submitted.result()
         rows: list[Row] = []
-        for view, score_V in zip(batch, scored.scores, strict=True):
-            if np.isfinite(score_V).all():
+        finite_N = np.isfinite(scored.scores).all(axis=1)
+        for view, score_V, finite in zip(batch, scored.scores, finite_N, strict=True):
+            if finite:
                 rows.append(_row(shard, view, score_V, self._rows.store))
             else:
                 reason = f"the scores of view {view.view} are not finite in {self._rows.precision}"

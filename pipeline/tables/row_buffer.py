@@ -7,6 +7,7 @@ the heap grew by a block for every batch, to several times what was in use.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,7 +18,7 @@ _FIRST_ROWS = 64
 
 
 class RowBuffer:
-    """Takes rows one by one and gives them back as one table; its memory is kept for the next rows."""
+    """Takes rows and gives them back as one table; its memory is kept for the next rows."""
 
     def __init__(self, schema: pa.Schema) -> None:
         """Columns may be numbers, truth values, lists of a fixed length, texts and bytes."""
@@ -28,11 +29,19 @@ class RowBuffer:
     def __len__(self) -> int:
         return self._rows
 
-    def add(self, row: object) -> None:
-        """Take the values of the row's attributes that have the columns' names; ValueError for a wrong length."""
+    def add(self, rows: Sequence[object]) -> None:
+        """Take the values of the rows' attributes that have the columns' names; ValueError for a wrong length.
+
+        Column by column: beside a fast GPU it matters what Python does for each value.
+        """
+        if not rows:
+            return
+        taken = {name: [getattr(row, name) for row in rows] for name in self._columns}
         for name, column in self._columns.items():
-            column.append(getattr(row, name))
-        self._rows += 1
+            column.check(taken[name])
+        for name, column in self._columns.items():
+            column.extend(taken[name])
+        self._rows += len(rows)
 
     def table(self) -> pa.Table:
         """All rows, in the buffer's own memory: to be dropped before anything else is done with the buffer."""
@@ -47,7 +56,8 @@ class RowBuffer:
 
 
 class _Column(Protocol):
-    def append(self, value: Any) -> None: ...
+    def check(self, values: list[Any]) -> None: ...
+    def extend(self, values: list[Any]) -> None: ...
     def array(self, kind: pa.DataType) -> pa.Array: ...
     def clear(self) -> None: ...
 
@@ -70,11 +80,16 @@ class _Numbers:
         self._values: NDArray[Any] = np.empty((_FIRST_ROWS, width), dtype)
         self._count = 0
 
-    def append(self, value: Any) -> None:
-        if self._count == len(self._values):
-            self._values.resize((2 * self._count, self._values.shape[1]), refcheck=False)
-        self._values[self._count] = value
-        self._count += 1
+    def check(self, values: list[Any]) -> None:
+        pass
+
+    def extend(self, values: list[Any]) -> None:
+        stop = self._count + len(values)
+        if stop > len(self._values):
+            rows = max(2 * self._count, stop)
+            self._values.resize((rows, self._values.shape[1]), refcheck=False)
+        self._values[self._count : stop] = np.array(values, self._values.dtype).reshape(len(values), -1)
+        self._count = stop
 
     def array(self, kind: pa.DataType) -> pa.Array:
         return pa.array(self._values[: self._count].reshape(-1), kind)
@@ -88,12 +103,12 @@ class _Vectors(_Numbers):
         super().__init__(dtype, width)
         self._name = name
 
-    def append(self, value: NDArray[Any]) -> None:
-        if value.shape != self._values.shape[1:]:
-            raise ValueError(f"{self._name} has shape {value.shape}, not {self._values.shape[1:]}")
-        if not np.can_cast(value.dtype, self._values.dtype, "same_kind"):
-            raise ValueError(f"{self._name} is {value.dtype}, not {self._values.dtype}")
-        super().append(value)
+    def check(self, values: list[NDArray[Any]]) -> None:
+        for value in values:
+            if value.shape != self._values.shape[1:]:
+                raise ValueError(f"{self._name} has shape {value.shape}, not {self._values.shape[1:]}")
+            if not np.can_cast(value.dtype, self._values.dtype, "same_kind"):
+                raise ValueError(f"{self._name} is {value.dtype}, not {self._values.dtype}")
 
     def array(self, kind: pa.DataType) -> pa.Array:
         return pa.FixedSizeListArray.from_arrays(super().array(kind.value_type), type=kind)
@@ -105,11 +120,15 @@ class _Bytes:
         self._data = bytearray()
         self._ends = [0]
 
-    def append(self, value: bytes) -> None:
-        if self._width is not None and len(value) != self._width:
-            raise ValueError(f"{self._name} has {len(value)} bytes, not {self._width}")
-        self._data += value
-        self._ends.append(len(self._data))
+    def check(self, values: list[bytes]) -> None:
+        for value in values:
+            if self._width is not None and len(value) != self._width:
+                raise ValueError(f"{self._name} has {len(value)} bytes, not {self._width}")
+
+    def extend(self, values: list[bytes]) -> None:
+        for value in values:
+            self._data += value
+            self._ends.append(len(self._data))
 
     def array(self, kind: pa.DataType) -> pa.Array:
         places = [] if self._width is not None else [pa.py_buffer(np.asarray(self._ends, np.int32))]
@@ -124,8 +143,11 @@ class _Texts:
     def __init__(self) -> None:
         self._values: list[str] = []
 
-    def append(self, value: str) -> None:
-        self._values.append(value)
+    def check(self, values: list[str]) -> None:
+        pass
+
+    def extend(self, values: list[str]) -> None:
+        self._values += values
 
     def array(self, kind: pa.DataType) -> pa.Array:
         return pa.array(self._values, kind)

@@ -73,13 +73,16 @@ class TableWriter:
 
     def add(self, rows: Sequence[Row]) -> None:
         """Add rows in their final order; `rows` itself may be freed afterwards."""
-        for row in rows:
+        begin = 0
+        for number, row in enumerate(rows):
             size = self._size_of(row)
-            if len(self._buffer) and self._buffered_bytes + size > self._group_bytes:
+            if self._buffered_bytes and self._buffered_bytes + size > self._group_bytes:
+                self._buffer.add(rows[begin:number])
                 self._flush()
-            self._buffer.add(row)
+                begin = number
             self._buffered_bytes += size
-            self.rows += 1
+        self._buffer.add(rows[begin:])
+        self.rows += len(rows)
 
     def close(self, metadata: dict[str, Any]) -> None:
         """Write the rest and the footer with `metadata` (see `table_metadata`), seal and verify the file."""
