@@ -36,6 +36,8 @@ MODULES = (
     *("click", "jsonschema", "packaging.version", "psutil", "pydantic.main", "pydantic.types"),
     *("aiohttp.web", "aiohttp_cors", "grpc.aio", "msgpack", "prometheus_client"),
     *("opencensus.stats.stats", "opentelemetry.exporter.prometheus", "opentelemetry.sdk.metrics"),
+    *("matplotlib.figure", "matplotlib.backends.backend_agg", "tensorboardX"),
+    "torch._dynamo",  # which models in parallel load, in each worker of a training
     *("google.protobuf.json_format", "google.protobuf.struct_pb2", "google.protobuf.timestamp_pb2"),
 )
 # Read by libraries while they are loaded: a process with others than ours starts by itself.
