@@ -10,10 +10,12 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.helpers.checkout import QUICK_START, python_path
 from tests.helpers.forks import above, below
+from tests.helpers.quick_start.sitecustomize import PROGRAMS
 from tests.helpers.score_processes import wait_until
 
 # Only Ray's workers are handed over; this program asks as one of them would.
@@ -110,7 +112,7 @@ def test_the_two_end_together(tmp_path: Path, number: signal.Signals) -> None:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_workers_of_ray_are_forks() -> None:
+def test_workers_and_helpers_of_ray_are_forks() -> None:
     import ray
 
     @ray.remote
@@ -119,3 +121,7 @@ def test_workers_of_ray_are_forks() -> None:
 
     parent = ray.get(parent_of.remote())
     assert str(QUICK_START / "zygote.py") in Path(f"/proc/{parent}/cmdline").read_text().split("\0")
+    asked = [process.info for process in psutil.process_iter(["name", "cmdline"])]
+    words = {word for info in asked if info["name"].startswith("for ") for word in info["cmdline"]}
+    helpers = [path for path in PROGRAMS if "workers" not in path]
+    assert helpers == [path for path in helpers if any(word.endswith(path) for word in words)]
