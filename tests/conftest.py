@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,6 +52,7 @@ TORCH_THREADS = 1
 # Processes that get the path of this one, not its environment.
 sys.path.append(str(QUICK_START))
 
+SLOWEST_FILES = 10
 _known_sessions: set[Path] = set()
 
 
@@ -72,6 +75,18 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_unconfigure() -> None:
     """Remove what Ray left, this session's and that of the processes it started."""
     shutil.rmtree(RAY_TEMPORARY, ignore_errors=True)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Which files the time went to: a suite grows by files."""
+    seconds: Counter[str] = Counter()
+    for report in itertools.chain.from_iterable(terminalreporter.stats.values()):
+        if isinstance(report, pytest.TestReport):
+            seconds[report.nodeid.partition("::")[0]] += report.duration
+    whole = sum(seconds.values())
+    terminalreporter.section(f"slowest files of {len(seconds)}, {whole:.0f}s in all")
+    for file, taken in seconds.most_common(SLOWEST_FILES):
+        terminalreporter.line(f"{taken:.2f}s {taken / whole:4.0%} {file}")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,5 +36,6 @@ def test_a_test_that_starts_ray_must_say_so(tmp_path: Path) -> None:
         [*program, "-p", "tests.conftest", str(file)], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert "3 passed, 2 errors" in done.stdout, done.stdout
+    assert re.search(r"slowest files of 1, \d+s in all -*=*\n[\d.]+s 100% ", done.stdout)
     assert done.stdout.count("ERROR at teardown of test_") == 2
     assert "AssertionError: starts Ray: mark it ray" in done.stdout
