@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from patchsieve.jobs.arguments import read_config
+from patchsieve.jobs.first_look import look_first
 from patchsieve.pipeline.errors import AccessError, PatchsieveError, UserError
 from patchsieve.pipeline.runs.waiting import never_silent
 from patchsieve.pipeline.shown import say, show_warnings
@@ -28,6 +29,7 @@ def run_job(
     try:
         config = read_config(name, config_type, sys.argv[1:] if given is None else given)
         with never_silent():
+            look_first(config)
             code = run(config)
     except PatchsieveError as error:
         say(f"patchsieve {name}: {redact(str(error))}", file=sys.stderr)

@@ -7,6 +7,7 @@ import json
 from functools import partial
 
 from patchsieve.jobs.command_line import run_job
+from patchsieve.jobs.first_look import look_for
 from patchsieve.pipeline.runs.waiting import doing
 from patchsieve.pipeline.shown import say
 from patchsieve.ranker.verify.config import VerifyConfig
@@ -14,6 +15,7 @@ from patchsieve.ranker.verify.config import VerifyConfig
 
 def run(config: VerifyConfig) -> int:
     """Print what was found; returns 1 while something is damaged or gone."""
+    look_for(config.out)
     from patchsieve.ranker.verify.report import report_lines
     from patchsieve.ranker.verify.run import verify
 

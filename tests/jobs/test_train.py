@@ -73,6 +73,7 @@ def no_pixels(folder: Path) -> list[str]:
 
 
 def no_table(folder: Path) -> list[str]:
+    (folder / "nothing").mkdir(exist_ok=True)
     return [str(folder / "nothing")]
 
 

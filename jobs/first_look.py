@@ -1,0 +1,38 @@
+"""Inputs on this machine that are not there, told before libraries are loaded: that takes seconds."""
+
+from __future__ import annotations
+
+import os
+
+from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.shards.specs import expand_shards
+
+_SHARDS = ("shards", "test")
+_OUTPUTS = ("path", "paths", "tables")
+_PATTERN = frozenset("*?[{@")
+
+
+def look_first(config: object) -> None:
+    """Raise UserError for a path in the configuration, of shards or of what a run left, that does not exist.
+
+    Stores and patterns are left to the job, which looks at all of them.
+    """
+    for name in (*_SHARDS, *_OUTPUTS):
+        given = getattr(config, name, None) or ()
+        for path in [given] if isinstance(given, str) else given:
+            if not _is_missing(path):
+                continue
+            if name in _SHARDS:
+                expand_shards([path])
+            else:
+                look_for(path)
+
+
+def look_for(path: str) -> None:
+    """Raise UserError for a path on this machine that does not exist."""
+    if _is_missing(path):
+        raise UserError(f"no such file or folder: {path}")
+
+
+def _is_missing(path: str) -> bool:
+    return "://" not in path and not _PATTERN & set(path) and not os.path.exists(path)
