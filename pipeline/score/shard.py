@@ -201,9 +201,9 @@ class ShardScoring:
         """Write the rows of a batch."""
         scored = submitted.result()
         rows: list[Row] = []
-        finite_N = np.isfinite(scored.scores).all(axis=1)
-        for view, score_V, finite in zip(batch, scored.scores, finite_N, strict=True):
-            if finite:
+        finite: list[bool] = np.isfinite(scored.scores).all(axis=1).tolist()
+        for view, score_V, is_finite in zip(batch, scored.scores, finite, strict=True):
+            if is_finite:
                 rows.append(_row(shard, view, score_V, self._rows.store))
             else:
                 reason = f"the scores of view {view.view} are not finite in {self._rows.precision}"

@@ -8,7 +8,7 @@ import io
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,12 @@ def fit(
 def watch_plots(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Of how many measurements each plot is; none is drawn."""
     plotted: list[int] = []
-    monkeypatch.setattr(curves, "draw_curves", lambda records: plotted.append(len(records)) or b"")
+
+    def draw(records: Sequence[curves.CurvePoint]) -> bytes:
+        plotted.append(len(records))
+        return b""
+
+    monkeypatch.setattr(curves, "draw_curves", draw)
     return plotted
 
 
