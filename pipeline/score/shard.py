@@ -201,7 +201,7 @@ class ShardScoring:
         """Write the rows of a batch."""
         scored = submitted.result()
         rows: list[Row] = []
-        finite: list[bool] = np.isfinite(scored.scores).all(axis=1).tolist()
+        finite = np.logical_and.reduce(np.isfinite(scored.scores), axis=1)
         for view, score_V, is_finite in zip(batch, scored.scores, finite, strict=True):
             if is_finite:
                 rows.append(_row(shard, view, score_V, self._rows.store))
