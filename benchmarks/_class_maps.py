@@ -4,11 +4,13 @@ A probe reads the mean of an encoder's last map, so that Grad-CAM is its weights
 that speaks against the class counts too, as a rank is wanted of every patch). The teacher has a second one: what its
 class token attends to in the last block, times the gradient of the answer, summed over heads.
 
-Shape suffixes: N pictures, L patches, P values of a patch, D and E widths of features, T tokens (L and a class token).
+Shape suffixes: N pictures, S their side in pixels, L patches, D and E widths of features, T tokens (L and a class
+token).
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,48 +20,48 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from benchmarks._scene_probe import Lite0
-from patchsieve.pipeline.images.patches import normalise, unpatchify
+from patchsieve.pipeline.images.patches import normalise, patchify
+from patchsieve.pipeline.images.views import ViewBox, apply_view
 from patchsieve.pipeline.teacher.model import MaskedAutoencoder
 from patchsieve.ranker.learning.agreement import Scores
 from patchsieve.ranker.prove.probe import Probe
 
 
-class Eye(Protocol):
-    """A frozen encoder."""
+class Look(Protocol):
+    """Pictures as a frozen encoder sees them."""
 
-    def features(self, patches_NLP: Tensor) -> NDArray[np.float32]:
+    @property
+    def features(self) -> NDArray[np.float32]:
         """What a probe reads, float32 `[N, E]`."""
         ...
 
-    def maps(self, patches_NLP: Tensor, probe: Probe) -> dict[str, Scores]:
+    def maps(self, probe: Probe) -> dict[str, Scores]:
         """Scores of all patches, float32 `[N, L]` by selector, of the class that the probe takes each picture for."""
         ...
 
 
+class Eye(Protocol):
+    """A frozen encoder; pictures are uint8 `[N, 3, S, S]`."""
+
+    def __call__(self, pixels_N3SS: Tensor) -> Look:
+        """Look at pictures."""
+        ...
+
+
 class TeacherEye:
-    """The teacher's encoder: its class token, and the mean of the others."""
+    """The teacher's encoder, which sees pictures at its own side: its class token, and the mean of the others."""
 
     def __init__(self, model: MaskedAutoencoder) -> None:
         self._model = model
 
-    def features(self, patches_NLP: Tensor) -> NDArray[np.float32]:
+    def __call__(self, pixels_N3SS: Tensor) -> _TeacherLook:
         """See `Eye`."""
-        with torch.no_grad():
-            return _read(self._finish(*self._before(patches_NLP))).numpy()
-
-    def maps(self, patches_NLP: Tensor, probe: Probe) -> dict[str, Scores]:
-        """See `Eye`."""
+        config = self._model.config
+        patches_NLP = patches_of(pixels_N3SS, config.grid, config.patch_size)
         x_NTD, attention_NHTT = self._before(patches_NLP)
-        with torch.enable_grad():
-            attention_NHTT.requires_grad_()
-            latent_NTD = self._finish(x_NTD, attention_NHTT)
-            read_NE = _read(latent_NTD)
-            to_NE = directions(probe, read_NE.detach().numpy())
-            (gradient_NHTT,) = torch.autograd.grad((read_NE * to_NE).sum(), attention_NHTT)
-        attended_NL = (gradient_NHTT * attention_NHTT.detach())[:, :, 0, 1:].sum(1)
-        to_ND = to_NE.chunk(2, dim=1)[1]
-        cam_NL = torch.einsum("nld,nd->nl", latent_NTD.detach()[:, 1:], to_ND)
-        return {"teacher attention of a class": attended_NL.numpy(), "teacher Grad-CAM": cam_NL.numpy()}
+        with torch.no_grad():
+            features_NE = _read(self.finish(x_NTD, attention_NHTT)).numpy()
+        return _TeacherLook(self, x_NTD, attention_NHTT, features_NE)
 
     @torch.no_grad()
     def _before(self, patches_NLP: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,7 +77,7 @@ class TeacherEye:
         query, key, _ = self._cut(seen[0])
         return seen[0], (query @ key.transpose(-2, -1) * last.attn.scale).softmax(-1)
 
-    def _finish(self, x_NTD: Tensor, attention_NHTT: Tensor) -> Tensor:
+    def finish(self, x_NTD: Tensor, attention_NHTT: Tensor) -> Tensor:
         """What leaves the encoder with this attention in its last block, `[N, T, D]`."""
         last: Any = self._model.blocks[-1]
         mixed_NTD = (attention_NHTT @ self._cut(x_NTD)[2]).transpose(1, 2).flatten(2)
@@ -91,24 +93,66 @@ class TeacherEye:
         return query, key, value
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _TeacherLook:
+    """What the last block gets, `[N, T, D]`, its attention `[N, heads, T, T]`, and what a probe reads."""
+
+    eye: TeacherEye
+    tokens: Tensor
+    attention: Tensor
+    features: NDArray[np.float32]
+
+    def maps(self, probe: Probe) -> dict[str, Scores]:
+        """See `Look`."""
+        to_NE = directions(probe, self.features)
+        with torch.enable_grad():
+            attention_NHTT = self.attention.clone().requires_grad_()
+            latent_NTD = self.eye.finish(self.tokens, attention_NHTT)
+            (gradient_NHTT,) = torch.autograd.grad((_read(latent_NTD) * to_NE).sum(), attention_NHTT)
+        attended_NL = (gradient_NHTT * self.attention)[:, :, 0, 1:].sum(1)
+        cam_NL = torch.einsum("nld,nd->nl", latent_NTD.detach()[:, 1:], to_NE.chunk(2, dim=1)[1])
+        return {"teacher attention of a class": attended_NL.numpy(), "teacher Grad-CAM": cam_NL.numpy()}
+
+
 class Lite0Eye:
-    """EfficientNet-Lite0 with ImageNet weights: the mean of its last map."""
+    """EfficientNet-Lite0 with ImageNet weights, which sees pictures as large as they are: the mean of its last map.
 
-    def __init__(self, grid: int, patch_size: int) -> None:
-        self._lite, self._grid, self._patch_size = Lite0(), grid, patch_size
+    `grid`: of the patches that are scored. Of pictures of 448 px its map has a value for each of 14 x 14.
+    """
 
-    def features(self, patches_NLP: Tensor) -> NDArray[np.float32]:
+    def __init__(self, grid: int) -> None:
+        self._lite, self._grid = Lite0(), grid
+
+    def __call__(self, pixels_N3SS: Tensor) -> _Lite0Look:
         """See `Eye`."""
-        return self._lite.maps(unpatchify(patches_NLP, self._patch_size)).mean((2, 3)).numpy()
+        return _Lite0Look(self._lite.maps(pixels_N3SS), self._grid)
 
-    def maps(self, patches_NLP: Tensor, probe: Probe) -> dict[str, Scores]:
-        """See `Eye`."""
-        map_NDHW = self._lite.maps(unpatchify(patches_NLP, self._patch_size))
-        to_ND = directions(probe, map_NDHW.mean((2, 3)).numpy())
-        cam_NHW = torch.einsum("ndhw,nd->nhw", map_NDHW, to_ND)
-        size = (self._grid, self._grid)
-        cam_NL = interpolate(cam_NHW[:, None], size=size, mode="bilinear").flatten(1)
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Lite0Look:
+    """The last map, float32 `[N, D, H, W]`."""
+
+    map: Tensor
+    grid: int
+
+    @property
+    def features(self) -> NDArray[np.float32]:
+        """See `Look`."""
+        means_ND: NDArray[np.float32] = self.map.mean((2, 3)).numpy()
+        return means_ND
+
+    def maps(self, probe: Probe) -> dict[str, Scores]:
+        """See `Look`."""
+        cam_NHW = torch.einsum("ndhw,nd->nhw", self.map, directions(probe, self.features))
+        cam_NL = interpolate(cam_NHW[:, None], size=(self.grid, self.grid), mode="bilinear").flatten(1)
         return {"Lite0 Grad-CAM": cam_NL.numpy()}
+
+
+def patches_of(pixels_N3SS: Tensor, grid: int, patch_size: int) -> Tensor:
+    """Patches `[N, L, P]` of pictures that are resized to the grid's side."""
+    side = pixels_N3SS.shape[2]
+    box = ViewBox(0, 0, side, side, hflip=False)
+    return patchify(torch.stack([apply_view(one, box, grid * patch_size) for one in pixels_N3SS]), patch_size)
 
 
 def directions(probe: Probe, features_NE: NDArray[np.float32]) -> Tensor:

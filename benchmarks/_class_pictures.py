@@ -1,6 +1,6 @@
 """Pictures with one known object of a class each: scenes of photos, or photos with boxes.
 
-Shape suffixes: L patches of a picture, P values of a patch.
+Shape suffixes: L patches of a picture, S its side in pixels.
 """
 
 from __future__ import annotations
@@ -15,26 +15,28 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from benchmarks._boxes import Boxed, crop_cells, read_annotations
-from benchmarks._scene_maker import PATCH, make_scene
+from benchmarks._scene_maker import make_scene
 from benchmarks._scene_photos import Material
+from benchmarks._scene_probe import photo_pictures
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.images.decode import decode_image
-from patchsieve.pipeline.images.patches import patchify
 from patchsieve.pipeline.images.views import ViewBox, apply_view
+from patchsieve.pipeline.randomness import KeyedRandom
 
 GRID = 14
-_SIZE = 448
+SIZE = 448
+"""Side of a picture that is selected from; whole photos that are learned from are of another."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Picture:
-    """`patches`: uint8 `[L, P]`; `object`: how much of each is the object's, float32 `[L]`.
+    """`pixels`: uint8 `[3, S, S]`; `object`: how much of each patch is the object's, float32 `[L]`.
 
     `group`: pictures of one share an object, `background` those of one background.
     """
 
     label: str
-    patches: Tensor
+    pixels: Tensor
     object: NDArray[np.float32]
     group: str
     background: str
@@ -45,18 +47,37 @@ class Picture:
 
 
 def scene_pictures(material: Material, count: int, seed: int) -> Iterator[Picture]:
-    """The first so many scenes of 448 px, as the ranker sees them."""
+    """The first so many scenes of 448 px."""
     for number in range(count):
         scene = make_scene(
-            material.objects, material.backgrounds, size=_SIZE, tiles=1, seed=seed, number=number
+            material.objects, material.backgrounds, size=SIZE, tiles=1, seed=seed, number=number
         )
-        cells = avg_pool2d(scene.alpha[None, None], _SIZE // GRID)
+        cells = avg_pool2d(scene.alpha[None, None], SIZE // GRID)
         yield Picture(
             label=scene.label,
-            patches=_patches(scene.pixels),
+            pixels=scene.pixels,
             object=cells.flatten().numpy(),
             group=scene.object,
             background=scene.background,
+        )
+
+
+def whole_photos(material: Material, count: int, seed: int) -> Iterator[Picture]:
+    """So many photos at most, of all classes in turns; each in a square as large as objects of scenes are."""
+    turns = sorted(
+        (rank, name, photo)
+        for name, photos in material.objects.items()
+        for rank, photo in enumerate(
+            sorted(photos, key=lambda one: KeyedRandom(seed, one.key, "unbiased photos").words(1)[0])
+        )
+    )
+    for _, name, photo in turns[:count]:
+        yield Picture(
+            label=name,
+            pixels=photo_pictures(photo)[0],
+            object=np.ones(GRID**2, np.float32),
+            group=photo.key,
+            background=photo.key,
         )
 
 
@@ -68,14 +89,14 @@ def boxed_pictures(annotations: Path, images: Path | None, count: int) -> Iterat
         found = [(label, cells) for label, cells in found if cells.any()]
         if not found:
             continue
-        patches_LP = _boxed_patches(photo)
+        pixels = _boxed_pixels(photo)
         for label, cells in found:
             if made == count:
                 return
             made += 1
             yield Picture(
                 label=label,
-                patches=patches_LP,
+                pixels=pixels,
                 object=cells,
                 group=photo.path.name,
                 background=photo.path.name,
@@ -87,18 +108,13 @@ def labels_of(pictures: Sequence[Picture], classes: Sequence[str]) -> NDArray[np
     return np.array([classes.index(picture.label) for picture in pictures], np.int64)
 
 
-def _boxed_patches(photo: Boxed) -> Tensor:
+def _boxed_pixels(photo: Boxed) -> Tensor:
     pixels = decode_image(photo.path.read_bytes())
-    if tuple(pixels.shape[1:]) != (photo.height, photo.width):
-        raise UserError(
-            f"{photo.path} has {pixels.shape[1]} x {pixels.shape[2]} pixels, "
-            f"its annotation {photo.height} x {photo.width}"
-        )
-    return _patches(pixels)
-
-
-def _patches(pixels: Tensor) -> Tensor:
     height, width = pixels.shape[1:]
+    if (height, width) != (photo.height, photo.width):
+        raise UserError(
+            f"{photo.path} has {height} x {width} pixels, its annotation {photo.height} x {photo.width}"
+        )
     short = min(height, width)
     box = ViewBox((height - short) // 2, (width - short) // 2, short, short, hflip=False)
-    return patchify(apply_view(pixels, box, GRID * PATCH)[None], PATCH)[0]
+    return apply_view(pixels, box, SIZE)

@@ -25,12 +25,19 @@ import torch
 import tyro
 from numpy.typing import NDArray
 
-from benchmarks._class_maps import Eye, Lite0Eye, TeacherEye
-from benchmarks._class_pictures import GRID, Picture, boxed_pictures, labels_of, scene_pictures
+from benchmarks._class_maps import Eye, Lite0Eye, TeacherEye, patches_of
+from benchmarks._class_pictures import (
+    GRID,
+    Picture,
+    boxed_pictures,
+    labels_of,
+    scene_pictures,
+    whole_photos,
+)
 from benchmarks._common import show, span, write_json
 from benchmarks._kept_arrays import kept_in
 from benchmarks._scene_maker import PATCH
-from benchmarks._scene_photos import class_names, read_material
+from benchmarks._scene_photos import Material, class_names, read_material
 from patchsieve.pipeline.randomness import KeyedRandom
 from patchsieve.pipeline.teacher.build import build_teacher
 from patchsieve.pipeline.teacher.checkpoint import read_teacher
@@ -46,7 +53,7 @@ from patchsieve.ranker.select import regions, selection
 KEEPS = (0.25, 0.5)
 _BATCH = 25
 _VALIDATION = 5
-"""Every fifth train picture chooses the penalty."""
+"""Every fifth train picture chooses the penalty; whole photos do not, as none is selected from."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,9 +64,9 @@ class _Both:
     """Teacher whose encoder a probe reads."""
     ranker: str = "tiny"
     """The ranker beside it."""
-    train_pictures: int = 600
-    """Pictures that the probes learn."""
-    test_pictures: int = 150
+    train_pictures: int = 2000
+    """Pictures that the probes learn; every fifth of them chooses their penalty."""
+    test_pictures: int = 400
     """Pictures that are selected from."""
     seed: int = 0
     """Of the scenes, and of the halves."""
@@ -81,15 +88,22 @@ class Scenes(_Both):
     """Shards of backgrounds."""
     merge: tuple[str, ...] = ()
     """Labels that count as another, as LABEL=AS."""
+    train_photos: int = 2000
+    """Whole photos that the probes learn too, of all classes in turns."""
 
     def pictures(self, split: str, count: int) -> Iterator[Picture]:
         """Of a split."""
+        seed = int(KeyedRandom(self.seed, split, "unbiased scenes").words(1)[0])
+        return scene_pictures(self._material(split), count, seed)
+
+    def photos(self) -> Iterator[Picture]:
+        """Of the train split, without a scene around them."""
+        return whole_photos(self._material("train"), self.train_photos, self.seed)
+
+    def _material(self, split: str) -> Material:
         shards, grounds = getattr(self, split), getattr(self, f"{split}_backgrounds")
         merged = dict(pair.split("=", 1) for pair in self.merge)
-        material = read_material(shards, grounds, class_names(self.names), merged)
-        return scene_pictures(
-            material, count, int(KeyedRandom(self.seed, split, "unbiased scenes").words(1)[0])
-        )
+        return read_material(shards, grounds, class_names(self.names), merged)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,6 +123,10 @@ class Boxes(_Both):
         """Of a split."""
         return boxed_pictures(getattr(self, split), getattr(self, f"{split}_images"), count)
 
+    def photos(self) -> Iterator[Picture]:
+        """None: its pictures are photos."""
+        return iter(())
+
 
 def halves(classes: Sequence[str], seed: int) -> NDArray[np.bool_]:
     """Which half each class is in, as evenly as can be, bool `[C]`."""
@@ -118,19 +136,32 @@ def halves(classes: Sequence[str], seed: int) -> NDArray[np.bool_]:
 
 
 def half_probe(
-    features_NE: NDArray[np.float32], labels_N: NDArray[np.int64], half_C: NDArray[np.bool_]
+    features_NE: NDArray[np.float32],
+    labels_N: NDArray[np.int64],
+    half_C: NDArray[np.bool_],
+    choosing_N: NDArray[np.bool_],
 ) -> Probe:
-    """A probe that saw the classes of a half alone; no other is ever its answer."""
+    """A probe that saw the classes of a half alone, no other is ever its answer; `choosing`: those for its penalty."""
     seen_N = half_C[labels_N]
-    chosen_on_N = np.arange(len(labels_N)) % _VALIDATION == 0
     penalty, _ = choose_penalty(
         features_NE,
         labels_N,
-        fitted_N=seen_N & ~chosen_on_N,
-        chosen_on_N=seen_N & chosen_on_N,
+        fitted_N=seen_N & ~choosing_N,
+        chosen_on_N=seen_N & choosing_N,
         classes=len(half_C),
     )
     return fit_probe(features_NE[seen_N], labels_N[seen_N], len(half_C), penalty.value)
+
+
+def looked_at(pictures: Iterator[Picture], eyes: Mapping[str, Eye]) -> dict[str, NDArray[Any]]:
+    """What probes read of pictures, by encoder, and their `labels`."""
+    parts: dict[str, list[Any]] = {name: [] for name in (*eyes, "labels")}
+    for batch in batches(pictures):
+        pixels_N3SS = torch.stack([one.pixels for one in batch])
+        for name, eye in eyes.items():
+            parts[name].append(eye(pixels_N3SS).features)
+        parts["labels"].append([one.label for one in batch])
+    return {name: np.concatenate(some) for name, some in parts.items() if some}
 
 
 def shares(pictures: Sequence[Picture], scores_NL: Scores, keep: float, way: str) -> NDArray[np.float64]:
@@ -176,24 +207,22 @@ def measured(options: Scenes | Boxes) -> dict[str, Any]:
     """Fit the probes of both halves, select, compare."""
     teacher = build_teacher(read_teacher(options.teacher))
     ranker = load_ranker(options.ranker, device="cpu")
-    eyes: dict[str, Eye] = {"teacher": TeacherEye(teacher), "lite0": Lite0Eye(GRID, PATCH)}
-
-    def train_features() -> dict[str, NDArray[Any]]:
-        parts: dict[str, list[Any]] = {name: [] for name in (*eyes, "labels")}
-        for batch in batches(options.pictures("train", options.train_pictures)):
-            stacked = torch.stack([one.patches for one in batch])
-            for name, eye in eyes.items():
-                parts[name].append(eye.features(stacked))
-            parts["labels"].append([one.label for one in batch])
-        return {name: np.concatenate(some) for name, some in parts.items()}
-
-    kept = kept_in(options.work / "train.npz", train_features)
+    eyes: dict[str, Eye] = {"teacher": TeacherEye(teacher), "lite0": Lite0Eye(GRID)}
+    learned = kept_in(
+        options.work / "pictures.npz",
+        lambda: looked_at(options.pictures("train", options.train_pictures), eyes),
+    )
+    whole = kept_in(options.work / "photos.npz", lambda: looked_at(options.photos(), eyes))
+    kept = {name: np.concatenate([learned[name], *([whole[name]] if whole else [])]) for name in learned}
     names = kept["labels"].tolist()
     classes = sorted(set(names))
     labels_N = np.array([classes.index(name) for name in names], np.int64)
+    place_N = np.arange(len(names))
+    choosing_N = (place_N % _VALIDATION == 0) & (place_N < len(learned["labels"]))
     first_C = halves(classes, options.seed)
     probes = {
-        name: [half_probe(kept[name], labels_N, half_C) for half_C in (first_C, ~first_C)] for name in eyes
+        name: [half_probe(kept[name], labels_N, half_C, choosing_N) for half_C in (first_C, ~first_C)]
+        for name in eyes
     }
     pictures: list[Picture] = []
     scores: list[dict[str, list[Scores]]] = [{}, {}, {}]
@@ -203,26 +232,28 @@ def measured(options: Scenes | Boxes) -> dict[str, Any]:
         if not known:
             continue
         pictures += known
-        stacked = torch.stack([one.patches for one in known])
+        pixels_N3SS = torch.stack([one.pixels for one in known])
+        patches_NLP = patches_of(pixels_N3SS, GRID, PATCH)
         with torch.inference_mode():
             label_free = {
-                "ranker": ranker.model.forward_image(stacked).numpy(),
-                "teacher attention": class_attention(teacher, stacked).numpy(),
-                "teacher leverage": feature_leverage(teacher, stacked).numpy(),
+                "ranker": ranker.model.forward_image(patches_NLP).numpy(),
+                "teacher attention": class_attention(teacher, patches_NLP).numpy(),
+                "teacher leverage": feature_leverage(teacher, patches_NLP).numpy(),
             }
         _extend(scores[2], label_free)
         wanted_N = labels_of(known, classes)
         for name, eye in eyes.items():
-            read_NE = eye.features(stacked)
+            look = eye(pixels_N3SS)
             for half, probe in enumerate(probes[name]):
-                _extend(scores[half], eye.maps(stacked, probe))
+                _extend(scores[half], look.maps(probe))
                 seen_N = (first_C if half == 0 else ~first_C)[wanted_N]
-                right[name] += (probe.predict(read_NE) == wanted_N)[seen_N].tolist()
+                right[name] += (probe.predict(look.features) == wanted_N)[seen_N].tolist()
         print(f"{len(pictures)} test pictures", flush=True)
     first, second, free = ({name: np.concatenate(some) for name, some in one.items()} for one in scores)
     seen_N = first_C[labels_of(pictures, classes)]
     return {
-        "train_pictures": len(names),
+        "train_pictures": len(learned["labels"]),
+        "train_photos": len(names) - len(learned["labels"]),
         "test_pictures": len(pictures),
         "classes": len(classes),
         "accuracy_on_seen": {name: float(np.mean(flags)) for name, flags in right.items()},

@@ -11,10 +11,12 @@ import torch
 
 from benchmarks._boxes import crop_cells, read_annotations
 from benchmarks._class_maps import TeacherEye
-from benchmarks._class_pictures import GRID, Picture, boxed_pictures
+from benchmarks._class_pictures import GRID, SIZE, Picture, boxed_pictures, whole_photos
+from benchmarks._scene_maker import LARGEST, Photo
+from benchmarks._scene_photos import Material
 from benchmarks.unbiased import compared, half_probe, halves
 from patchsieve.pipeline.errors import UserError
-from patchsieve.pipeline.images.patches import normalise
+from patchsieve.pipeline.images.patches import normalise, patchify
 from patchsieve.pipeline.images.views import encode_view
 from tests.helpers.teachers import SMALL, random_teacher
 
@@ -25,9 +27,12 @@ VOC = """<annotation><size><width>300</width><height>224</height></size>
 <bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object></annotation>"""
 
 
+PHOTO = encode_view(torch.full((3, 224, 300), 90, dtype=torch.uint8))
+
+
 def jpeg(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encode_view(torch.full((3, 224, 300), 90, dtype=torch.uint8)))
+    path.write_bytes(PHOTO)
 
 
 def voc(folder: Path, names: str = "a\n") -> Path:
@@ -65,7 +70,7 @@ def test_coco_and_voc_tell_the_same_box_and_leave_out_crowds_and_difficult_ones(
     assert cells[0] == 1
     assert cells.sum() == 1
     (picture,) = boxed_pictures(tmp_path / "coco" / "instances.json", tmp_path / "coco" / "images", 9)
-    assert (picture.label, picture.patches.shape) == ("dog", (GRID**2, 768))
+    assert (picture.label, picture.pixels.shape) == ("dog", (3, SIZE, SIZE))
     assert picture.share(cells > 0) == 1
 
 
@@ -88,17 +93,17 @@ def test_other_annotations_are_refused(tmp_path: Path) -> None:
 def test_maps_are_those_of_the_class_that_a_probe_answers() -> None:
     model = random_teacher(SMALL)
     random = np.random.default_rng(0)
-    patches = torch.from_numpy(
-        random.integers(0, 256, (12, SMALL.positions, SMALL.patch_values), dtype=np.uint8)
-    )
-    eye = TeacherEye(model)
-    features = eye.features(patches)
+    side = SMALL.grid * SMALL.patch_size
+    pixels = torch.from_numpy(random.integers(0, 256, (12, 3, side, side), dtype=np.uint8))
+    patches = patchify(pixels, SMALL.patch_size)
+    look = TeacherEye(model)(pixels)
+    features = look.features
     with torch.no_grad():
         latent = model.encode(normalise(patches), torch.arange(SMALL.positions).expand(12, -1))
     assert features == pytest.approx(torch.cat([latent[:, 0], latent[:, 1:].mean(1)], 1).numpy(), abs=1e-4)
     labels = np.arange(12) % 4
-    probe = half_probe(features, labels, halves(list("abcd"), 0))
-    maps = eye.maps(patches, probe)
+    probe = half_probe(features, labels, halves(list("abcd"), 0), np.arange(12) < 4)
+    maps = look.maps(probe)
     answered = probe.predict(features)
     assert halves(list("abcd"), 0)[answered].all()
     weights = (probe.weights / probe.scale)[answered]
@@ -111,11 +116,19 @@ def test_maps_are_those_of_the_class_that_a_probe_answers() -> None:
     assert maps["teacher attention of a class"].shape == (12, SMALL.positions)
 
 
+def test_whole_photos_are_of_all_classes_in_turns() -> None:
+    photos = {name: [Photo(f"{name}{n}", name, PHOTO, 224) for n in range(3)] for name in "ab"}
+    found = list(whole_photos(Material(photos, []), 4, seed=0))
+    assert [one.label for one in found] == ["a", "b", "a", "b"]
+    assert len({one.group for one in found}) == 4
+    assert {tuple(one.pixels.shape) for one in found} == {(3, LARGEST, LARGEST)}
+
+
 def test_the_gap_is_that_of_the_same_pictures_seen_and_unseen() -> None:
     cells = np.zeros(GRID**2, np.float32)
     cells[0] = 1
     pictures = [
-        Picture(label=name, patches=torch.zeros(1), object=cells, group=str(n), background=str(n))
+        Picture(label=name, pixels=torch.zeros(1), object=cells, group=str(n), background=str(n))
         for n, name in enumerate("abab")
     ]
     # Each half finds the objects of its own class alone.
