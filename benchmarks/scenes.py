@@ -85,13 +85,17 @@ def read_head(material: Material, options: argparse.Namespace, probe: Lite0, sco
 def choose(store: Store, head: Head, options: argparse.Namespace) -> dict[str, Any]:
     """The selector that is best on validation scenes at the first ratio; written before test scenes are opened.
 
-    Of those that name as many objects, the one that keeps most of them.
+    Of those that name as many objects, the one that keeps most of them. `--selector` names one that was fixed before.
     """
+    arms = candidates(KEEPS[0], "crop")
+    if options.selector:
+        if options.selector not in (known := [arm.selector for arm in arms]):
+            raise UserError(f"--selector is {options.selector!r}, must be one of: {', '.join(known)}")
+        return {"selector": options.selector, "keep": KEEPS[0], "scenes": 0, "validation": {}}
     path: Path = options.work / "choice.json"
     if path.exists():
         found: dict[str, Any] = json.loads(path.read_text())
         return found
-    arms = candidates(KEEPS[0], "crop")
     store.fill(arms, options.validation_scenes, lambda text: say(f"validation: {text}"))
     facts = store.facts(options.validation_scenes)
     table = {}
@@ -155,8 +159,10 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--ranker", default="tiny")
     parser.add_argument("--teacher", default="tiny", help="whose features leverage is taken in")
+    parser.add_argument("--selector", help="the one that is tested, chosen before: none is chosen here")
     parser.add_argument("--size", type=int, default=448, help="side of a scene, a multiple of 224")
     parser.add_argument("--tiles", type=int, default=1, help="backgrounds along a side of a mosaic")
+    parser.add_argument("--enlarge", type=int, default=1, help="times that the probe sees pictures enlarged")
     parser.add_argument("--head-photos", type=int, default=10, help="train photos of each class for the head")
     parser.add_argument("--head-scenes", type=int, default=1000, help="scenes of train photos for the head")
     parser.add_argument("--validation-scenes", type=int, default=100)
@@ -186,12 +192,15 @@ def run(options: argparse.Namespace) -> None:
     train = read_material(options.train, options.train_backgrounds, names, merged)
     for_head, for_choice = split_material(train, options.seed)
     teacher = build_teacher(read_teacher(options.teacher))
-    scorer, probe = Scorer(load_ranker(options.ranker, device="cpu"), teacher, options.seed), Lite0()
+    scorer, probe = (
+        Scorer(load_ranker(options.ranker, device="cpu"), teacher, options.seed),
+        Lite0(options.enlarge),
+    )
     head = read_head(for_head, options, probe, scorer)
     say(f"head: {head.accuracy:.3f} on pictures that it was not fitted on")
     make = maker(for_choice, options, "validation")
     choice = choose(Store(options.work, "validation", make, scorer, probe), head, options)
-    say(f"chosen on validation: {choice['selector']}, of {choice['validation']}")
+    say(f"chosen: {choice['selector']}, of {choice['validation'] or 'none: it was asked for'}")
 
     test = maker(read_material(options.test, options.test_backgrounds, names, merged), options, "test")
     store = Store(options.work, "test", test, scorer, probe)

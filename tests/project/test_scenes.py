@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ import torch
 from benchmarks._scene_arms import Arm, candidates, controls, kept, pieces, share_kept, views
 from benchmarks._scene_maker import PATCH, Photo, Scene, ellipse, make_scene, sharpness, texture_like
 from benchmarks._scene_photos import Material, split_material
+from benchmarks._scene_probe import square_means
+from benchmarks.scenes import choose
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.images.views import encode_view
 from patchsieve.pipeline.randomness import KeyedRandom
@@ -146,3 +150,17 @@ def test_validation_shares_no_photo_with_the_head() -> None:
     assert not {one.key for one in head.backgrounds} & {one.key for one in validation.backgrounds}
     assert len(head.objects["a"]) + len(validation.objects["a"]) == 100
     assert 5 < len(validation.objects["a"]) < 40
+
+
+def test_squares_of_an_enlarged_picture_are_those_of_the_picture() -> None:
+    maps = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 3, 7, 7))).float()
+    fine = maps.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    assert torch.allclose(square_means(fine, 2), square_means(maps), atol=1e-6)
+
+
+def test_a_selector_that_was_fixed_before_is_no_choice() -> None:
+    nothing: Any = None
+    found = choose(nothing, nothing, argparse.Namespace(selector="leverage window x2"))
+    assert (found["selector"], found["validation"]) == ("leverage window x2", {})
+    with pytest.raises(UserError, match="--selector is 'window', must be one of: ranker window, "):
+        choose(nothing, nothing, argparse.Namespace(selector="window"))
