@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from benchmarks._scene_probe import Lite0
+from benchmarks._scene_probe import Lite0, square_means
 from patchsieve.pipeline.images.patches import normalise, patchify
 from patchsieve.pipeline.images.views import ViewBox, apply_view
 from patchsieve.pipeline.teacher.model import MaskedAutoencoder
@@ -33,6 +33,10 @@ class Look(Protocol):
     @property
     def features(self) -> NDArray[np.float32]:
         """What a probe reads, float32 `[N, E]`."""
+        ...
+
+    def answers(self, probe: Probe) -> NDArray[np.int64]:
+        """The class that the probe takes each picture for, int64 `[N]`."""
         ...
 
     def maps(self, probe: Probe) -> dict[str, Scores]:
@@ -102,9 +106,13 @@ class _TeacherLook:
     attention: Tensor
     features: NDArray[np.float32]
 
+    def answers(self, probe: Probe) -> NDArray[np.int64]:
+        """See `Look`."""
+        return probe.predict(self.features)
+
     def maps(self, probe: Probe) -> dict[str, Scores]:
         """See `Look`."""
-        to_NE = directions(probe, self.features)
+        to_NE = directions(probe, self.answers(probe))
         with torch.enable_grad():
             attention_NHTT = self.attention.clone().requires_grad_()
             latent_NTD = self.eye.finish(self.tokens, attention_NHTT)
@@ -141,9 +149,17 @@ class _Lite0Look:
         means_ND: NDArray[np.float32] = self.map.mean((2, 3)).numpy()
         return means_ND
 
+    def answers(self, probe: Probe) -> NDArray[np.int64]:
+        """See `Look`; that of the square of the map whose share of the softmax is the highest."""
+        means_NQD = square_means(self.map)
+        count, squares, width = means_NQD.shape
+        shares_NQC = probe.shares(means_NQD.reshape(-1, width).numpy()).reshape(count, squares, -1)
+        answers_N: NDArray[np.int64] = shares_NQC.max(axis=1).argmax(axis=1)
+        return answers_N
+
     def maps(self, probe: Probe) -> dict[str, Scores]:
         """See `Look`."""
-        cam_NHW = torch.einsum("ndhw,nd->nhw", self.map, directions(probe, self.features))
+        cam_NHW = torch.einsum("ndhw,nd->nhw", self.map, directions(probe, self.answers(probe)))
         cam_NL = interpolate(cam_NHW[:, None], size=(self.grid, self.grid), mode="bilinear").flatten(1)
         return {"Lite0 Grad-CAM": cam_NL.numpy()}
 
@@ -155,9 +171,9 @@ def patches_of(pixels_N3SS: Tensor, grid: int, patch_size: int) -> Tensor:
     return patchify(torch.stack([apply_view(one, box, grid * patch_size) for one in pixels_N3SS]), patch_size)
 
 
-def directions(probe: Probe, features_NE: NDArray[np.float32]) -> Tensor:
-    """The gradient of the highest logit of each picture in its features, float32 `[N, E]`."""
-    weights_NE = probe.weights[probe.predict(features_NE)] / probe.scale
+def directions(probe: Probe, answers_N: NDArray[np.int64]) -> Tensor:
+    """The gradient of the logit of each picture's answer in its features, float32 `[N, E]`."""
+    weights_NE = probe.weights[answers_N] / probe.scale
     return torch.from_numpy(weights_NE.astype(np.float32))
 
 

@@ -64,14 +64,13 @@ def scene_pictures(material: Material, count: int, seed: int) -> Iterator[Pictur
 
 def whole_photos(material: Material, count: int, seed: int) -> Iterator[Picture]:
     """So many photos at most, of all classes in turns; each in a square as large as objects of scenes are."""
-    turns = sorted(
-        (rank, name, photo)
-        for name, photos in material.objects.items()
-        for rank, photo in enumerate(
-            sorted(photos, key=lambda one: KeyedRandom(seed, one.key, "unbiased photos").words(1)[0])
-        )
-    )
-    for _, name, photo in turns[:count]:
+    turns = []
+    for name, photos in material.objects.items():
+        drawn = [(int(KeyedRandom(seed, one.key, "unbiased photos").words(1)[0]), one) for one in photos]
+        drawn.sort(key=lambda pair: pair[0])
+        turns += [(turn, order, name, photo) for turn, (order, photo) in enumerate(drawn)]
+    # Within a turn in a drawn order, or every fifth photo would be one of the same few classes.
+    for _, _, name, photo in sorted(turns, key=lambda one: one[:2])[:count]:
         yield Picture(
             label=name,
             pixels=photo_pictures(photo)[0],

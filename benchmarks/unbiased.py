@@ -1,6 +1,6 @@
 """Whether selectors that learned classes prefer the classes that they learned: the claim that a label-free one is not.
 
-    python -m benchmarks.unbiased scenes --train SHARDS ... --train-backgrounds SHARDS ... --test SHARDS ... \
+    python -m benchmarks.unbiased scenes --train SHARDS ... --test SHARDS ... \
         --test-backgrounds SHARDS ... --names classes.json --merge Faces_easy=Faces --work DIR
     python -m benchmarks.unbiased boxes --train instances_train2017.json --train-images train2017 \
         --test instances_val2017.json --test-images val2017 --work DIR
@@ -37,7 +37,7 @@ from benchmarks._class_pictures import (
 from benchmarks._common import show, span, write_json
 from benchmarks._kept_arrays import kept_in
 from benchmarks._scene_maker import PATCH
-from benchmarks._scene_photos import Material, class_names, read_material
+from benchmarks._scene_photos import class_names, read_material
 from patchsieve.pipeline.randomness import KeyedRandom
 from patchsieve.pipeline.teacher.build import build_teacher
 from patchsieve.pipeline.teacher.checkpoint import read_teacher
@@ -53,7 +53,7 @@ from patchsieve.ranker.select import regions, selection
 KEEPS = (0.25, 0.5)
 _BATCH = 25
 _VALIDATION = 5
-"""Every fifth train picture chooses the penalty; whole photos do not, as none is selected from."""
+"""Every fifth train picture chooses the penalty."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class _Both:
     ranker: str = "tiny"
     """The ranker beside it."""
     train_pictures: int = 2000
-    """Pictures that the probes learn; every fifth of them chooses their penalty."""
+    """Pictures that the probes learn: whole photos, of all classes in turns, or photos with boxes."""
     test_pictures: int = 400
     """Pictures that are selected from."""
     seed: int = 0
@@ -82,28 +82,20 @@ class Scenes(_Both):
     """Labelled photos."""
     names: Path
     """JSON list of the labels' names."""
-    train_backgrounds: tuple[str, ...] = ()
-    """Shards of backgrounds."""
     test_backgrounds: tuple[str, ...] = ()
     """Shards of backgrounds."""
     merge: tuple[str, ...] = ()
     """Labels that count as another, as LABEL=AS."""
-    train_photos: int = 2000
-    """Whole photos that the probes learn too, of all classes in turns."""
 
     def pictures(self, split: str, count: int) -> Iterator[Picture]:
-        """Of a split."""
-        seed = int(KeyedRandom(self.seed, split, "unbiased scenes").words(1)[0])
-        return scene_pictures(self._material(split), count, seed)
-
-    def photos(self) -> Iterator[Picture]:
-        """Of the train split, without a scene around them."""
-        return whole_photos(self._material("train"), self.train_photos, self.seed)
-
-    def _material(self, split: str) -> Material:
-        shards, grounds = getattr(self, split), getattr(self, f"{split}_backgrounds")
+        """Whole photos to learn from, scenes to select from."""
         merged = dict(pair.split("=", 1) for pair in self.merge)
-        return read_material(shards, grounds, class_names(self.names), merged)
+        names = class_names(self.names)
+        if split == "train":
+            return whole_photos(read_material(self.train, (), names, merged), count, self.seed)
+        material = read_material(self.test, self.test_backgrounds, names, merged)
+        seed = int(KeyedRandom(self.seed, split, "unbiased scenes").words(1)[0])
+        return scene_pictures(material, count, seed)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,10 +115,6 @@ class Boxes(_Both):
         """Of a split."""
         return boxed_pictures(getattr(self, split), getattr(self, f"{split}_images"), count)
 
-    def photos(self) -> Iterator[Picture]:
-        """None: its pictures are photos."""
-        return iter(())
-
 
 def halves(classes: Sequence[str], seed: int) -> NDArray[np.bool_]:
     """Which half each class is in, as evenly as can be, bool `[C]`."""
@@ -136,18 +124,16 @@ def halves(classes: Sequence[str], seed: int) -> NDArray[np.bool_]:
 
 
 def half_probe(
-    features_NE: NDArray[np.float32],
-    labels_N: NDArray[np.int64],
-    half_C: NDArray[np.bool_],
-    choosing_N: NDArray[np.bool_],
+    features_NE: NDArray[np.float32], labels_N: NDArray[np.int64], half_C: NDArray[np.bool_]
 ) -> Probe:
-    """A probe that saw the classes of a half alone, no other is ever its answer; `choosing`: those for its penalty."""
+    """A probe that saw the classes of a half alone; no other is ever its answer."""
     seen_N = half_C[labels_N]
+    chosen_on_N = np.arange(len(labels_N)) % _VALIDATION == 0
     penalty, _ = choose_penalty(
         features_NE,
         labels_N,
-        fitted_N=seen_N & ~choosing_N,
-        chosen_on_N=seen_N & choosing_N,
+        fitted_N=seen_N & ~chosen_on_N,
+        chosen_on_N=seen_N & chosen_on_N,
         classes=len(half_C),
     )
     return fit_probe(features_NE[seen_N], labels_N[seen_N], len(half_C), penalty.value)
@@ -161,7 +147,7 @@ def looked_at(pictures: Iterator[Picture], eyes: Mapping[str, Eye]) -> dict[str,
         for name, eye in eyes.items():
             parts[name].append(eye(pixels_N3SS).features)
         parts["labels"].append([one.label for one in batch])
-    return {name: np.concatenate(some) for name, some in parts.items() if some}
+    return {name: np.concatenate(some) for name, some in parts.items()}
 
 
 def shares(pictures: Sequence[Picture], scores_NL: Scores, keep: float, way: str) -> NDArray[np.float64]:
@@ -208,21 +194,16 @@ def measured(options: Scenes | Boxes) -> dict[str, Any]:
     teacher = build_teacher(read_teacher(options.teacher))
     ranker = load_ranker(options.ranker, device="cpu")
     eyes: dict[str, Eye] = {"teacher": TeacherEye(teacher), "lite0": Lite0Eye(GRID)}
-    learned = kept_in(
-        options.work / "pictures.npz",
+    kept = kept_in(
+        options.work / "train.npz",
         lambda: looked_at(options.pictures("train", options.train_pictures), eyes),
     )
-    whole = kept_in(options.work / "photos.npz", lambda: looked_at(options.photos(), eyes))
-    kept = {name: np.concatenate([learned[name], *([whole[name]] if whole else [])]) for name in learned}
     names = kept["labels"].tolist()
     classes = sorted(set(names))
     labels_N = np.array([classes.index(name) for name in names], np.int64)
-    place_N = np.arange(len(names))
-    choosing_N = (place_N % _VALIDATION == 0) & (place_N < len(learned["labels"]))
     first_C = halves(classes, options.seed)
     probes = {
-        name: [half_probe(kept[name], labels_N, half_C, choosing_N) for half_C in (first_C, ~first_C)]
-        for name in eyes
+        name: [half_probe(kept[name], labels_N, half_C) for half_C in (first_C, ~first_C)] for name in eyes
     }
     pictures: list[Picture] = []
     scores: list[dict[str, list[Scores]]] = [{}, {}, {}]
@@ -247,13 +228,12 @@ def measured(options: Scenes | Boxes) -> dict[str, Any]:
             for half, probe in enumerate(probes[name]):
                 _extend(scores[half], look.maps(probe))
                 seen_N = (first_C if half == 0 else ~first_C)[wanted_N]
-                right[name] += (probe.predict(look.features) == wanted_N)[seen_N].tolist()
+                right[name] += (look.answers(probe) == wanted_N)[seen_N].tolist()
         print(f"{len(pictures)} test pictures", flush=True)
     first, second, free = ({name: np.concatenate(some) for name, some in one.items()} for one in scores)
     seen_N = first_C[labels_of(pictures, classes)]
     return {
-        "train_pictures": len(learned["labels"]),
-        "train_photos": len(names) - len(learned["labels"]),
+        "train_pictures": len(names),
         "test_pictures": len(pictures),
         "classes": len(classes),
         "accuracy_on_seen": {name: float(np.mean(flags)) for name, flags in right.items()},
