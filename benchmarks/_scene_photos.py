@@ -51,7 +51,7 @@ def read_material(
     `merged`: labels that count as another one.
     """
     by_label: dict[str, list[Photo]] = defaultdict(list)
-    grounds = list(read_photos(backgrounds))
+    grounds = list(read_photos(backgrounds)) if backgrounds else []
     for photo in read_photos(objects):
         if photo.label == "":
             grounds.append(photo)
