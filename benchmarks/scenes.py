@@ -39,7 +39,7 @@ KEEPS = (0.25, 0.5)
 FREE = ("work", "report_only", "scenes", "fill_scenes", "texture_scenes")
 """Options that a folder may be gone on with at other values: there is more of the same."""
 
-VERSION = 2
+VERSION = 3
 """Raised when the same options give other figures."""
 
 
@@ -162,7 +162,7 @@ def main() -> None:
     parser.add_argument("--selector", help="the one that is tested, chosen before: none is chosen here")
     parser.add_argument("--size", type=int, default=448, help="side of a scene, a multiple of 224")
     parser.add_argument("--tiles", type=int, default=1, help="backgrounds along a side of a mosaic")
-    parser.add_argument("--enlarge", type=int, default=1, help="times that the probe sees pictures enlarged")
+    parser.add_argument("--enlarge", type=int, default=2, help="times that the probe sees pictures enlarged")
     parser.add_argument("--head-photos", type=int, default=10, help="train photos of each class for the head")
     parser.add_argument("--head-scenes", type=int, default=1000, help="scenes of train photos for the head")
     parser.add_argument("--validation-scenes", type=int, default=100)
