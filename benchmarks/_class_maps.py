@@ -131,13 +131,13 @@ class Lite0Eye:
     def __init__(self, grid: int) -> None:
         self._lite, self._grid = Lite0(), grid
 
-    def __call__(self, pixels_N3SS: Tensor) -> _Lite0Look:
+    def __call__(self, pixels_N3SS: Tensor) -> Lite0Look:
         """See `Eye`."""
-        return _Lite0Look(self._lite.maps(pixels_N3SS), self._grid)
+        return Lite0Look(self._lite.maps(pixels_N3SS), self._grid)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Lite0Look:
+class Lite0Look:
     """The last map, float32 `[N, D, H, W]`."""
 
     map: Tensor

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks._boxes import crop_cells, read_annotations
-from benchmarks._class_maps import TeacherEye
+from benchmarks._class_maps import Lite0Look, TeacherEye
 from benchmarks._class_pictures import GRID, SIZE, Picture, boxed_pictures, whole_photos
 from benchmarks._scene_maker import LARGEST, Photo
 from benchmarks._scene_photos import Material
@@ -18,6 +18,7 @@ from benchmarks.unbiased import compared, half_probe, halves
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.images.patches import normalise, patchify
 from patchsieve.pipeline.images.views import encode_view
+from patchsieve.ranker.prove.probe import Probe
 from tests.helpers.teachers import SMALL, random_teacher
 
 VOC = """<annotation><size><width>300</width><height>224</height></size>
@@ -114,6 +115,19 @@ def test_maps_are_those_of_the_class_that_a_probe_answers() -> None:
         (mean * weights[:, width:]).sum(axis=1), rel=1e-3, abs=1e-3
     )
     assert maps["teacher attention of a class"].shape == (12, SMALL.positions)
+
+
+def test_a_small_object_is_answered_where_the_whole_picture_is_its_background() -> None:
+    probe = Probe(weights=np.eye(2), bias=np.zeros(2), mean=np.zeros(2), scale=np.ones(2))
+    map_NDHW = torch.zeros(1, 2, GRID, GRID)
+    map_NDHW[:, 0] = 1
+    map_NDHW[:, 1, 3:6, 8:11] = 9
+    look = Lite0Look(map_NDHW, GRID)
+    assert probe.predict(look.features).tolist() == [0]
+    assert look.answers(probe).tolist() == [1]
+    (cam_NL,) = look.maps(probe).values()
+    assert cam_NL.reshape(GRID, GRID)[3:6, 8:11].tolist() == [[9] * 3] * 3
+    assert cam_NL.sum() == 81
 
 
 def test_whole_photos_are_of_all_classes_in_turns() -> None:
