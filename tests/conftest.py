@@ -76,6 +76,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_unconfigure() -> None:
     """Remove what Ray left, this session's and that of the processes it started."""
+    gc.unfreeze()  # libraries say at the end what was not freed
     shutil.rmtree(RAY_TEMPORARY, ignore_errors=True)
 
 
