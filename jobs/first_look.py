@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.shards.specs import expand_shards
@@ -17,15 +18,11 @@ def look_first(config: object) -> None:
 
     Stores and patterns are left to the job, which looks at all of them.
     """
-    for name in (*_SHARDS, *_OUTPUTS):
-        given = getattr(config, name, None) or ()
-        for path in [given] if isinstance(given, str) else given:
-            if not _is_missing(path):
-                continue
-            if name in _SHARDS:
-                expand_shards([path])
-            else:
-                look_for(path)
+    for path in _given(config, _SHARDS):
+        if _is_missing(path):
+            expand_shards([path])
+    for path in _given(config, _OUTPUTS):
+        look_for(path)
 
 
 def look_for(path: str) -> None:
@@ -36,3 +33,9 @@ def look_for(path: str) -> None:
 
 def _is_missing(path: str) -> bool:
     return "://" not in path and not _PATTERN & set(path) and not os.path.exists(path)
+
+
+def _given(config: object, names: tuple[str, ...]) -> Iterator[str]:
+    for name in names:
+        given = getattr(config, name, None) or ()
+        yield from [given] if isinstance(given, str) else given

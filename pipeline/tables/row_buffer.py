@@ -36,11 +36,8 @@ class RowBuffer:
         """
         if not rows:
             return
-        taken = {name: [getattr(row, name) for row in rows] for name in self._columns}
         for name, column in self._columns.items():
-            column.check(taken[name])
-        for name, column in self._columns.items():
-            column.extend(taken[name])
+            column.extend([getattr(row, name) for row in rows])
         self._rows += len(rows)
 
     def table(self) -> pa.Table:
@@ -56,7 +53,6 @@ class RowBuffer:
 
 
 class _Column(Protocol):
-    def check(self, values: list[Any]) -> None: ...
     def extend(self, values: list[Any]) -> None: ...
     def array(self, kind: pa.DataType) -> pa.Array: ...
     def clear(self) -> None: ...
@@ -80,9 +76,6 @@ class _Numbers:
         self._values: NDArray[Any] = np.empty((_FIRST_ROWS, width), dtype)
         self._count = 0
 
-    def check(self, values: list[Any]) -> None:
-        pass
-
     def extend(self, values: list[Any]) -> None:
         stop = self._count + len(values)
         if stop > len(self._values):
@@ -103,12 +96,13 @@ class _Vectors(_Numbers):
         super().__init__(dtype, width)
         self._name = name
 
-    def check(self, values: list[NDArray[Any]]) -> None:
+    def extend(self, values: list[NDArray[Any]]) -> None:
         for value in values:
             if value.shape != self._values.shape[1:]:
                 raise ValueError(f"{self._name} has shape {value.shape}, not {self._values.shape[1:]}")
             if not np.can_cast(value.dtype, self._values.dtype, "same_kind"):
                 raise ValueError(f"{self._name} is {value.dtype}, not {self._values.dtype}")
+        super().extend(values)
 
     def array(self, kind: pa.DataType) -> pa.Array:
         return pa.FixedSizeListArray.from_arrays(super().array(kind.value_type), type=kind)
@@ -120,13 +114,10 @@ class _Bytes:
         self._data = bytearray()
         self._ends = [0]
 
-    def check(self, values: list[bytes]) -> None:
+    def extend(self, values: list[bytes]) -> None:
         for value in values:
             if self._width is not None and len(value) != self._width:
                 raise ValueError(f"{self._name} has {len(value)} bytes, not {self._width}")
-
-    def extend(self, values: list[bytes]) -> None:
-        for value in values:
             self._data += value
             self._ends.append(len(self._data))
 
@@ -142,9 +133,6 @@ class _Bytes:
 class _Texts:
     def __init__(self) -> None:
         self._values: list[str] = []
-
-    def check(self, values: list[str]) -> None:
-        pass
 
     def extend(self, values: list[str]) -> None:
         self._values += values
