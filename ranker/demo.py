@@ -61,11 +61,16 @@ def saved_lines(config: PruneConfig) -> list[str]:
 def reading_line(config: PruneConfig) -> str:
     """A batch of the pruned shards read back into a small NaFlexVit of random weights."""
     samples = list(islice(PrunedDataset(storage.join(config.out, SHARDS_FOLDER)), BATCH))
-    batch = collate_naflex(samples)
-    grid = samples[0].grid
-    name = "naflexvit_base_patch16_gap"
+    grid, block = samples[0].grid, samples[0].block
+    batch = collate_naflex(samples, patch_size=block)
     model = timm.create_model(
-        name, embed_dim=192, depth=4, num_heads=3, num_classes=CLASSES, pos_embed_grid_size=(grid, grid)
+        "naflexvit_base_patch16_gap",
+        patch_size=block,
+        embed_dim=192,
+        depth=4,
+        num_heads=3,
+        num_classes=CLASSES,
+        pos_embed_grid_size=(grid, grid),
     )
     with torch.inference_mode():
         logits = place_by_coordinate(model).eval()(batch)

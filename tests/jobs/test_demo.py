@@ -95,6 +95,7 @@ def test_the_demo_from_photos_to_picture_and_again(tmp_path, capsys, monkeypatch
     }
     folder, out = write_photos(tmp_path / "photos", photos), tmp_path / "out"
     arguments = ["--images", str(folder), "--out", str(out), "--samples", "24", "--views", "3"]
+    arguments += ["--teacher", save_small_teacher(tmp_path)]
     # A process of its own, as a user starts it: with a Ray of its own.
     ended = subprocess.run(
         [sys.executable, "-m", "patchsieve.jobs.cli", "demo", *arguments],
@@ -110,18 +111,19 @@ def test_the_demo_from_photos_to_picture_and_again(tmp_path, capsys, monkeypatch
     assert load_ranker(str(out / "ranker")).config.depth == 2
     assert "complete: 4 of 4 shards done, 60 rows" in ended.stdout
     assert re.search(rf"^  \S+ status {out}/tables$", ended.stdout, re.MULTILINE)
-    assert "patches: 1,960 of 3,920 kept, 50.0%" in ended.stdout
-    assert "tokens   196 of an image before, 98 after" in ended.stdout
+    assert "patches: 360 of 720 kept, 50.0%" in ended.stdout
+    assert "tokens   36 of an image before, 18 after" in ended.stdout
+    # Patches of 8 px, which the model that reads them takes as well.
     assert re.search(
-        r"^reading  \[8, (98|99), 768\] patches, 784 of them kept .* logits \[8, 10\]$",
+        r"^reading  \[8, (18|19), 192\] patches, 144 of them kept .* logits \[8, 10\]$",
         ended.stdout,
         re.MULTILINE,
     )
     assert len(list((out / "pruned" / "shards").glob("*.tar"))) == 4
     picture = (out / "contact-sheet.png").read_bytes()
     with Image.open(out / "contact-sheet.png") as image:
-        assert image.width > 5 * 224
-        assert image.height > 2 * 224
+        assert image.width > 5 * 48
+        assert image.height > 2 * 48
     rows = ScoreTables(str(out / "tables")).rows
     assert rows == 60
 
