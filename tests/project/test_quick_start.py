@@ -85,7 +85,7 @@ def test_a_fork_has_all_that_the_process_had(tmp_path: Path) -> None:
         "variables": {"OUR_FILE": str(reading)},
         "read": "from outside",
         "torch": True,
-        "ray": False,
+        "ray": True,
         "passed": "passed on",
     }
 

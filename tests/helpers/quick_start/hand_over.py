@@ -50,17 +50,21 @@ def _request(files: list[int]) -> bytes:
 
 def hand_over(address: str) -> None:
     """Returns where there is no zygote, or it was started in another environment: this process then goes on itself."""
-    link = socket.socket(socket.AF_UNIX)
-    try:
-        link.connect(address)
-    except OSError:
-        return
     files = _files()
+    request = _request(files)
     begun, begin = os.pipe()
-    socket.send_fds(link, [_request(files)], [begun, *files])
+    while os.path.isabs(address):
+        link = socket.socket(socket.AF_UNIX)
+        try:
+            link.connect(address)
+        except OSError:
+            address = "0"
+            break
+        socket.send_fds(link, [request], [begun, *files])
+        answers = link.makefile()
+        address = answers.readline().strip()
     os.close(begun)
-    answers = link.makefile()
-    fork = int(answers.readline() or "0")
+    fork = int(address or "0")
     if not fork:
         os.close(begin)
         return

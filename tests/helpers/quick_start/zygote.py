@@ -2,7 +2,7 @@
 
 `import torch, ray` takes four seconds of a core, and the suite starts some hundreds of them. hand_over.py asks for a
 fork that goes on as the new process would: the same program with its arguments, environment, folder, files, limits,
-priority and process group. Ray and what is tested are imported by the fork, so that both see the fork's environment.
+priority and process group. What is tested is imported by the fork.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import fcntl
-import gc
+import itertools
 import json
 import os
 import resource
@@ -20,9 +20,12 @@ import signal
 import socket
 import sys
 import threading
-from importlib import import_module
+from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 from typing import Any, NoReturn
+
+from loaded import is_alike, load, load_ray, ray_variables
 
 # What Ray and our rooms import, but for themselves.
 MODULES = (
@@ -53,36 +56,54 @@ REQUEST_BYTES = 1 << 20
 APART = 512
 
 
+Received = tuple[dict[str, Any], list[int]]
+"""What a fork is to become, and the files that it was sent."""
+
+
 class Zygote:
-    """Forks for whoever asks, as long as the process lives that started it."""
+    """Forks for whoever asks, as long as the process lives that started it.
+
+    The first one has not loaded Ray, whose library reads its environment while it is loaded: for each such environment
+    it forks another one that loads Ray in it, and sends there who asks.
+    """
 
     def __init__(self, path: str, parent: int) -> None:
-        self._selector = selectors.DefaultSelector()
-        self._parent = os.pidfd_open(parent)
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(path)
-        self._listener.listen(128)
-        for source in (self._listener, self._parent):
-            self._selector.register(source, selectors.EVENT_READ)
+        self._path = path
+        self._numbers = itertools.count()
+        self._others: dict[str, str] = {}
+        self.added_by_ray: tuple[dict[str, str], list[str]] | None = None
+        self._serve(_listening(path), parent)
 
-    def request(self) -> tuple[dict[str, Any], list[int]]:
-        """Returns in forks alone, with what one is to become and the files that it was sent."""
+    def _serve(self, listener: socket.socket, parent: int) -> None:
+        self._listener = listener
+        self._forks = 0
+        self._is_over = False
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(listener, selectors.EVENT_READ, self._asked)
+        self._when_ended(parent, lambda: os._exit(0))
+
+    def _when_ended(self, pid: int, then: Callable[[], None]) -> None:
+        ended = os.pidfd_open(pid)
+
+        def told() -> None:
+            self._selector.unregister(ended)
+            os.close(ended)
+            then()
+
+        self._selector.register(ended, selectors.EVENT_READ, told)
+
+    def request(self) -> Received:
+        """Returns in forks alone."""
         while True:
             key, _ = self._selector.select()[0]  # one at a time: it may end what others were about
-            if key.fileobj == self._parent:
-                sys.exit()
-            if key.fileobj is self._listener:
-                link, _ = self._listener.accept()
-                received = self._answered(link)
-                if received is not None:
-                    return received
-            elif isinstance(key.fileobj, int):
-                self._ended(key.fileobj, *key.data)
-            else:  # the one that asked is gone, so its fork goes
-                self._selector.unregister(key.fileobj)
-                os.kill(key.data, signal.SIGKILL)
+            received: Received | None = key.data()
+            if received is not None:
+                return received
+            if self._is_over and not self._forks:
+                os._exit(0)
 
-    def _answered(self, link: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
+    def _asked(self) -> Received | None:
+        link, _ = self._listener.accept()
         files: list[int] = []
         try:
             data, files, _, _ = socket.recv_fds(link, REQUEST_BYTES, 64)
@@ -92,59 +113,91 @@ class Zygote:
         except OSError:  # it was killed while it asked
             data = b""
         request = json.loads(data) if data else None
-        pid = 0
-        if request is not None and _loaded_alike(request["environ"]):
-            pid = os.fork()
-            if not pid:
-                self._forget()
-                link.close()
-                return request, files
+        answer: int | str | None = 0
+        if request is not None and is_alike(request["environ"]):
+            if self.added_by_ray is None:
+                answer = self._place_for(ray_variables(request))
+            else:
+                answer = os.fork()
+                if not answer:
+                    self._forget()
+                    link.close()
+                    return request, files
         for file in files:
             os.close(file)
         with contextlib.suppress(OSError):  # it was killed meanwhile: the next event says so
-            link.sendall(b"%d\n" % pid)
-        if pid:
-            self._selector.register(link, selectors.EVENT_READ, pid)
-            self._selector.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, link))
+            if answer is not None:
+                link.sendall(f"{answer}\n".encode())
+        if isinstance(answer, int) and answer:
+            self._forks += 1
+            self._selector.register(link, selectors.EVENT_READ, partial(self._left, link, answer))
+            self._when_ended(answer, partial(self._ended, answer, link))
         else:
             link.close()
         return None
 
+    def _place_for(self, variables: dict[str, str]) -> str | None:
+        """Where the one listens that loaded Ray with these variables; None in that one, which begins here."""
+        key = json.dumps(variables)
+        if key not in self._others:
+            self._others[key] = place = f"{self._path}.{next(self._numbers)}"
+            listener = _listening(place)
+            first = os.getpid()
+            pid = os.fork()
+            if not pid:
+                self._forget()
+                self._serve(listener, first)
+                if "RAY_RAYLET_PID" in variables:
+                    with contextlib.suppress(ProcessLookupError):
+                        self._when_ended(int(variables["RAY_RAYLET_PID"]), self._raylet_ended)
+                self.added_by_ray = load_ray(variables)
+                return None
+            listener.close()
+            self._when_ended(pid, partial(self._other_ended, pid, key))
+        return self._others[key]
+
     def _forget(self) -> None:
         """Close all that is the zygote's, each by its owner: one that is collected later would close a stranger's."""
         for key in list(self._selector.get_map().values()):
-            for source in (key.fileobj, *(key.data if isinstance(key.data, tuple) else ())):
-                if isinstance(source, socket.socket):
-                    source.close()
-            if isinstance(key.fileobj, int):
+            if isinstance(key.fileobj, socket.socket):
+                key.fileobj.close()
+            elif isinstance(key.fileobj, int):
                 os.close(key.fileobj)
         self._selector.close()
 
-    def _ended(self, ended: int, pid: int, link: socket.socket) -> None:
-        self._selector.unregister(ended)
-        os.close(ended)
+    def _raylet_ended(self) -> None:
+        self._is_over = True
+
+    def _other_ended(self, pid: int, key: str) -> None:
+        os.waitpid(pid, 0)
+        del self._others[key]
+
+    def _left(self, link: socket.socket, pid: int) -> None:
+        """The one that asked is gone, so its fork goes."""
+        self._selector.unregister(link)
+        link.close()
+        os.kill(pid, signal.SIGKILL)
+
+    def _ended(self, pid: int, link: socket.socket) -> None:
+        self._forks -= 1
         _, status = os.waitpid(pid, 0)
-        if link in self._selector.get_map():
+        if link.fileno() != -1:
             self._selector.unregister(link)
             with contextlib.suppress(OSError):  # it is gone as well
                 link.sendall(b"%d\n" % status)
-        link.close()
+            link.close()
 
 
-def _loaded_alike(environ: dict[str, str]) -> bool:
-    ours, theirs = (
-        {
-            name: value
-            for name, value in values.items()
-            if name.startswith(LOADED_WITH) and name not in TAKEN_OVER and not value.endswith(ALLOCATOR)
-        }
-        for values in (os.environ, environ)
-    )
-    return ours == theirs
+def _listening(path: str) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen(128)
+    return listener
 
 
-def _become(request: dict[str, Any], files: list[int]) -> None:
+def _become(request: dict[str, Any], files: list[int], added: tuple[dict[str, str], list[str]]) -> None:
     """This process gets what belongs to the one that asked, once that one tells whose fork this is."""
+    variables, places = added
     begun, *files = files
     os.read(begun, 1)
     os.close(begun)
@@ -163,7 +216,7 @@ def _become(request: dict[str, Any], files: list[int]) -> None:
     os.umask(request["umask"])
     os.chdir(request["folder"])
     os.environ.clear()
-    os.environ.update(request["environ"])
+    os.environ.update({**variables, **request["environ"]})
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         errors = {"stderr": "backslashreplace"}.get(name)
         stream = open(  # noqa: SIM115 -- as long as the process lives
@@ -171,7 +224,7 @@ def _become(request: dict[str, Any], files: list[int]) -> None:
         )
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
-    sys.path[:] = request["path"]
+    sys.path[:] = [*places, *request["path"]]
     sys.modules["numpy"].random.seed()
     os.environ.__class__ = _Environ
     for name in {"OMP_NUM_THREADS"} & set(os.environ):
@@ -229,13 +282,10 @@ def _end(code: int) -> NoReturn:
 
 def _begin() -> None:
     zygote = Zygote(sys.argv[1], int(sys.argv[2]))
-    for name in MODULES:
-        import_module(name)
-    # A fork's collector would go through all of this again and again, and copy every page of it.
-    gc.collect()
-    gc.freeze()
+    load()
     request, files = zygote.request()
-    _become(request, files)
+    assert zygote.added_by_ray is not None
+    _become(request, files, zygote.added_by_ray)
     try:
         run(request["arguments"])
         code = 0
