@@ -41,6 +41,7 @@ LOADED_WITH = ("PYTHON", "LD_", "LC_", "LANG", "MKL_", "KMP_", "TORCH_")
 TAKEN_OVER = ("PYTHONPATH", "PYTHONBREAKPOINT")
 # Ray preloads it for its helpers, which forks do as well without.
 ALLOCATOR = os.path.join("ray", "core", "libjemalloc.so")
+READ_LATER = ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR")
 # Told to Ray's helpers and read by them when they run; its library, which reads them too, wants them of workers alone.
 OF_WORKERS = ("RAY_JOB_ID", "RAY_LD_PRELOAD_ON_WORKERS", "RAY_NODE_ID", "RAY_RAYLET_PID")
 
@@ -96,9 +97,9 @@ def is_alike(environ: dict[str, str]) -> bool:
 
 def ray_variables(request: dict[str, Any]) -> dict[str, str]:
     """Those that Ray reads while it is loaded by the process that asks."""
-    is_worker = any(word.endswith("_worker.py") for word in request["arguments"][:2])
+    ignored = READ_LATER if request["arguments"][0].endswith("default_worker.py") else READ_LATER + OF_WORKERS
     return {
         name: value
         for name, value in sorted(request["environ"].items())
-        if name.startswith("RAY_") and (is_worker or name not in OF_WORKERS)
+        if name.startswith("RAY_") and name not in ignored
     }
