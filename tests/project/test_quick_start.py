@@ -34,6 +34,11 @@ print(json.dumps(told))
 print("to standard error", file=sys.stderr)
 sys.exit(7)
 """
+DRAWS = """
+import ray, ray._raylet
+print(ray._raylet.Config.metrics_report_interval_ms())
+print(ray.TaskID.for_fake_task(ray.JobID.from_int(1)).hex(), ray.actor.ActorClassID.from_random().hex())
+"""
 
 pytestmark = pytest.mark.skipif(
     not os.environ.get("PATCHSIEVE_ZYGOTE"), reason="every process starts by itself"
@@ -95,6 +100,24 @@ def test_an_environment_that_libraries_read_as_they_load_starts_by_itself(tmp_pa
     program.write_text("")
     done = subprocess.run(command(program), env=surroundings(PYTHONHASHSEED="1"), check=False)
     assert done.returncode == 99
+
+
+def test_ray_in_a_fork_is_one_that_it_has_loaded_itself(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(DRAWS)
+    told = [
+        subprocess.run(
+            command(program),
+            env=surroundings(RAY_metrics_report_interval_ms="1234"),
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split()
+        for _ in range(2)
+    ]
+    # Its library has read the fork's environment, its generators have not been drawn from before.
+    assert [interval for interval, *_ in told] == ["1234", "1234"]
+    assert len({*told[0][1:], *told[1][1:]}) == 4
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

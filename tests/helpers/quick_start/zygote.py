@@ -22,35 +22,11 @@ import sys
 import threading
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from types import ModuleType
 from typing import Any, NoReturn
 
-from loaded import is_alike, load, load_ray, ray_variables
-
-# What Ray and our rooms import, but for themselves.
-MODULES = (
-    *(
-        "torch",
-        "torch.nn.parallel",
-        "torchvision.transforms.functional",
-        "timm",
-        "numpy",
-        "pandas",
-        "PIL.Image",
-    ),
-    *("pyarrow.dataset", "pyarrow.fs", "pyarrow.parquet", "fsspec.implementations.local", "yaml", "requests"),
-    *("click", "jsonschema", "packaging.version", "psutil", "pydantic.main", "pydantic.types"),
-    *("aiohttp.web", "aiohttp_cors", "grpc.aio", "msgpack", "prometheus_client"),
-    *("opencensus.stats.stats", "opentelemetry.exporter.prometheus", "opentelemetry.sdk.metrics"),
-    *("matplotlib.figure", "matplotlib.backends.backend_agg", "tensorboardX"),
-    "torch._dynamo",  # which models in parallel load, in each worker of a training
-    *("google.protobuf.json_format", "google.protobuf.struct_pb2", "google.protobuf.timestamp_pb2"),
-)
-# Read by libraries while they are loaded: a process with others than ours starts by itself.
-LOADED_WITH = ("PYTHON", "LD_", "LC_", "LANG", "MKL_", "KMP_", "TORCH_")
-TAKEN_OVER = ("PYTHONPATH", "PYTHONBREAKPOINT")
-# Ray preloads it for its helpers, which forks do as well without.
-ALLOCATOR = os.path.join("ray", "core", "libjemalloc.so")
+loaded = import_module("loaded")  # a file beside this one, which is no module of a package here
 REQUEST_BYTES = 1 << 20
 # Files are kept from here on until those are closed in whose places they belong.
 APART = 512
@@ -104,19 +80,11 @@ class Zygote:
 
     def _asked(self) -> Received | None:
         link, _ = self._listener.accept()
-        files: list[int] = []
-        try:
-            data, files, _, _ = socket.recv_fds(link, REQUEST_BYTES, 64)
-            while data and not data.endswith(b"\n"):
-                more = link.recv(REQUEST_BYTES)
-                data = more and data + more
-        except OSError:  # it was killed while it asked
-            data = b""
-        request = json.loads(data) if data else None
+        request, files = _read(link)
         answer: int | str | None = 0
-        if request is not None and is_alike(request["environ"]):
+        if request is not None and loaded.is_alike(request["environ"]):
             if self.added_by_ray is None:
-                answer = self._place_for(ray_variables(request))
+                answer = self._place_for(loaded.ray_variables(request))
             else:
                 answer = os.fork()
                 if not answer:
@@ -148,9 +116,11 @@ class Zygote:
                 self._forget()
                 self._serve(listener, first)
                 if "RAY_RAYLET_PID" in variables:
-                    with contextlib.suppress(ProcessLookupError):
+                    try:
                         self._when_ended(int(variables["RAY_RAYLET_PID"]), self._raylet_ended)
-                self.added_by_ray = load_ray(variables)
+                    except ProcessLookupError:
+                        self._raylet_ended()
+                self.added_by_ray = loaded.load_ray(variables)
                 return None
             listener.close()
             self._when_ended(pid, partial(self._other_ended, pid, key))
@@ -193,6 +163,19 @@ def _listening(path: str) -> socket.socket:
     listener.bind(path)
     listener.listen(128)
     return listener
+
+
+def _read(link: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
+    """What is asked for, None where whoever asked was killed meanwhile, and the files that came along."""
+    files: list[int] = []
+    try:
+        data, files, _, _ = socket.recv_fds(link, REQUEST_BYTES, 64)
+        while data and not data.endswith(b"\n"):
+            more = link.recv(REQUEST_BYTES)
+            data = more and data + more
+    except OSError:
+        data = b""
+    return json.loads(data) if data else None, files
 
 
 def _become(request: dict[str, Any], files: list[int], added: tuple[dict[str, str], list[str]]) -> None:
@@ -282,7 +265,7 @@ def _end(code: int) -> NoReturn:
 
 def _begin() -> None:
     zygote = Zygote(sys.argv[1], int(sys.argv[2]))
-    load()
+    loaded.load()
     request, files = zygote.request()
     assert zygote.added_by_ray is not None
     _become(request, files, zygote.added_by_ray)
