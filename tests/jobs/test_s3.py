@@ -43,7 +43,6 @@ PRUNE = "--batch-size 4 --gpus-per-actor 0 --cpus-per-actor 1 --max-actors 1"
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_train_resume_and_prune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with s3_for_this_process(monkeypatch) as s3:
         shard = write_shard(tmp_path / "in" / "0.tar", photo_samples(40, 0, height=80, width=100))

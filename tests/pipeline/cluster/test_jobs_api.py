@@ -127,7 +127,6 @@ def test_what_is_uploaded_is_the_code_of_the_jobs(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_lines_and_exit_codes_arrive(tmp_path: Path, address: str) -> None:
     teacher, out = save_small_teacher(tmp_path), tmp_path / "out"
     shards = [str(write_shard(tmp_path / f"{n}.tar", photo_samples(4, n, 64, 64))) for n in range(2)]
@@ -152,7 +151,6 @@ def test_lines_and_exit_codes_arrive(tmp_path: Path, address: str) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_ticks_submit_once_and_a_stopped_job_is_taken_up_again(
     tmp_path: Path, address: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -31,7 +31,6 @@ def in_use(folder: Path) -> bool:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.usefixtures("ray_cluster")
 def test_killed_again_and_again_and_resumed_at_once_a_run_equals_an_uninterrupted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -96,7 +96,6 @@ def a_run_while_nodes_come_and_go(cluster: ClusterProcess, run: Run, faults: Fau
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_nodes_that_come_and_go_and_one_that_sees_another_output(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

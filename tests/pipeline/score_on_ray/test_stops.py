@@ -21,7 +21,6 @@ from tests.helpers.score_runs import rows_of, save_small_teacher, score_config, 
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.usefixtures("ray_cluster")
 def test_stopped_by_signals_with_a_second_run_refused_meanwhile(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

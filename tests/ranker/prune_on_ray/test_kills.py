@@ -24,7 +24,6 @@ from tests.ranker.prune_on_ray.dying_run import MOMENT, faulty_worker
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_cluster")
 def test_drivers_and_an_actor_are_killed_and_the_shards_are_those_of_an_uninterrupted_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
