@@ -37,6 +37,8 @@ os.environ.update(
         # Lines about waiting come by the clock.
         "PATCHSIEVE_QUIET": "1",
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+        # Nobody looks at what Ray measures of its processes every other second.
+        "REPORTER_UPDATE_INTERVAL_MS": "60000",
         # Workers start when they are needed.
         "RAY_prestart_worker_first_driver": "0",
         # Agents learn of their raylet's end by a pipe: as forks they are no children of it.
