@@ -6,6 +6,7 @@ others do not. Pillow encodes them: the pixels are the same everywhere, the byte
 
 from __future__ import annotations
 
+import functools
 import io
 import tarfile
 from collections.abc import Iterable, Mapping
@@ -22,7 +23,7 @@ Pixels = NDArray[np.uint8]
 def photo_pixels(seed: int, height: int = 240, width: int = 320) -> Pixels:
     """A photo-like picture, uint8 `[height, width, 3]`; another seed gives another picture."""
     random = np.random.default_rng(seed)
-    row, column = np.mgrid[0:height, 0:width].astype(np.float64)
+    row, column = np.arange(height, dtype=np.float64)[:, None], np.arange(width, dtype=np.float64)
     y, x = row / max(height - 1, 1), column / max(width - 1, 1)
     tilt = random.uniform(-80, 80, size=(2, 3))
     picture = random.uniform(60, 190, size=3) + y[..., None] * tilt[0] + x[..., None] * tilt[1]
@@ -34,9 +35,9 @@ def photo_pixels(seed: int, height: int = 240, width: int = 320) -> Pixels:
         else:
             inside = (abs(y - centre_y) <= half_y) & (abs(x - centre_x) <= half_x)
         direction = random.uniform(0, np.pi)
-        wave = np.sin((row * np.sin(direction) + column * np.cos(direction)) * random.uniform(0.2, 1.2))
-        texture = random.uniform(20, 235, size=3) + wave[..., None] * random.uniform(5, 45)
-        picture = np.where(inside[..., None], texture, picture)
+        distance = (row * np.sin(direction) + column * np.cos(direction))[inside]
+        wave = np.sin(distance * random.uniform(0.2, 1.2))
+        picture[inside] = random.uniform(20, 235, size=3) + wave[:, None] * random.uniform(5, 45)
     picture += random.normal(0, 3, size=picture.shape)
     return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
 
@@ -50,6 +51,7 @@ def encode(pixels: Pixels, file_format: str = "JPEG", **options: Any) -> bytes:
     return buffer.getvalue()
 
 
+@functools.lru_cache(maxsize=1000)
 def photo(seed: int, height: int = 240, width: int = 320, *, quality: int = 90) -> bytes:
     """One photo-like JPEG of the given size."""
     return encode(photo_pixels(seed, height, width), quality=quality)
