@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import re
 import socket
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -204,6 +206,14 @@ class S3Store:
         }
 
 
+@functools.cache
+def what_services_do(data_path: str | None) -> Any:
+    """For `botocore.session.create_loader`: its files about all services are read once, not by each client anew."""
+    from botocore.loaders import create_loader
+
+    return create_loader(data_path)
+
+
 @contextlib.contextmanager
 def serve_s3() -> Iterator[S3Store]:
     """An S3 store in this process. Requests are answered one at a time: S3's conditions are atomic, moto's are not."""
@@ -244,7 +254,8 @@ def serve_s3() -> Iterator[S3Store]:
         for account in s3_backends.values():
             account["global"].reset()
         _make_bucket(store)
-        yield store
+        with mock.patch("botocore.session.create_loader", what_services_do):
+            yield store
     finally:
         store.closing.set()
         server.shutdown()

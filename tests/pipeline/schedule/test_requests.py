@@ -16,6 +16,7 @@ from benchmarks._listing_server import serve_listing
 from benchmarks.fleet import SHARDS, Store, many_corpora, one_output
 from patchsieve.pipeline.schedule.config import ListConfig
 from patchsieve.pipeline.schedule.listing import list_corpora
+from tests.helpers.servers import what_services_do
 
 SOURCE, OUT = f"{BUCKET}/corpora/*/", f"{BUCKET}/out"
 NEW = f"{SHARDS} of {SHARDS} shards to score"
@@ -26,6 +27,7 @@ def requests(store: Store, monkeypatch: pytest.MonkeyPatch, look: Callable[[], o
     with serve_listing(store.keys, store.objects) as server:
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value)
+        monkeypatch.setattr("botocore.session.create_loader", what_services_do)
         # An instance keeps to the store that it first met.
         s3fs.S3FileSystem.clear_instance_cache()
         look()
