@@ -140,15 +140,9 @@ def test_threads_give_the_same_pixels() -> None:
 
 def test_nothing_is_printed_or_warned_of() -> None:
     # A process of its own: there warnings go where a user sees them.
-    code = """
-import sys
-from patchsieve.pipeline.images.decode import decode_image
-for line in sys.stdin:
-    decode_image(bytes.fromhex(line))
-"""
     names = [name for name in FILES if "transparent" in name or "mpo" in name or "tiff" in name]
     lines = "\n".join(FILES[name].hex() for name in names)
-    command = [sys.executable, "-W", "always", "-c", code]
+    command = [sys.executable, "-m", "tests.pipeline.images.decoding_run"]
     done = subprocess.run(command, input=lines, capture_output=True, text=True, check=True, timeout=120)
     printed = [line for line in done.stderr.splitlines() if "PIL" in line or "image" in line.lower()]
     assert (done.stdout, printed) == ("", [])

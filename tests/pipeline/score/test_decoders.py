@@ -26,10 +26,7 @@ from tests.helpers.forks import worker_of
 from tests.helpers.photos import photo, photo_samples, write_shard
 from tests.helpers.score_processes import wait_until
 from tests.helpers.score_runs import local_scoring, rows_of, save_small_teacher, score_config
-from tests.helpers.tables import CONFIG
-
-PATCH = 16
-ROWS = dataclasses.replace(CONFIG, views=3)
+from tests.pipeline.score.decoders_left import PATCH, ROWS, views_of
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +39,6 @@ def decoders() -> Iterator[Decoders]:
     made = Decoders(ROWS, PATCH, 1)
     yield made
     made.close()
-
-
-def views_of(decoders: Decoders, key: str, data: bytes) -> list[View]:
-    return decoders.pool.submit(decoders.views_of, key, data).result()
 
 
 def same(found: list[View], expected: list[View]) -> bool:
@@ -118,21 +111,15 @@ def test_what_ends_a_decoder(
 
 def test_an_image_that_takes_too_long_ends_its_decoder() -> None:
     """With the real timer, and in a library that never looks at Python's signals."""
-    code = (
-        "import sys; from multiprocessing.connection import Connection\n"
-        "from patchsieve.pipeline.score import decoder\n"
-        "decoder.CPU_SECONDS = 0.3\n"
-        "decoder.decode_image = lambda data: pow(3, 10**9)\n"
-        "decoder.serve(Connection(int(sys.argv[1])))"
-    )
     ours, theirs = socketpair()
     with theirs:
         process = subprocess.Popen(
-            [sys.executable, "-c", code, str(theirs.fileno())], pass_fds=[theirs.fileno()]
+            [sys.executable, "-m", "tests.pipeline.score.endless_decoder", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
         )
     connection = Connection(ours.detach())
     connection.send_bytes(to_message({"rows": dataclasses.asdict(ROWS), "patch_size": PATCH}))
-    assert from_message(connection.recv_bytes())[0] == {"ready": process.pid}
+    assert from_message(connection.recv_bytes())[0] == {"ready": worker_of(process.pid)}
     connection.send_bytes(to_message({"key": "k"}, b"data"))
     with pytest.raises((EOFError, ConnectionResetError)):
         connection.recv_bytes()
@@ -141,14 +128,8 @@ def test_an_image_that_takes_too_long_ends_its_decoder() -> None:
 
 
 def test_decoders_end_with_who_made_them() -> None:
-    code = (
-        "import os; from tests.test_decoders import ROWS, PATCH, photo, Decoders, views_of\n"
-        "decoders = Decoders(ROWS, PATCH, 1)\n"
-        "views_of(decoders, 'k', photo(1))\n"
-        "print(decoders._all[0]._process.pid, flush=True)\n"
-        "os.kill(os.getpid(), 9)"
-    ).replace("tests.test_decoders", __name__)
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stdout
+    command = [sys.executable, "-m", "tests.pipeline.score.decoders_left"]
+    told = subprocess.run(command, capture_output=True, text=True, check=False).stdout
     child = int(told)
 
     def gone() -> bool:

@@ -23,21 +23,9 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Store]:
         yield store
 
 
-# Ends itself, as an out-of-memory kill would, instead of the named step.
-KILLED = """
-import os, signal, sys
-from patchsieve.pipeline import storage
-step, action, url = sys.argv[1:]
-setattr(os, step, lambda *given, **options: os.kill(os.getpid(), signal.SIGKILL))
-storage.commit_bytes(b"new", url, run_id="run1") if action == "commit" else storage.create_exclusive(url, b"new")
-"""
-
-
-def run_python(code: str, *arguments: str) -> subprocess.Popen[str]:
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments], cwd=ROOT, text=True, stdin=pipe, stdout=pipe
-    )
+def start(*arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tests.pipeline.storage.creator", *arguments]
+    return subprocess.Popen(command, cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
 @pytest.mark.parametrize(("step", "action"), [("replace", "commit"), ("fsync", "commit"), ("link", "create")])
@@ -45,7 +33,7 @@ def test_killed_in_the_middle(tmp_path: Path, step: str, action: str) -> None:
     url = str(tmp_path / "a.json")
     if action == "commit":
         storage.commit_bytes(b"old", url, run_id="run0")
-    process = run_python(KILLED, step, action, url)
+    process = start("killed", url, action, step)
     process.communicate()
     assert process.returncode == -9
     assert [info.url for info in storage.list_folder(str(tmp_path), suffix=".json")] == [url] * (
@@ -81,18 +69,9 @@ def test_readers_never_see_half_a_file(tmp_path: Path) -> None:
     assert seen
 
 
-RACER = """
-import os, sys
-from patchsieve.pipeline import storage
-print("ready", flush=True)
-sys.stdin.readline()
-print(storage.create_exclusive(sys.argv[1], str(os.getpid()).encode() * 10_000))
-"""
-
-
 def test_one_of_sixteen_processes_creates(tmp_path: Path) -> None:
     url = str(tmp_path / "owner.json")
-    racers = [run_python(RACER, url) for _ in range(16)]
+    racers = [start("racer", url, str(number)) for number in range(16)]
     for racer in racers:
         assert racer.stdout is not None
         assert racer.stdout.readline() == "ready\n"
@@ -100,9 +79,9 @@ def test_one_of_sixteen_processes_creates(tmp_path: Path) -> None:
         assert racer.stdin is not None
         racer.stdin.write("go\n")
         racer.stdin.flush()
-    answers = {racer.pid: racer.communicate()[0].strip() for racer in racers}
-    (winner,) = [pid for pid, answer in answers.items() if answer == "True"]
-    assert sorted(answers.values()) == ["False"] * 15 + ["True"]
+    answers = [racer.communicate()[0].strip() for racer in racers]
+    assert sorted(answers) == ["False"] * 15 + ["True"]
+    winner = answers.index("True")
     assert storage.read_bytes(url) == str(winner).encode() * 10_000
     assert os.listdir(tmp_path) == ["owner.json"]
 

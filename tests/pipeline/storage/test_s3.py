@@ -173,15 +173,9 @@ def test_what_is_sent_to_workers_holds_no_credentials_and_finds_theirs(s3: S3Sto
     sent = pickle.dumps((files, expand_shards([s3.url("folder/a.bin")])))
     for secret in s3.environment().values():
         assert secret.encode() not in sent
-    code = (
-        "import pickle, sys\n"
-        "files, shards = pickle.load(sys.stdin.buffer)\n"
-        "from patchsieve.pipeline import storage\n"
-        "print(files.get_file_info('test-bucket/folder/a.bin').size, len(storage.read_bytes(shards[0].url)))"
-    )
     s3.access_keys.clear()
     told = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-m", "tests.pipeline.storage.unpickler"],
         cwd=ROOT,
         env={**os.environ, "AWS_ACCESS_KEY_ID": "worker-key"},
         input=sent,
