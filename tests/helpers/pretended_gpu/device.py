@@ -57,7 +57,7 @@ class Device:
                 found = func.decompose(*args, **kwargs)
             if found is not NotImplemented:
                 return found
-        tensors = list(tensors_in((args, kwargs)))
+        tensors = tensors_in((args, kwargs))
         here = [x for x in tensors if isinstance(x, OnDevice)]
         wanted = None if kwargs.get("device") is None else torch.device(kwargs["device"])
         # What is wrapped are plain tensors, whatever mode they are made in.
@@ -149,9 +149,8 @@ class Device:
         if "device" in kwargs:
             kwargs["device"] = self.inner_device
         found = compute(func, name, args, kwargs)
-        outputs = list(tensors_in(found))
-        returns = func._schema.returns
-        is_view = bool(returns) and all(r.alias_info and not r.alias_info.is_write for r in returns)
+        outputs = tensors_in(found)
+        is_view = gives_views(func)
         if not is_view and name not in WITHOUT_KERNEL:
             touched = [*(x.wrapped for x in here), *outputs]
             moved = sum(min(x.nbytes, x.untyped_storage().nbytes()) for x in touched)
@@ -179,6 +178,13 @@ class Device:
 def is_composite(func: Any) -> bool:
     """Whether an operation is made of others, for all devices."""
     return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+
+
+@functools.cache
+def gives_views(func: Any) -> bool:
+    """Whether all that an operation returns lies in the memory of its arguments, and it writes nothing."""
+    returns = func._schema.returns
+    return bool(returns) and all(r.alias_info and not r.alias_info.is_write for r in returns)
 
 
 class Everywhere(TorchDispatchMode):

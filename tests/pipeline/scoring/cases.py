@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -30,8 +31,12 @@ RATIO = 0.85  # 7 of the 49 patches of SMALL stay visible
 REMOVALS: list[Removal] = ["decoder", "encoder"]
 
 
+@functools.cache
 def make_teacher(config: TeacherConfig = SMALL, kind: type[MaskedAutoencoder] = MaskedAutoencoder) -> Any:
-    """Random weights, wide enough that every bias and norm matters and that patches influence each other."""
+    """Random weights, wide enough that every bias and norm matters and that patches influence each other.
+
+    One for all who ask: copy it to change it.
+    """
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng():
         torch.manual_seed(0)

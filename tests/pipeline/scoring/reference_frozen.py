@@ -18,13 +18,13 @@ class FrozenReference(Reference):
     """Estimates by the weights of a masked autoencoder; places are those of all tokens, 0 is the class token."""
 
     def frozen_scores(
-        self, image: Tensor, visible: Sequence[int], starts: Sequence[float], count: int, *, metric: str
-    ) -> list[float]:
-        """One estimate for each visible patch of a uint8 image `[3, S, S]`, from its random number in [0, 1)."""
+        self, image: Tensor, visible: Sequence[int], starts: Sequence[float], count: int
+    ) -> dict[str, list[float]]:
+        """By metric, an estimate for each visible patch of a uint8 image `[3, S, S]`, from its number in [0, 1)."""
         first = self.decoder_input(image, list(visible))
         hidden = [place for place in range(1, len(first)) if place - 1 not in visible]
         kept, reach, anchor = self.anchor(first)
-        result = []
+        result: dict[str, list[float]] = {"l1": [], "l2": []}
         for patch, start in zip(visible, starts, strict=True):
             removed = 1 + patch
             chances = probabilities([float(reach[t, removed]) for t in hidden], count)
@@ -32,12 +32,13 @@ class FrozenReference(Reference):
             fresh = [0, *(1 + v for v in visible if v != patch), *(hidden[i] for i in drawn)]
             stale = [t for i, t in enumerate(hidden) if i not in drawn]
             changed = self.recompute(first, kept, fresh, stale)
-            total = 0.0
+            totals = dict.fromkeys(result, 0.0)
             for i in drawn:
                 change = changed[hidden[i]] - anchor[hidden[i]]
-                size = change.abs().mean() if metric == "l1" else change.square().mean()
-                total += float(size) / chances[i]
-            result.append(total / len(hidden))
+                totals["l1"] += float(change.abs().mean()) / chances[i]
+                totals["l2"] += float(change.square().mean()) / chances[i]
+            for metric, total in totals.items():
+                result[metric].append(total / len(hidden))
         return result
 
     def decoder_input(self, image: Tensor, visible: list[int]) -> Tensor:

@@ -37,9 +37,8 @@ def starts_of(count: int, visible: int = 7) -> Tensor:
     return starts
 
 
-@pytest.mark.parametrize("metric", ["l1", "l2"])
 @pytest.mark.parametrize(("tokens", "depth"), [(1, 3), (8, 3), (20, 3), (41, 3), ("all", 3), (8, 2), (8, 1)])
-def test_scores_equal_the_slow_definition(tokens: FrozenTokens, depth: int, metric: Metric) -> None:
+def test_scores_equal_the_slow_definition(tokens: FrozenTokens, depth: int) -> None:
     config = dataclasses.replace(SMALL, decoder_depth=depth)
     model = make_teacher(config)
     images, pixels, visible = make_views(config, 2, 7)
@@ -52,22 +51,25 @@ def test_scores_equal_the_slow_definition(tokens: FrozenTokens, depth: int, metr
     )
     count = HIDDEN if tokens == "all" else tokens
     expected = [
-        slow.frozen_scores(image, shown.tolist(), start.tolist(), count, metric=metric)
+        slow.frozen_scores(image, shown.tolist(), start.tolist(), count)
         for image, shown, start in zip(images, visible, starts, strict=True)
     ]
-    scorer = Scorer(model, mask_ratio=RATIO, metric=metric, batch_size=2, frozen_tokens=tokens)
-    scores = scorer.score(pixels, visible, starts)
-    assert scores.dtype == torch.float32
-    torch.testing.assert_close(scores.double(), torch.tensor(expected).double(), rtol=3e-5, atol=0)
+    metrics: list[Metric] = ["l1", "l2"]
+    for metric in metrics:
+        scorer = Scorer(model, mask_ratio=RATIO, metric=metric, batch_size=2, frozen_tokens=tokens)
+        scores = scorer.score(pixels, visible, starts)
+        assert scores.dtype == torch.float32
+        wanted = torch.tensor([one[metric] for one in expected])
+        torch.testing.assert_close(scores.double(), wanted.double(), rtol=3e-5, atol=0)
 
 
 @pytest.mark.parametrize("metric", ["l1", "l2"])
 def test_all_tokens_give_exact_scores(metric: Metric) -> None:
     model = build_teacher(read_teacher("tiny"))
-    _, pixels, visible = make_views(model.config, 2, 19)
-    exact = Scorer(model, metric=metric, batch_size=2).score(pixels, visible)
-    frozen = Scorer(model, metric=metric, batch_size=2, frozen_tokens="all")
-    torch.testing.assert_close(frozen.score(pixels, visible, starts_of(2, 19)), exact, rtol=1e-5, atol=0)
+    _, pixels, visible = make_views(model.config, 1, 19)
+    exact = Scorer(model, metric=metric, batch_size=1).score(pixels, visible)
+    frozen = Scorer(model, metric=metric, batch_size=1, frozen_tokens="all")
+    torch.testing.assert_close(frozen.score(pixels, visible, starts_of(1, 19)), exact, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("count", [1, 5, 20, 41])
@@ -144,8 +146,8 @@ def test_other_random_numbers_give_other_estimates_of_the_same() -> None:
 def test_half_precision_keeps_the_ranks() -> None:
     """The draws hang on proxies, which half precision changes a little: some tokens are others."""
     model = build_teacher(read_teacher("tiny"))
-    _, pixels, visible = make_views(model.config, 6, 19)
-    starts = starts_of(6, 19)
+    _, pixels, visible = make_views(model.config, 2, 19)
+    starts = starts_of(2, 19)
     full, half = (
         Scorer(model, precision=precision, batch_size=2, frozen_tokens=59).score(pixels, visible, starts)
         for precision in ("fp32", "bf16")

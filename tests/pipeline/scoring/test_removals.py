@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -15,7 +17,7 @@ from tests.pipeline.scoring.cases import RATIO, SMALL, make_teacher, make_views,
 @pytest.mark.parametrize("sharper", [1.0, 8.0, 40.0])
 def test_a_patch_that_has_all_of_the_attention_can_be_removed(sharper: float) -> None:
     """Logits of thousands: subtracting the patch's share from a finished softmax would leave nothing, or 0 / 0."""
-    model = make_teacher()
+    model = copy.deepcopy(make_teacher())
     with torch.no_grad():
         weight = model.decoder_blocks[0].get_submodule("attn.qkv").weight
         assert isinstance(weight, torch.Tensor)

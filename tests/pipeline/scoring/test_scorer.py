@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -98,18 +99,20 @@ def test_scoring_leaves_the_model_alone() -> None:
     )
 
 
-# A pass per patch is dear where a processor knows no bf16.
-@pytest.mark.parametrize(("removal", "views"), [("decoder", 12), ("encoder", 4)])
+# Few views, since a pass per patch is dear where a processor knows no bf16: the error tells more than the ranks do.
+@pytest.mark.parametrize(("removal", "views"), [("decoder", 3), ("encoder", 2)])
 def test_half_precision_keeps_the_ranks(removal: Removal, views: int) -> None:
     """On the bundled teacher; small differences of predictions are what bf16 could lose."""
     model = build_teacher(read_teacher("tiny"))
     _, pixels, visible = make_views(model.config, views, 19)
     full, half = (
-        Scorer(model, removal=removal, precision=precision, batch_size=2).score(pixels, visible)
+        Scorer(model, removal=removal, precision=precision, batch_size=views).score(pixels, visible)
         for precision in ("fp32", "bf16")
     )
+    # 0.032 of three views, and 0.054 if the decoder's first block is in bf16 too; 0.025 of two.
+    assert float((half / full - 1).square().mean().sqrt()) < 0.042
     taus = [kendall_tau(x, y) for x, y in zip(full.tolist(), half.tolist(), strict=True)]
-    assert np.mean(taus) >= 0.985, taus
+    assert np.mean(taus) >= 0.965, taus
 
 
 class Watched(MaskedAutoencoder):
@@ -249,7 +252,7 @@ def test_arguments_that_do_not_fit_the_teacher_are_refused() -> None:
 
 def test_scores_that_are_no_numbers_are_told_for_their_own_view_alone() -> None:
     _, pixels, visible = make_views(SMALL, 2, 7)
-    model = make_teacher()
+    model = copy.deepcopy(make_teacher())
     # Overflows for the largest pixels only, which the second view does not have.
     pixels[0], pixels[1] = 255, 0
     model.patch_embed.proj.weight[:] = 3e38
