@@ -123,10 +123,10 @@ def test_resumed_run_equals_an_uninterrupted_one(shards: tuple[str, str], tmp_pa
 
 def test_it_learns_the_photos_that_it_is_shown(shards: tuple[str, str], tmp_path: Path) -> None:
     photos = load_photos(shards[:1], 68)[:2]
-    config = small(shards, tmp_path, steps=300, batch_size=8, min_scale=0.9)
+    config = small(shards, tmp_path, steps=100, min_scale=0.9)
     run = Pretraining(config, photos, photos, tmp_path, device=torch.device("cpu"))
     before = run.held_out_error()
-    run.run(every=300, report=lambda step, loss, error: None)
+    run.run(every=100, report=lambda step, loss, error: None)
     assert run.held_out_error() < 0.6 * before
 
 

@@ -119,8 +119,8 @@ def begun(folder: Path, epoch: int) -> Numbers:
 
 def test_stopped_anywhere_and_resumed_twice(folder: Path) -> None:
     rng = random.Random(5)
-    for stop in range(200):
-        epoch, workers = stop, rng.choice([1, 2, 3])
+    for epoch in range(100):
+        workers = rng.choice([1, 2, 3])
         whole = take(begun(folder, epoch), 99, workers)
         assert len(whole) == sum(SIZES)
         cuts = [rng.randrange(8) for _ in range(2)]

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader
+from torchvision import transforms
 
 from patchsieve.pipeline.errors import ContentError, UserError
 from patchsieve.pipeline.images.decode import decode_image
@@ -140,9 +141,7 @@ def test_patches_are_chosen_on_the_spot(tmp_path: Path) -> None:
 def test_patches_are_chosen_after_the_augmentation(tmp_path: Path) -> None:
     photos = make_photos(2)
     shard = write_original(tmp_path / "a.tar", photos)
-    from torchvision.transforms import v2  # loads PyTorch's compiler: only where it is needed
-
-    augment = v2.Compose([v2.RandomResizedCrop(96, antialias=True), v2.RandomHorizontalFlip()])
+    augment = transforms.Compose([transforms.RandomResizedCrop(96), transforms.RandomHorizontalFlip()])
     seen: list[torch.Tensor] = []
 
     def select(pixels: torch.Tensor) -> torch.Tensor:

@@ -55,8 +55,8 @@ def test_reading_in_batches_takes_bounded_memory(tmp_path: Path) -> None:
         assert rows == 4 * images
         return highest
 
-    small = peak(40)
-    assert peak(400) < 1.2 * small + 100_000
+    small = peak(20)
+    assert peak(100) < 1.2 * small + 100_000
 
 
 @pytest.mark.parametrize(

@@ -165,9 +165,9 @@ def test_memory_does_not_grow_with_the_shard(tmp_path: Path) -> None:
             assert writer.rows == 4 * images
         return highest
 
-    small, large = peak(40), peak(800)
+    small, large = peak(40), peak(400)
     assert small > 500_000  # 40 images fill more than one group
-    # Twenty times the images; what is loaded on the way counts, too.
+    # Ten times the images; what is loaded on the way counts, too.
     assert large < 2 * small
 
 
