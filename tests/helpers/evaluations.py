@@ -33,7 +33,7 @@ def small_teacher(folder: Path, **changes: Any) -> Teacher:
 
 
 def model_for_teacher(**changes: Any) -> Ranker:
-    """Two blocks of ViT-Ti over the teacher's grid."""
+    """Two blocks of a small ViT over the teacher's grid."""
     return small_ranker(image_size=SMALL.image_size, patch_size=SMALL.patch_size, **changes)
 
 

@@ -11,12 +11,13 @@ import torch
 from patchsieve.ranker.model.ranker import Ranker, RankerConfig
 
 TINY_VIT = "vit_tiny_patch16_224"
+SMALLEST_VIT = "test_vit"
 TEACHER: dict[str, Any] = {"name": "small", "digest": "d" * 64, "grid": 4, "patch_size": 16, "heads": 4}
 
 
 def small_config(**changes: Any) -> RankerConfig:
-    """Two blocks of ViT-Ti over 4 x 4 patches."""
-    return RankerConfig(**{"model": TINY_VIT, "image_size": 64, "depth": 2, **changes})
+    """Two blocks of timm's smallest ViT over 4 x 4 patches."""
+    return RankerConfig(**{"model": SMALLEST_VIT, "image_size": 64, "depth": 2, **changes})
 
 
 def small_ranker(seed: int = 0, **changes: Any) -> Ranker:

@@ -25,6 +25,7 @@ from patchsieve.ranker.model.ranker import Ranker, RankerConfig
 from patchsieve.ranker.train.config import TrainConfig
 from patchsieve.ranker.train.plan import make_plan
 from tests.helpers.pixel_tables import GRID, PATCH, SIDE, write_pixel_table
+from tests.helpers.rankers import SMALLEST_VIT
 
 RECIPE = Recipe(
     loss="list_mle",
@@ -38,7 +39,7 @@ RECIPE = Recipe(
     accumulate=1,
     clip=0.0,
 )
-SMALL = RankerConfig(model="vit_tiny_patch16_224", image_size=SIDE, patch_size=PATCH, depth=2, head="token")
+SMALL = RankerConfig(model=SMALLEST_VIT, image_size=SIDE, patch_size=PATCH, depth=2, head="token")
 CPU = torch.device("cpu")
 
 
@@ -46,7 +47,7 @@ def config_for(table: str, out: Path, **changes: object) -> TrainConfig:
     config = TrainConfig(
         tables=(table,),
         out=str(out),
-        model="vit_tiny_patch16_224",
+        model=SMALLEST_VIT,
         batch_size=16,
         views_per_image=8,
         warmup_views=2,

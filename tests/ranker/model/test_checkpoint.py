@@ -19,7 +19,7 @@ from patchsieve.pipeline.errors import UserError
 from patchsieve.ranker.model import checkpoint
 from patchsieve.ranker.model.checkpoint import load_ranker, ranker_digest, save_ranker
 from patchsieve.ranker.model.ranker import Ranker, RankerConfig
-from tests.helpers.rankers import TEACHER, TINY_VIT, random_patches, small_config, small_ranker
+from tests.helpers.rankers import SMALLEST_VIT, TEACHER, random_patches, small_config, small_ranker
 
 TABLES = ["a" * 64, "b" * 64]
 
@@ -83,7 +83,9 @@ def test_a_digest_is_of_values_and_configuration() -> None:
     assert digest(small_ranker()) != digest(small_ranker(seed=1))
     assert digest(small_ranker()) != digest(small_ranker(), small_config(depth=None))
     # Rankers that were saved must load in later releases: this never changes.
-    settings = f'{{"depth": 2, "head": "cls", "image_size": 64, "model": "{TINY_VIT}", "patch_size": 16}}\n'
+    settings = (
+        f'{{"depth": 2, "head": "cls", "image_size": 64, "model": "{SMALLEST_VIT}", "patch_size": 16}}\n'
+    )
     values = b"a [1, 2]\n" + struct.pack("<2f", 1.5, -2) + b"b [3]\n" + struct.pack("<3f", 0, 1, 2)
     state = {"b": torch.arange(3), "a": torch.tensor([[1.5, -2.0]], dtype=torch.float16)}
     assert ranker_digest(small_config(), state) == hashlib.sha256(settings.encode() + values).hexdigest()

@@ -175,7 +175,7 @@ def test_depth_and_default_sizes() -> None:
         ({"model": "deit_tiny_distilled_patch16_224"}, "timm builds a VisionTransformerDistilled"),
         ({"model": "vit_medium_patch16_gap_240"}, "no class token"),
         ({"model": "vit_tiny_r_s16_p8_224"}, "embedded by HybridEmbed"),
-        ({"depth": 13}, "has 12 blocks, fewer than the depth 13"),
+        ({"depth": 7}, "has 6 blocks, fewer than the depth 7"),
         ({"depth": 0}, "depth is 0"),
         ({"patch_size": 16.0}, r"patch_size is 16\.0"),
         ({"image_size": 65}, "not a multiple of patch size"),
