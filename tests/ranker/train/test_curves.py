@@ -69,21 +69,21 @@ def test_a_curve_is_told_in_three_ways(tmp_path: Path) -> None:
 
 def test_a_curve_grows_and_goes_back_with_its_training(tmp_path: Path) -> None:
     events = tmp_path / "tensorboard"
-    write_curves(str(tmp_path), [record(4)], run_id="run-1")
+    write_curves(str(tmp_path), [record(4)], run_id="run-1", plotted=False)
     first = (events / "events.out.tfevents.000000000004").read_bytes()
-    write_curves(str(tmp_path), [record(4), record(8)], run_id="run-1")
+    write_curves(str(tmp_path), [record(4), record(8)], run_id="run-1", plotted=False)
     # TensorBoard has read that file to its end: it stays as it is.
     assert (events / "events.out.tfevents.000000000004").read_bytes() == first
     assert {step for step, _ in scalars(events)} == {4, 8}
-    write_curves(str(tmp_path), [record(4), record(6, 0.7)], run_id="run-2")
+    write_curves(str(tmp_path), [record(4), record(6, 0.7)], run_id="run-2", plotted=False)
     assert {step for step, _ in scalars(events)} == {4, 6}
-    write_curves(str(tmp_path), [record(4), record(6, 0.8)], run_id="run-2")
+    write_curves(str(tmp_path), [record(4), record(6, 0.8)], run_id="run-2", plotted=False)
     assert scalars(events)[6, "agreement"] == pytest.approx(0.8)
-    write_curves(str(tmp_path), [], run_id="run-2")
+    write_curves(str(tmp_path), [], run_id="run-2", plotted=False)
     assert {step for step, _ in scalars(events)} == {4, 6}
 
 
-def test_curves_go_to_any_store() -> None:
+def test_curves_go_to_any_store(plotted: list[int]) -> None:
     write_curves("memory://curves/out", [record(4), record(8)], run_id="run-1")
     store = fsspec.filesystem("memory")
     names = sorted(Path(name).name for name in store.find("/curves/out"))
@@ -93,6 +93,7 @@ def test_curves_go_to_any_store() -> None:
         "events.out.tfevents.000000000004",
         "events.out.tfevents.000000000008",
     ]
+    assert plotted == [2]
 
 
 def test_kinds_of_validation_are_drawn_apart() -> None:

@@ -8,7 +8,7 @@ import io
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from patchsieve.ranker.baselines.fits import BaselineFits
 from patchsieve.ranker.batches.stream import TableBatches
 from patchsieve.ranker.model.checkpoint import load_ranker
 from patchsieve.ranker.model.initial_weights import initial_ranker
-from patchsieve.ranker.train import curves, loop
+from patchsieve.ranker.train import loop
 from patchsieve.ranker.train.loop import Fit, FitState, read_state
 from patchsieve.ranker.train.plan import TrainPlan, make_plan
 from patchsieve.ranker.train.progress import follow, numbers_of, outcome, point_line, print_point, read_curve
@@ -31,6 +31,8 @@ from patchsieve.ranker.train.workers import Worker
 from tests.helpers.partition_tables import write_partition_table
 from tests.helpers.pixel_tables import GRID, PATCH, write_pixel_table
 from tests.ranker.learning.test_training import config_for
+
+pytestmark = pytest.mark.usefixtures("plotted")
 
 SETTINGS: dict[str, Any] = {"head": "token", "depth": 1, "base_lr": 0.02, "weight_decay": 0.05}
 
@@ -86,18 +88,6 @@ def fit(
     return found
 
 
-def watch_plots(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Of how many measurements each plot is; none is drawn."""
-    plotted: list[int] = []
-
-    def draw(records: Sequence[curves.CurvePoint]) -> bytes:
-        plotted.append(len(records))
-        return b""
-
-    monkeypatch.setattr(curves, "draw_curves", draw)
-    return plotted
-
-
 def test_each_step_is_kept_from_the_notice_on_that_a_machine_will_be_taken(
     table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,11 +105,10 @@ def test_each_step_is_kept_from_the_notice_on_that_a_machine_will_be_taken(
 
 
 def test_notices_are_asked_for_from_time_to_time_only(
-    table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    table: str, tmp_path: Path, plotted: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "NOTICE_S", 1e9)
     monkeypatch.setattr(loop, "PLOTTED_EVERY_S", -1.0)
-    plotted = watch_plots(monkeypatch)
 
     def noticed() -> bool:
         raise AssertionError("it is not time")
@@ -181,11 +170,8 @@ def test_checkpoints_by_the_clock_hold_what_was_not_measured_yet(table: str, tmp
     assert fits[0] == fits[1]
 
 
-def test_out_holds_the_best_ranker_and_the_last(
-    table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_out_holds_the_best_ranker_and_the_last(table: str, tmp_path: Path, plotted: list[int]) -> None:
     out = tmp_path / "out"
-    plotted = watch_plots(monkeypatch)
     # So high a rate that agreement comes and goes.
     fit(a_plan(table, out, views_per_image=16, measure_every=2, base_lr=0.3))
     curve = read_curve(str(out))

@@ -21,6 +21,8 @@ from tests.helpers.servers import S3Store, Trouble
 from tests.ranker.learning.test_training import config_for
 from tests.ranker.train.test_loop import SETTINGS, fit
 
+pytestmark = pytest.mark.usefixtures("plotted")
+
 BUSY = Trouble("status", status=503)
 TABLE = "GET labels/scores/a.parquet"
 

@@ -22,6 +22,8 @@ from tests.helpers.pixel_tables import write_pixel_table
 from tests.helpers.pretended_gpu.device import Device
 from tests.ranker.learning.test_training import config_for
 
+pytestmark = pytest.mark.usefixtures("plotted")
+
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
