@@ -13,15 +13,13 @@ import pytest
 from patchsieve.jobs import evaluate
 from patchsieve.pipeline.pictures.demo_photos import find_photos
 from patchsieve.pipeline.schedule.drift import read_evaluation
-from patchsieve.pipeline.scoring.api import Teacher, load_teacher
+from patchsieve.pipeline.scoring.api import Teacher
 from patchsieve.ranker.baselines.baselines import BASELINES
 from patchsieve.ranker.batches.order import held_out
 from patchsieve.ranker.evaluate.images import trained_contents
 from patchsieve.ranker.evaluate.report import DIAGNOSTIC
-from patchsieve.ranker.model.checkpoint import save_ranker
 from tests.helpers.evaluations import RATIO, made_up_fits, ranker_of, small_teacher
 from tests.helpers.photos import photo, photo_samples, write_shard
-from tests.helpers.rankers import small_ranker
 from tests.helpers.score_runs import save_small_teacher
 
 ROWS = {"mask_ratio": RATIO, "removal": "encoder", "metric": "l2", "masks": "uniform", "seed": 0}
@@ -73,28 +71,21 @@ def refused(capsys: pytest.CaptureFixture[str], folder: Path, **changes: Any) ->
 
 
 @pytest.mark.slow
-def test_photographs_and_the_bundled_teacher(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_bundled_ranker_on_photographs_that_it_never_saw(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = find_photos(None)[:2]
     write_shard(
         tmp_path / "photos.tar", [(path.stem, {path.suffix[1:]: path.read_bytes()}) for _, path in found]
     )
-    tiny = load_teacher("tiny", device="cpu", precision="fp32").file
-    about = {"name": tiny.name, "digest": tiny.digest, "grid": 14, "patch_size": 16}
-    ranker = small_ranker(image_size=224, head="token")
-    extra = made_up_fits(14, 16)
-    save_ranker(str(tmp_path / "r"), ranker, teacher=about, tables=["t"], temperature=1.0, extra=extra)
     code, printed, problems = run_command(
         capsys,
-        *(str(tmp_path / "photos.tar"), "--ranker", str(tmp_path / "r"), "--teacher", "tiny"),
+        *(str(tmp_path / "photos.tar"), "--ranker", "tiny", "--teacher", "tiny"),
         *("--max-partitions", "2", "--masks", "spread", "--aggregate", "log", "--precision", "fp32"),
         *("--batch-size", "11", "--out", str(tmp_path / "out")),
     )
     assert (code, problems) == (0, "")
     assert "reference  2 partitions (22 views), spread masks, aggregate log, mask ratio 0.9" in printed
-    assert (
-        "does not tell how its tables were scored: takes mask_ratio 0.9, removal decoder, metric l1"
-        in printed
-    )
     assert DIAGNOSTIC in printed
     told = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert set(told["agreement"]) == {"ranker", *BASELINES}
@@ -105,9 +96,11 @@ def test_photographs_and_the_bundled_teacher(tmp_path: Path, capsys: pytest.Capt
     assert dataclasses.asdict(watched.of_ceiling) == told["agreement"]["ranker"]["of_ceiling"]
     # Real scores of a real teacher repeat, and follow texture more than chance or random weights do.
     assert told["rho"]["value"] > 0.3
-    assert (
-        told["agreement"]["variance"]["spearman"]["value"] > told["agreement"]["random"]["spearman"]["value"]
-    )
+    spearman = {name: found["spearman"]["value"] for name, found in told["agreement"].items()}
+    assert spearman["variance"] > spearman["random"]
+    # Measured: 0.75 on average, 0.14 ahead; dense scores of two partitions are far from exact themselves.
+    assert spearman["ranker"] > 0.6
+    assert spearman["ranker"] > spearman["ridge"] + 0.1
     errors = {name: curve["errors"]["pixel"] for name, curve in told["reconstruction"]["selectors"].items()}
     for values in errors.values():
         assert values[0]["value"] > values[2]["value"] > 0
@@ -116,7 +109,7 @@ def test_photographs_and_the_bundled_teacher(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_settings_come_from_the_ranker_and_json_stands_alone(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, teacher: Teacher, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, printed, talk = run_command(capsys, *arguments(folder, json=True, no_reconstruct=True))
     assert code == 0
@@ -137,6 +130,14 @@ def test_settings_come_from_the_ranker_and_json_stands_alone(
     other = json.loads(asked[1])
     assert (other["dense"]["removal"], other["images"]) == ("decoder", 2)
     assert any(note.startswith("seed 0 is that of the ranker's tables") for note in other["notes"])
+    ranker_of(tmp_path / "untold", teacher)
+    flags = {"ranker": tmp_path / "untold", "masks": "uniform", "limit_images": 2, "no_reconstruct": True}
+    code, printed, _ = run_command(capsys, *arguments(folder, **flags))
+    assert code == 0
+    assert (
+        "does not tell how its tables were scored: takes mask_ratio 0.9, removal decoder, metric l1"
+        in printed
+    )
 
 
 def test_shards_it_was_trained_on_give_only_what_it_held_out(
