@@ -4,18 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
 from patchsieve.pipeline.compute.device import keep_freed_memory
+from tests.helpers.peaks import peak_bytes
 from tests.helpers.score_runs import local_scoring, score_config
-
-STATUS = Path("/proc/self/status")
-
-
-def peak_bytes() -> int:
-    """Most memory that this process has held at a time since its program began; on Linux only."""
-    fields = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
-    return int(fields["VmHWM"].split()[0]) * 1024
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from patchsieve.pipeline.teacher.build import save_teacher
-from tests.helpers.memory_run import STATUS
+from tests.helpers.peaks import STATUS
 from tests.helpers.photos import photo, write_shard
 from tests.helpers.teachers import SMALL, random_teacher
 

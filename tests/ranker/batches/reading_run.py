@@ -8,7 +8,7 @@ import sys
 from patchsieve.pipeline.tables.reader import ScoreTables
 from patchsieve.ranker.batches.index import index_tables
 from patchsieve.ranker.batches.stream import TableBatches
-from tests.helpers.memory_run import peak_bytes
+from tests.helpers.peaks import peak_bytes
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from patchsieve.ranker.prune.request import make_prune_request
 from patchsieve.ranker.prune_on_ray import waves as ray_prune
 from patchsieve.ranker.prune_on_ray.run import prune
 from patchsieve.ranker.prune_on_ray.worker import PruneWorker
-from tests.helpers.memory_run import peak_bytes
+from tests.helpers.peaks import peak_bytes
 from tests.helpers.prune_runs import prune_config
 from tests.helpers.score_runs import Watched
 
