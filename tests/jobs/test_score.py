@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from patchsieve.jobs import score
+from patchsieve.jobs import score, status
 from patchsieve.jobs.arguments import read_config
 from patchsieve.pipeline.output.owner import Owner
 from patchsieve.pipeline.runs.config_file import config_to_yaml
@@ -25,7 +25,15 @@ from tests.helpers.photos import photo_samples, write_shard
 from tests.helpers.score_runs import rows_of, save_small_teacher, score_config, score_here
 from tests.helpers.servers import Trouble, serve_files
 
-HEAVY = "print(sorted({'ray', 'torch'} & set(sys.modules)))"
+STATUS = """
+import sys
+from patchsieve.jobs import status
+try:
+    status.main(sys.argv[1:])
+except SystemExit as end:
+    print(end.code)
+print(sorted({"ray", "torch"} & set(sys.modules)))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -224,24 +232,15 @@ def test_a_configuration_file_by_hand(tmp_path: Path) -> None:
     assert config == ScoreConfig(shards=("a.tar",), out="out", views="8", sample=1.0)
 
 
-def python(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", f"import sys\n{code}", *arguments],
+        [sys.executable, *arguments],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": python_path(ROOT), **environment},
+        env={**os.environ, "PYTHONPATH": python_path(ROOT)},
         capture_output=True,
         text=True,
         check=False,
     )
-
-
-JOB = """
-from patchsieve.jobs import {job}
-try:
-    {job}.main(sys.argv[1:])
-except SystemExit as end:
-    print(end.code)
-"""
 
 
 def test_the_dry_run_writes_nothing_and_starts_no_ray(folder: Path, tmp_path: Path) -> None:
@@ -255,11 +254,10 @@ def test_the_dry_run_writes_nothing_and_starts_no_ray(folder: Path, tmp_path: Pa
         "--max-actors",
         "2",
     ]
-    done = python(JOB.format(job="score") + HEAVY, *arguments)
-    *lines, code, heavy = done.stdout.splitlines()
-    assert (code, heavy, done.stderr) == ("0", "['ray', 'torch']", "")
+    done = python("-m", "tests.jobs.hasty_score", *arguments)
+    assert (done.returncode, done.stderr) == (0, "")
     assert not out.exists()
-    told = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines}
+    told = {line.split()[0]: line.split(maxsplit=1)[1] for line in done.stdout.splitlines()}
     assert told["shards"] == "1, 20.5 kB" or told["shards"].startswith("1, ")
     samples = int(re.match(r"about (\d+)$", told["samples"])[1])  # type: ignore[index]
     assert 4 <= samples <= 6, "four, and what the end of the archive looks like"
@@ -275,13 +273,18 @@ def test_the_dry_run_writes_nothing_and_starts_no_ray(folder: Path, tmp_path: Pa
     assert told["cheaper"].startswith("--estimator frozen, for a table to train on")
 
 
-def test_status_without_ray_or_torch(folder: Path, tmp_path: Path) -> None:
+def test_status_without_ray_or_torch(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = score_config([folder / "a.tar"], tmp_path, str(folder / "small-pixels-0.safetensors"))
     score_here(config)
-    done = python(JOB.format(job="status") + HEAVY, str(tmp_path), "--json")
+    done = python("-c", STATUS, str(tmp_path), "--json")
     told, code, heavy = done.stdout.splitlines()
     assert (code, heavy, done.stderr) == ("0", "[]", "")
     assert json.loads(told)["rows"] == len(rows_of(tmp_path)) == 8
-    nothing = python(JOB.format(job="status"), str(tmp_path / "scores"))
-    assert nothing.stdout == "2\n"
-    assert re.fullmatch(r"patchsieve status: .* is no output folder of patchsieve.*\n", nothing.stderr)
+    with pytest.raises(SystemExit) as ended:
+        status.main([str(tmp_path / "scores")])
+    assert ended.value.code == 2
+    printed, problem = capsys.readouterr()
+    assert printed == ""
+    assert re.fullmatch(r"patchsieve status: .* is no output folder of patchsieve.*\n", problem)
