@@ -22,14 +22,14 @@ from tests.helpers.crops import crop_samples
 from tests.helpers.photos import write_shard
 from tests.helpers.prune_runs import contents, index_of, members_of, prune_config, prune_here
 
-IMAGES, KEPT = 50, 98
+IMAGES, PER_SHARD, KEPT = 12, 6, 98
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("in")
     samples = crop_samples(IMAGES)
-    return [write_shard(folder / f"{n}.tar", samples[n * 25 :][:25]) for n in range(IMAGES // 25)]
+    return [write_shard(folder / f"{n}.tar", samples[n * PER_SHARD :][:PER_SHARD]) for n in range(2)]
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +39,9 @@ def outputs(shards: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Ite
     made = {}
     for form in ("packed", "masked"):
         made[form] = tmp_path_factory.mktemp(form)
-        config = prune_config(shards, made[form], "tiny", format=form, batch_size=16)
+        config = prune_config(shards, made[form], "tiny", format=form, batch_size=4)
         results = prune_here(config).values()
-        assert [(result.images, result.failed) for result in results] == [(25, None)] * 2
+        assert [(result.images, result.failed) for result in results] == [(PER_SHARD, None)] * 2
     yield made
     assert [path.read_bytes() for path in shards] == before
 
@@ -50,7 +50,7 @@ def test_parts_give_the_shards_of_one_run(
     shards: list[Path], outputs: dict[str, Path], tmp_path: Path
 ) -> None:
     for part in ("1/2", "2/2"):
-        prune_here(prune_config(shards, tmp_path, "tiny", batch_size=16, part=part))
+        prune_here(prune_config(shards, tmp_path, "tiny", batch_size=4, part=part))
     assert contents(tmp_path) == contents(outputs["packed"])
 
 
@@ -99,7 +99,7 @@ def test_every_reader_of_tars_finds_the_same(
         assert {path.name for path in (tmp_path / before.name).iterdir()} == {name for name, _ in members}
         assert all((tmp_path / before.name / name).read_bytes() == data for name, data in members)
         by_key = list(webdataset.WebDataset(str(after), shardshuffle=False))
-        assert len(by_key) == 25
+        assert len(by_key) == PER_SHARD
         told = {f"{s['__key__']}.{field}": s[field] for s in by_key for field in s if field[0] != "_"}
         assert told == dict(members)
         # Counts, order and every other field are those of the input.
@@ -112,7 +112,7 @@ def others(path: Path) -> list[tuple[str, str]]:
     """Names and hashes of all members that pruning has no business with."""
     found = [(name, sha256(data).hexdigest()) for name, data in members_of(path)]
     kept = [(name, digest) for name, digest in found if name.partition(".")[2] in ("json", "cls")]
-    assert len(kept) == 50
+    assert len(kept) == 2 * PER_SHARD
     return kept
 
 
