@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from functools import cache
 from pathlib import PurePosixPath
@@ -25,9 +26,21 @@ def sources() -> list[str]:
 
 
 @cache
+def text_of(file: str) -> str:
+    """The file's content."""
+    return (ROOT / file).read_text(encoding="utf-8")
+
+
+@cache
 def tree_of(file: str) -> ast.Module:
     """The file's syntax tree."""
-    return ast.parse((ROOT / file).read_text(encoding="utf-8"), file)
+    return ast.parse(text_of(file), file)
+
+
+def files_with(pattern: str) -> list[str]:
+    """The project's files whose text matches: the others need not be parsed to look for what is written so."""
+    files = python_files("patchsieve", *PACKAGES, "tests", "benchmarks")
+    return [file for file in files if re.search(pattern, text_of(file))]
 
 
 def room_of(file: str) -> str:

@@ -56,9 +56,15 @@ def dotted(node: ast.expr) -> str:
     return "?"
 
 
-def calls(tree: ast.AST) -> Iterator[ast.Call]:
+@cache
+def nodes(tree: ast.Module) -> list[ast.AST]:
+    """Every node of the tree, which several rules look for."""
+    return list(ast.walk(tree))
+
+
+def calls(tree: ast.Module) -> Iterator[ast.Call]:
     """Every call of the tree."""
-    return (node for node in ast.walk(tree) if isinstance(node, ast.Call))
+    return (node for node in nodes(tree) if isinstance(node, ast.Call))
 
 
 def value_of(node: ast.expr) -> object:
@@ -122,7 +128,7 @@ def computed_imports(tree: ast.Module) -> list[str]:
 
 def told_installs(tree: ast.Module) -> list[str]:
     """What the file's texts tell people to install: the word after each `pip install` and its options."""
-    texts = [str(node.value) for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    texts = [str(node.value) for node in nodes(tree) if isinstance(node, ast.Constant)]
     return [m[1] for text in texts for m in re.finditer(r"pip install(?:\s+--?[\w-]+)*\s*([^\s,;:)]*)", text)]
 
 
@@ -207,10 +213,10 @@ def only_catches_pickle_errors(tree: ast.Module, used: Import) -> bool:
         return (used.module, used.name) == ("pickle", "UnpicklingError")
     caught = {
         id(node.value)
-        for node in ast.walk(tree)
+        for node in nodes(tree)
         if isinstance(node, ast.Attribute) and node.attr == "UnpicklingError"
     }
-    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == "pickle"]
+    names = [node for node in nodes(tree) if isinstance(node, ast.Name) and node.id == "pickle"]
     return bool(names) and all(id(node) in caught for node in names)
 
 
@@ -221,7 +227,7 @@ def private_ray(tree: ast.Module) -> list[str]:
     """
     used = [i for i in imports(tree) if i.module.split(".")[0] == "ray"]
     names = [(i.line, f"{i.module}.{i.name}" if i.name else i.module) for i in used]
-    attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)] if used else []
+    attributes = [node for node in nodes(tree) if isinstance(node, ast.Attribute)] if used else []
     names += [(node.lineno, dotted(node)) for node in attributes if dotted(node.value) == "ray"]
     found = {f"line {line}: {name}" for line, name in names if PRIVATE_IN_RAY.search(name)}
     found |= {

@@ -16,12 +16,14 @@ from tests.helpers.checkout import ROOT
 from tests.project import layout
 from tests.project.files import (
     PACKAGES,
+    files_with,
     imported_file,
     libraries,
     loaded_at_import,
     python_files,
     room_of,
     sources,
+    text_of,
     tree_of,
 )
 
@@ -167,7 +169,7 @@ def test_a_score_run_itself_loads_no_model() -> None:
 
 def test_files_are_short() -> None:
     files = python_files("patchsieve", *PACKAGES, "tests", "benchmarks")
-    lines = {file: len((ROOT / file).read_text(encoding="utf-8").splitlines()) for file in files}
+    lines = {file: len(text_of(file).splitlines()) for file in files}
     limit = {file: MAX_JOB_LINES if file.startswith("jobs/") else MAX_LINES for file in files}
     assert {file: count for file, count in lines.items() if count > limit[file]} == {}, "split them by idea"
     least, most = MEDIAN_LINES
@@ -181,7 +183,7 @@ def test_only_storage_writes_to_what_is_not_scratch() -> None:
 
 
 def test_private_api_of_ray_is_used_in_one_file() -> None:
-    files = python_files("patchsieve", *PACKAGES, "tests", "benchmarks")
+    files = files_with(r"\bray\b")
     assert broken(lambda file: layout.private_ray(tree_of(file)), files).keys() == {PRIVATE_RAY_FILE}
 
 
@@ -195,7 +197,7 @@ def test_what_is_printed_is_shown() -> None:
 
 
 def test_no_shell() -> None:
-    files = python_files("patchsieve", *PACKAGES, "tests", "benchmarks")
+    files = files_with("|".join(["shell", *(call.split(".")[-1] for call in layout.SHELL_CALLS)]))
     assert broken(lambda file: layout.shell_use(tree_of(file)), files) == {}
 
 
