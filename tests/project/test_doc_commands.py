@@ -15,6 +15,8 @@ import patchsieve
 from patchsieve.jobs.arguments import read_config
 from patchsieve.jobs.cli import COMMANDS
 from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.score import estimate
+from patchsieve.ranker.report import charts, outcomes
 from tests.helpers.checkout import ROOT
 from tests.helpers.galleries import leave
 from tests.helpers.photos import photo
@@ -108,6 +110,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without what takes long and tests of their own look at: charts, and the seconds in which a dry run measures."""
+    monkeypatch.setattr(estimate, "PROBE_S", 0.0)
+    for module in (charts, outcomes):
+        monkeypatch.setattr(module, "draw_vectors", lambda draw, **options: "")
+
+
+@pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("line", to_run())
 def test_a_command_runs(
     line: str,
