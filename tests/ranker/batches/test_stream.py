@@ -186,8 +186,8 @@ def test_mirroring_by_hand() -> None:
 
 
 def test_memory_does_not_grow_with_the_table(tmp_path: Path) -> None:
-    window = 130_000
-    source = write_pixel_table(tmp_path / "a.parquet", images=range(200), views=8, group_rows=64)
+    window = 65_000
+    source = write_pixel_table(tmp_path / "a.parquet", images=range(100), views=8, group_rows=32)
     index = an_index(source)
     assert index.sizes.sum() > 10 * window
     before, highest = pa.total_allocated_bytes(), 0
