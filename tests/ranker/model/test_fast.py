@@ -12,6 +12,7 @@ from torch import Tensor
 
 import patchsieve
 from patchsieve.pipeline.errors import UserError
+from patchsieve.ranker.model import fast
 from patchsieve.ranker.model.api import center_patches
 from patchsieve.ranker.model.fast import choose_ranker_precision, prepare_ranker
 from patchsieve.ranker.model.ranker import Ranker, RankerConfig
@@ -68,7 +69,8 @@ def test_half_precision_keeps_the_order() -> None:
     assert min(taus) > 0.97, taus
 
 
-def test_precision_and_batch_are_measured() -> None:
+def test_precision_and_batch_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fast, "_PROBE_S", 0.1)
     ranker = small_ranker()
     assert choose_ranker_precision(ranker, CPU) in {"fp32", "bf16"}
     with pytest.raises(UserError, match="fp16 needs a GPU"):

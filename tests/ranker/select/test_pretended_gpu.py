@@ -12,6 +12,7 @@ import torch
 from patchsieve.pipeline.images.patches import patchify
 from patchsieve.pipeline.row_config import Precision
 from patchsieve.ranker.baselines.baselines import BASELINES, FROM_TEACHER
+from patchsieve.ranker.model import fast
 from patchsieve.ranker.select.patch_scorer import (
     PatchScorer,
     PatchSource,
@@ -59,7 +60,8 @@ def test_a_ranker_ranks_as_on_a_processor(gpu: Device, ranker: str, precision: P
     np.testing.assert_allclose(found, expected, atol=tolerance * np.abs(expected).max())
 
 
-def test_precision_and_batch_are_measured(ranker: str) -> None:
+def test_precision_and_batch_are_measured(ranker: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fast, "_PROBE_S", 0.1)
     source = open_patch_source(ranker, fits=None, teacher=None, seed=0)
     with pretend_cuda(values=False):
         source = dataclasses.replace(source, precision=choose_source_precision(source, CUDA))
