@@ -36,7 +36,7 @@ HALVES: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "
 
 
 def a_training(device: torch.device, half: torch.dtype | None = None, **changes: Any) -> Training:
-    ranker = small_ranker(head="token").to(device)
+    ranker = small_ranker(head="token", depth=1).to(device)
     recipe = dataclasses.replace(RECIPE, **changes)
     return Training(ranker.train().requires_grad_(True), recipe, device=device, half=half, full=False)
 
