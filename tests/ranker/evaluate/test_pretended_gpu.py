@@ -27,7 +27,7 @@ from tests.helpers.pretended_gpu.device import Device
 from tests.helpers.score_runs import save_small_teacher
 from tests.helpers.teachers import SMALL
 
-IMAGES = 4
+IMAGES = 2
 
 
 def evaluation(folder: Path, device: str | None) -> Evaluation:

@@ -173,7 +173,7 @@ def test_depth_and_default_sizes() -> None:
         ({"model": "resnet10t"}, r"resnet10t is no plain vision transformer with a class token \(.*img_size"),
         ({"model": "swin_tiny_patch4_window7_224"}, "timm builds a SwinTransformer"),
         ({"model": "deit_tiny_distilled_patch16_224"}, "timm builds a VisionTransformerDistilled"),
-        ({"model": "vit_medium_patch16_gap_240"}, "no class token"),
+        ({"model": "test_vit2"}, "no class token"),
         ({"model": "vit_tiny_r_s16_p8_224"}, "embedded by HybridEmbed"),
         ({"depth": 7}, "has 6 blocks, fewer than the depth 7"),
         ({"depth": 0}, "depth is 0"),

@@ -29,7 +29,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_pixel_table(tmp_path_factory.mktemp("tables") / "a.parquet", images=range(40), views=1)
+    return write_pixel_table(tmp_path_factory.mktemp("tables") / "a.parquet", images=range(24), views=1)
 
 
 def a_plan(table: str, out: Path, **changes: object) -> TrainPlan:
