@@ -144,7 +144,7 @@ def owned(tmp_path: Path) -> Iterator[Path]:
     ended = threading.Event()
 
     def beat() -> None:
-        while not ended.is_set():
+        while not ended.wait(0.01):
             owner.beat()
 
     thread = threading.Thread(target=beat)

@@ -16,6 +16,8 @@ from patchsieve.jobs.arguments import read_config
 from patchsieve.jobs.cli import COMMANDS
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.score import estimate
+from patchsieve.ranker.gallery import sheet
+from patchsieve.ranker.prune import estimate as prune_estimate
 from patchsieve.ranker.report import charts, outcomes
 from tests.helpers.checkout import ROOT
 from tests.helpers.galleries import leave
@@ -112,8 +114,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without what takes long and tests of their own look at: charts, and the seconds in which a dry run measures."""
+    """Without what takes long and tests of their own look at: charts, files of pictures, seconds of measuring."""
     monkeypatch.setattr(estimate, "PROBE_S", 0.0)
+    for module in (sheet, prune_estimate):
+        monkeypatch.setattr(module, "picture_file", lambda picture: b"")
     for module in (charts, outcomes):
         monkeypatch.setattr(module, "draw_vectors", lambda draw, **options: "")
 
