@@ -39,8 +39,6 @@ os.environ.update(
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
         # Nobody looks at what Ray measures of its processes every other second.
         "REPORTER_UPDATE_INTERVAL_MS": "60000",
-        # Workers start when they are needed.
-        "RAY_prestart_worker_first_driver": "0",
         # Agents learn of their raylet's end by a pipe: as forks they are no children of it.
         "RAY_enable_pipe_based_agent_to_parent_health_check": "1",
         "RAY_TMPDIR": str(RAY_TEMPORARY),
