@@ -11,6 +11,7 @@ from patchsieve.pipeline.cluster.slots import ActorSize, NodeResources
 from patchsieve.pipeline.errors import UserError
 from patchsieve.ranker.prune_on_ray import capacity
 from tests.helpers.prune_runs import prune_config
+from tests.helpers.score_processes import wait_until
 
 HEAD = NodeResources(cpus=4, gpus=0, node_id="head", head=True)
 BARE_HEAD = NodeResources(cpus=0, gpus=0, node_id="head", head=True)
@@ -67,6 +68,8 @@ def test_a_place_that_others_have_is_waited_for() -> None:
     remote: Any = ray.remote
     greedy = remote(num_cpus=4)(Greedy).remote()
     ray.get(greedy.here.remote())
+    # Nodes tell what is taken a moment later.
+    wait_until(lambda: not ray.available_resources().get("CPU"), "all processors are seen to be taken")
     checks: list[bool] = []
 
     def check() -> None:
