@@ -53,12 +53,13 @@ class LetsGo(Watched):
     def __init__(self, faults: Faults) -> None:
         super().__init__()
         self._faults = faults
-        self._came = False
+        self._updates = 0
 
     def update(self, totals: Totals) -> None:
         super().update(totals)
-        self._came |= bool(totals.taken_out and totals.starting)
-        if self._came and not totals.starting:
+        self._updates += bool(totals.taken_out)
+        # By the second update the actor has been asked for; it may have come up between two.
+        if self._updates > 1 and not totals.starting:
             self._faults.go()
 
 
