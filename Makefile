@@ -25,8 +25,8 @@ INSTALLED := $(VENV)/.patchsieve-installed
 EXTRAS := demo,plots,s3,http,test,dev
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 ARGS :=
-# Of the tests: most of those with Ray wait more than they work.
-PROCESSES := 2
+# Of the tests, one more than cores: those with Ray wait as much as they work.
+PROCESSES := 3
 PYTEST := $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 # Tests start hundreds of processes, and pytest rewrites every assertion: compiled files are kept whatever is set here.
 export PYTHONDONTWRITEBYTECODE :=
