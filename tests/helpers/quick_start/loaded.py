@@ -41,7 +41,7 @@ LOADED_WITH = ("PYTHON", "LD_", "LC_", "LANG", "MKL_", "KMP_", "TORCH_")
 TAKEN_OVER = ("PYTHONPATH", "PYTHONBREAKPOINT")
 # Ray preloads it for its helpers, which forks do as well without.
 ALLOCATOR = os.path.join("ray", "core", "libjemalloc.so")
-READ_LATER = ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR")
+READ_LATER = ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR", "RAY_TMPDIR")
 # Told to Ray's helpers and read by them when they run; its library, which reads them too, wants them of workers alone.
 OF_WORKERS = ("RAY_JOB_ID", "RAY_LD_PRELOAD_ON_WORKERS", "RAY_NODE_ID", "RAY_RAYLET_PID")
 
