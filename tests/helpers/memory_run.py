@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import sys
 
+from benchmarks._fresh_process import peak_memory
 from patchsieve.pipeline.compute.device import keep_freed_memory
-from tests.helpers.peaks import peak_bytes
 from tests.helpers.score_runs import local_scoring, score_config
 
 
@@ -17,7 +17,7 @@ def main() -> None:
     with local_scoring(score_config(shards, out, teacher, batch_size=16)) as (scoring, todo):
         peaks = {}
         for shard in todo:
-            peaks[shard.name] = (scoring.score(shard).rows, peak_bytes())
+            peaks[shard.name] = (scoring.score(shard).rows, peak_memory())
     print(json.dumps(peaks))
 
 

@@ -9,11 +9,10 @@ import re
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from unittest import mock
 
 import pytest
 
@@ -206,14 +205,6 @@ class S3Store:
         }
 
 
-@functools.cache
-def what_services_do(data_path: str | None) -> Any:
-    """For `botocore.session.create_loader`: its files about all services are read once, not by each client anew."""
-    from botocore.loaders import create_loader
-
-    return create_loader(data_path)
-
-
 @contextlib.contextmanager
 def serve_s3() -> Iterator[S3Store]:
     """An S3 store in this process. Requests are answered one at a time: S3's conditions are atomic, moto's are not."""
@@ -254,8 +245,7 @@ def serve_s3() -> Iterator[S3Store]:
         for account in s3_backends.values():
             account["global"].reset()
         _make_bucket(store)
-        with mock.patch("botocore.session.create_loader", what_services_do):
-            yield store
+        yield store
     finally:
         store.closing.set()
         server.shutdown()
@@ -290,20 +280,35 @@ def _in_trouble(store: S3Store, trouble: Trouble, body: bytes, connection: socke
         store.closing.wait(30)
 
 
+@functools.cache
+def _what_services_do(data_path: str | None) -> Any:
+    """For `botocore.session.create_loader`: its files about all services are read once, not by each client anew."""
+    from botocore.loaders import create_loader
+
+    return create_loader(data_path)
+
+
+@contextlib.contextmanager
+def s3_leads_to(environment: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """`s3://` URLs of this process and its children go where these variables say."""
+    import s3fs
+
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("botocore.session.create_loader", _what_services_do)
+    # Each store listens elsewhere, and an instance keeps to the one that it first met.
+    s3fs.S3FileSystem.clear_instance_cache()
+    try:
+        yield
+    finally:
+        s3fs.S3FileSystem.clear_instance_cache()
+
+
 @contextlib.contextmanager
 def s3_for_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Store]:
     """`serve_s3`, and `s3://` URLs of this process and its children go there."""
-    import s3fs
-
-    with serve_s3() as store:
-        for name, value in store.environment().items():
-            monkeypatch.setenv(name, value)
-        # Each store listens elsewhere, and an instance keeps to the one that it first met.
-        s3fs.S3FileSystem.clear_instance_cache()
-        try:
-            yield store
-        finally:
-            s3fs.S3FileSystem.clear_instance_cache()
+    with serve_s3() as store, s3_leads_to(store.environment(), monkeypatch):
+        yield store
 
 
 def _make_bucket(store: S3Store) -> None:

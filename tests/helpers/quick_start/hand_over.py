@@ -53,18 +53,19 @@ def hand_over(address: str) -> None:
     files = _files()
     request = _request(files)
     begun, begin = os.pipe()
-    while os.path.isabs(address):
-        link = socket.socket(socket.AF_UNIX)
+    # The first zygote answers where another one listens, that one with a fork's number.
+    answer = address
+    while os.path.isabs(answer):
+        link, place, answer = socket.socket(socket.AF_UNIX), answer, ""
         try:
-            link.connect(address)
+            link.connect(place)
         except OSError:
-            address = "0"
             break
         socket.send_fds(link, [request], [begun, *files])
         answers = link.makefile()
-        address = answers.readline().strip()
+        answer = answers.readline().strip()
     os.close(begun)
-    fork = int(address or "0")
+    fork = int(answer or "0")
     if not fork:
         os.close(begin)
         return

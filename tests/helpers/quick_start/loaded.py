@@ -10,29 +10,14 @@ from typing import Any
 
 # What Ray and our rooms import, but for themselves.
 MODULES = (
-    *(
-        "torch",
-        "torch.nn.parallel",
-        "torchvision.transforms.functional",
-        "timm",
-        "numpy",
-        "pandas",
-        "PIL.Image",
-    ),
-    *(
-        "pyarrow.dataset",
-        "pyarrow.fs",
-        "pyarrow.json",
-        "pyarrow.parquet",
-        "fsspec.implementations.local",
-        "s3fs",
-    ),
+    *("torch", "torch.nn.parallel", "torchvision.transforms.functional", "timm"),
+    "torch._dynamo",  # which models in parallel load, in each worker of a training
+    *("numpy", "pandas", "PIL.Image", "matplotlib.figure", "matplotlib.backends.backend_agg", "tensorboardX"),
+    *("pyarrow.dataset", "pyarrow.fs", "pyarrow.json", "pyarrow.parquet"),
+    *("fsspec.implementations.local", "s3fs", "requests", "tyro", "yaml"),
     *("click", "jsonschema", "packaging.version", "psutil", "pydantic.main", "pydantic.types", "pydantic.v1"),
-    *("requests", "tyro", "yaml"),
     *("aiohttp.web", "aiohttp_cors", "grpc.aio", "msgpack", "prometheus_client"),
     *("opencensus.stats.stats", "opentelemetry.exporter.prometheus", "opentelemetry.sdk.metrics"),
-    *("matplotlib.figure", "matplotlib.backends.backend_agg", "tensorboardX"),
-    "torch._dynamo",  # which models in parallel load, in each worker of a training
     *("google.protobuf.json_format", "google.protobuf.struct_pb2", "google.protobuf.timestamp_pb2"),
 )
 RAY = ("ray.data", "ray.job_submission", "ray.train.torch", "ray.util.state")
@@ -41,6 +26,7 @@ LOADED_WITH = ("PYTHON", "LD_", "LC_", "LANG", "MKL_", "KMP_", "TORCH_")
 TAKEN_OVER = ("PYTHONPATH", "PYTHONBREAKPOINT")
 # Ray preloads it for its helpers, which forks do as well without.
 ALLOCATOR = os.path.join("ray", "core", "libjemalloc.so")
+# Read by Ray when it runs, not while it is loaded.
 READ_LATER = ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR", "RAY_TMPDIR")
 # Told to Ray's helpers and read by them when they run; its library, which reads them too, wants them of workers alone.
 OF_WORKERS = ("RAY_JOB_ID", "RAY_LD_PRELOAD_ON_WORKERS", "RAY_NODE_ID", "RAY_RAYLET_PID")

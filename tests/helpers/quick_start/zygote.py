@@ -31,7 +31,6 @@ REQUEST_BYTES = 1 << 20
 # Files are kept from here on until those are closed in whose places they belong.
 APART = 512
 
-
 Received = tuple[dict[str, Any], list[int]]
 """What a fork is to become, and the files that it was sent."""
 

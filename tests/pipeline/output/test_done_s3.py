@@ -6,17 +6,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import s3fs
 
-from benchmarks import _listed_outputs, _listing_server
+from benchmarks import _listing_server
 from benchmarks._fresh_process import decide
+from benchmarks._listed_outputs import BUCKET
+from benchmarks._listed_outputs import IDENTITY as LISTED
+from benchmarks._listing_server import serve_listing
 from benchmarks.done import cache_of, keys_of
 from patchsieve.pipeline import storage
 from patchsieve.pipeline.output.done import State
 from patchsieve.pipeline.output.folder import OutputFolder
 from patchsieve.pipeline.shards.specs import expand_shards
 from patchsieve.pipeline.tables.schema import SCORES
-from tests.helpers.servers import S3Store, s3_for_this_process, what_services_do
+from tests.helpers.servers import S3Store, s3_for_this_process, s3_leads_to
 from tests.helpers.tables import shard_record, write_table
 from tests.pipeline.output.test_done_check import IDENTITY
 
@@ -70,18 +72,12 @@ def test_many_shards_take_a_listing_each_of_corpus_and_tables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_listing_server, "PAGE", 100)
-    monkeypatch.setattr("botocore.session.create_loader", what_services_do)
     keys = keys_of(300)
-    with _listing_server.serve_listing(
-        keys, {"out/cache/scores.parquet": cache_of(keys, tmp_path)}
-    ) as server:
-        for name, value in server.environment.items():
-            monkeypatch.setenv(name, value)
-        s3fs.S3FileSystem.clear_instance_cache()
-        found = decide(
-            [f"{_listed_outputs.BUCKET}/corpus"], f"{_listed_outputs.BUCKET}/out", _listed_outputs.IDENTITY
-        )
-        s3fs.S3FileSystem.clear_instance_cache()
+    with (
+        serve_listing(keys, {"out/cache/scores.parquet": cache_of(keys, tmp_path)}) as server,
+        s3_leads_to(server.environment, monkeypatch),
+    ):
+        found = decide([f"{BUCKET}/corpus"], f"{BUCKET}/out", LISTED)
     assert found["states"] == {"done": 300}
     # A request per page of names, of either.
     assert server.requests < 2 * 3 + 8

@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import fsspec
 import pyarrow.parquet as pq
 import pytest
 
@@ -26,7 +25,7 @@ from patchsieve.pipeline.shards.reader import Fault
 from patchsieve.pipeline.tables.reader import read_scores
 from patchsieve.pipeline.tables.schema import SCORES, row_fields, row_identity
 from tests.helpers.checkout import ROOT
-from tests.helpers.servers import S3Store, serve_s3
+from tests.helpers.servers import S3Store, s3_for_this_process
 from tests.helpers.tables import CONFIG, TEACHER, make_shard, record_of, write_errors, write_table
 from tests.pipeline.output import killed_run
 from tests.pipeline.output.killed_run import tree, without_run_id
@@ -38,11 +37,7 @@ FAULTS = [Fault("photo-7", "photo-7.jpg", "decode", "truncated")]
 
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Store]:
-    with serve_s3() as store:
-        for name, value in store.environment().items():
-            monkeypatch.setenv(name, value)
-        # Else the client of another test's server would be used again.
-        fsspec.get_filesystem_class("s3").clear_instance_cache()
+    with s3_for_this_process(monkeypatch) as store:
         yield store
 
 

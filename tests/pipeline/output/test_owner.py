@@ -10,14 +10,13 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import fsspec
 import pytest
 
 from patchsieve.pipeline import storage
 from patchsieve.pipeline.errors import InfrastructureError, UserError
 from patchsieve.pipeline.output.machine import process_start
 from patchsieve.pipeline.output.owner import HEARTBEAT_S, STALE_S, Owner
-from tests.helpers.servers import serve_s3
+from tests.helpers.servers import s3_for_this_process
 from tests.pipeline.output.world import World
 
 
@@ -272,11 +271,7 @@ def test_processes_are_told_apart() -> None:
 
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator:
-    with serve_s3() as store:
-        for name, value in store.environment().items():
-            monkeypatch.setenv(name, value)
-        # Else the client of another test's server would be used again.
-        fsspec.get_filesystem_class("s3").clear_instance_cache()
+    with s3_for_this_process(monkeypatch) as store:
         yield store
 
 

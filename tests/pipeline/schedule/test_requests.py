@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import s3fs
 
 from benchmarks import _listing_server
 from benchmarks._fresh_process import status, tick
@@ -16,7 +15,7 @@ from benchmarks._listing_server import serve_listing
 from benchmarks.fleet import SHARDS, Store, many_corpora, one_output
 from patchsieve.pipeline.schedule.config import ListConfig
 from patchsieve.pipeline.schedule.listing import list_corpora
-from tests.helpers.servers import what_services_do
+from tests.helpers.servers import s3_leads_to
 
 SOURCE, OUT = f"{BUCKET}/corpora/*/", f"{BUCKET}/out"
 NEW = f"{SHARDS} of {SHARDS} shards to score"
@@ -24,14 +23,11 @@ NEW = f"{SHARDS} of {SHARDS} shards to score"
 
 def requests(store: Store, monkeypatch: pytest.MonkeyPatch, look: Callable[[], object]) -> Counter[str]:
     """How many requests of each method a look makes."""
-    with serve_listing(store.keys, store.objects) as server:
-        for name, value in server.environment.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setattr("botocore.session.create_loader", what_services_do)
-        # An instance keeps to the store that it first met.
-        s3fs.S3FileSystem.clear_instance_cache()
+    with (
+        serve_listing(store.keys, store.objects) as server,
+        s3_leads_to(server.environment, monkeypatch),
+    ):
         look()
-        s3fs.S3FileSystem.clear_instance_cache()
     return Counter(request.partition(" ")[0] for request in server.asked)
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks._fresh_process import STATUS
 from patchsieve.pipeline.teacher.build import save_teacher
-from tests.helpers.peaks import STATUS
 from tests.helpers.photos import photo, write_shard
 from tests.helpers.teachers import SMALL, random_teacher
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.peaks import STATUS
+from benchmarks._fresh_process import STATUS
 from tests.helpers.tables import CONFIG, PATCH_BYTES, VISIBLE, record_of, write_table
 
 MEGABYTE = 10**6
@@ -18,7 +18,6 @@ WINDOW = 4 * MEGABYTE
 IMAGES = 1600
 
 
-@pytest.mark.timeout(900)
 @pytest.mark.slow
 @pytest.mark.skipif(not STATUS.exists(), reason="only Linux tells the peak of a process")
 def test_a_table_larger_than_the_memory_for_it_streams_through(tmp_path: Path) -> None:

@@ -13,12 +13,12 @@ from typing import Any
 
 import ray
 
+from benchmarks._fresh_process import peak_memory
 from patchsieve.pipeline.runs.config_file import config_to_yaml
 from patchsieve.ranker.prune.request import make_prune_request
 from patchsieve.ranker.prune_on_ray import waves as ray_prune
 from patchsieve.ranker.prune_on_ray.run import prune
 from patchsieve.ranker.prune_on_ray.worker import PruneWorker
-from tests.helpers.peaks import peak_bytes
 from tests.helpers.prune_runs import prune_config
 from tests.helpers.score_runs import Watched
 
@@ -33,7 +33,7 @@ def telling_worker(scratch: Path) -> type[PruneWorker]:
         def __call__(self, row: dict[str, Any]) -> list[dict[str, str]]:
             answer = super().__call__(row)
             with scratch.open("a") as file:
-                file.write(f"{row['index']} {peak_bytes()}\n")
+                file.write(f"{row['index']} {peak_memory()}\n")
             return answer
 
     return Worker

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.helpers.peaks import STATUS
+from benchmarks._fresh_process import STATUS
 from tests.helpers.photos import photo, write_shard
 from tests.helpers.prune_runs import members_of, save_small_ranker
 from tests.ranker.prune_on_ray.memory_run import STORE
