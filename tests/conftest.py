@@ -6,7 +6,6 @@ import gc
 import itertools
 import os
 import shutil
-import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import pytest
 
 from tests.helpers.checkout import QUICK_START, python_path
 from tests.helpers.quick_start import no_compiler
+from tests.helpers.quick_start.start_zygote import start_zygote
 
 if TYPE_CHECKING:
     from tests.helpers.pretended_gpu.device import Device
@@ -61,17 +61,12 @@ _known_sessions: set[Path] = set()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Of this process Ray's workers are forked, for all processes of the suite."""
+    """Of this process those of the suite are forked, and Ray's workers, for all of them."""
     if "PATCHSIEVE_ZYGOTE" in os.environ or not hasattr(os, "pidfd_open"):
         return
     RAY_TEMPORARY.mkdir()
     os.environ["PATCHSIEVE_ZYGOTE"] = address = str(RAY_TEMPORARY / "zygote")
-    zygote = subprocess.Popen(
-        [sys.executable, QUICK_START / "zygote.py", address, str(os.getpid())],
-        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # no threads that forks would lack
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    zygote = start_zygote(address)
     config.add_cleanup(zygote.wait)
     config.add_cleanup(zygote.kill)
 

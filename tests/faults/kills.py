@@ -14,7 +14,6 @@ import contextlib
 import os
 import random
 import shutil
-import subprocess
 import sys
 import time
 import uuid
@@ -31,8 +30,9 @@ from patchsieve.ranker.train import run as train_run  # noqa: F401
 from tests.faults.forking import ended, fork, kill, wait
 from tests.faults.jobs import Job, PruneJob, ScoreJob, TrainJob
 from tests.faults.journal import JOURNAL, add, judged, read_journal, table
-from tests.helpers.checkout import QUICK_START, ROOT, python_path
+from tests.helpers.checkout import ROOT, python_path
 from tests.helpers.forks import below
+from tests.helpers.quick_start.start_zygote import start_zygote
 
 KILLS_A_ROUND = 8
 JOB_LIMIT_S = 300.0
@@ -246,12 +246,7 @@ def main() -> None:
     until = time.monotonic() + 60 * asked.minutes
     (FOLDER / "scratch").mkdir(parents=True)
     os.environ.update(ENVIRONMENT)
-    zygote = subprocess.Popen(
-        [sys.executable, QUICK_START / "zygote.py", ENVIRONMENT["PATCHSIEVE_ZYGOTE"], str(os.getpid())],
-        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    zygote = start_zygote(ENVIRONMENT["PATCHSIEVE_ZYGOTE"])
     # The shards are small, and an actor should leave others to others.
     policy.AHEAD_S = 0.0
     kinds = {kind.name: kind(FOLDER / "world") for kind in (ScoreJob, TrainJob, PruneJob)}

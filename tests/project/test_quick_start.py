@@ -12,13 +12,15 @@ from pathlib import Path
 
 import psutil
 import pytest
+from execnet.gateway_io import popen_bootstrapline
 
-from tests.helpers.checkout import QUICK_START, python_path
+from tests.helpers.checkout import python_path
 from tests.helpers.forks import above, below
-from tests.helpers.quick_start.sitecustomize import PROGRAMS
+from tests.helpers.quick_start.sitecustomize import PROGRAMS, TEST_PROCESS
+from tests.helpers.quick_start.start_zygote import ZYGOTE
 from tests.helpers.score_processes import wait_until
 
-# Only Ray's workers are handed over; this program asks as one of them would.
+# Not every program is handed over; this one asks as those would that are.
 ASKS = "import sys\nfrom hand_over import hand_over\nsys.orig_argv = sys.argv\nhand_over(sys.argv.pop())\nsys.exit(99)"
 TELLS = """
 import json, os, resource, sys
@@ -133,6 +135,20 @@ def test_the_two_end_together(tmp_path: Path, number: signal.Signals) -> None:
     wait_until(lambda: not fork.is_running(), "the fork has ended")
 
 
+@pytest.mark.parametrize(("code", "is_fork"), [(TEST_PROCESS, True), (f"{TEST_PROCESS};", False)])
+def test_processes_of_the_suite_are_forks(code: str, is_fork: bool) -> None:
+    done = subprocess.run(
+        [sys.executable, "-u", "-c", code],
+        input=repr("import os; print(os.getppid())") + "\n",
+        env=surroundings(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (int(done.stdout) != os.getpid()) == is_fork
+    assert popen_bootstrapline == TEST_PROCESS
+
+
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_workers_and_helpers_of_ray_are_forks() -> None:
@@ -143,7 +159,7 @@ def test_workers_and_helpers_of_ray_are_forks() -> None:
         return os.getppid()
 
     parent = ray.get(parent_of.remote())
-    assert str(QUICK_START / "zygote.py") in Path(f"/proc/{parent}/cmdline").read_text().split("\0")
+    assert str(ZYGOTE) in Path(f"/proc/{parent}/cmdline").read_text().split("\0")
     asked = [process.info for process in psutil.process_iter(["name", "cmdline"])]
     # One that ends just now has no command line.
     words = {word for info in asked if info["name"].startswith("for ") for word in info["cmdline"] or ()}

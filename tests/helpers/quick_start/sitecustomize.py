@@ -10,6 +10,8 @@ import sys
 from importlib import import_module
 
 MODULES = ("patchsieve", "tests.")
+# What pytest-xdist starts its processes with.
+TEST_PROCESS = "import sys;exec(eval(sys.stdin.readline()))"
 PROGRAMS = tuple(
     os.path.join("ray", *path.split("/"))
     for path in (
@@ -25,9 +27,11 @@ PROGRAMS = tuple(
 
 
 def _is_handed_over(words: list[str]) -> bool:
-    """Ray's workers and helpers, and modules of ours, but for those that measure memory."""
+    """Processes of pytest-xdist, Ray's workers and helpers, and modules of ours but for those that measure memory."""
     if words[:1] in (["-P"], ["-u"]):
         words = words[1:]
+    if words[:1] == ["-c"]:
+        return words[1] == TEST_PROCESS
     if words[:1] == ["-m"]:
         return (
             words[1].startswith(MODULES) and "memory" not in words[1] and not words[1].endswith("reading_run")
@@ -35,8 +39,8 @@ def _is_handed_over(words: list[str]) -> bool:
     return bool(words) and words[0].endswith(PROGRAMS)
 
 
-zygote = os.environ.get("PATCHSIEVE_ZYGOTE")
-if zygote and _is_handed_over(sys.orig_argv[1:]):
-    import_module("hand_over").hand_over(zygote)
-
-import_module("no_compiler").install()
+if __name__ == "sitecustomize":  # a test imports it as well
+    zygote = os.environ.get("PATCHSIEVE_ZYGOTE")
+    if zygote and _is_handed_over(sys.orig_argv[1:]):
+        import_module("hand_over").hand_over(zygote)
+    import_module("no_compiler").install()

@@ -42,12 +42,12 @@ class Zygote:
     it forks another one that loads Ray in it, and sends there who asks.
     """
 
-    def __init__(self, path: str, parent: int) -> None:
-        self._path = path
+    def __init__(self, listener: socket.socket, parent: int) -> None:
+        self._path = listener.getsockname()
         self._numbers = itertools.count()
         self._others: dict[str, str] = {}
         self.added_by_ray: tuple[dict[str, str], list[str]] | None = None
-        self._serve(_listening(path), parent)
+        self._serve(listener, parent)
 
     def _serve(self, listener: socket.socket, parent: int) -> None:
         self._listener = listener
@@ -223,7 +223,7 @@ class _Environ(type(os.environ)):  # type: ignore[misc]
 
 
 def run(arguments: list[str]) -> None:
-    """As `python FILE ...` would, or `python -m MODULE ...`, either with `-P` or `-u` before it."""
+    """As `python FILE ...`, `python -m MODULE ...` or `python -c CODE ...` would, each with `-P` or `-u` before it."""
     sys.orig_argv = [sys.executable, *arguments]
     safe_path, unbuffered = (arguments[0] == option for option in ("-P", "-u"))
     if unbuffered:
@@ -233,7 +233,12 @@ def run(arguments: list[str]) -> None:
     vars(main).update(__builtins__=__builtins__)
     sys.modules["__main__"] = main
     if not safe_path:
-        sys.path.insert(0, os.getcwd() if first == "-m" else os.path.dirname(os.path.realpath(first)))
+        places = {"-c": "", "-m": os.getcwd()}
+        sys.path.insert(0, places.get(first, os.path.dirname(os.path.realpath(first))))
+    if first == "-c":
+        sys.argv = ["-c", *rest[1:]]
+        exec(rest[0], vars(main))
+        return
     if first == "-m":
         sys.argv = ["-m", *rest[1:]]
         runpy._run_module_as_main(rest[0])  # type: ignore[attr-defined]
@@ -263,7 +268,7 @@ def _end(code: int) -> NoReturn:
 
 
 def _begin() -> None:
-    zygote = Zygote(sys.argv[1], int(sys.argv[2]))
+    zygote = Zygote(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]))
     loaded.load()
     request, files = zygote.request()
     assert zygote.added_by_ray is not None
