@@ -1,6 +1,7 @@
 """Draws sheets of square pictures with titles, captions and a colour scale: arrays in, one picture out.
 
-Pictures keep their pixels exactly; only text and margins are added. Pillow alone draws, with its own font.
+Pictures keep their pixels exactly, each as one pixel of the sheet, or as a square of them where pictures are small;
+only text and margins are added. Pillow alone draws, with its own font.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import bisect
 import dataclasses
 import functools
 import io
+import math
 import unicodedata
 from collections.abc import Sequence
 from typing import Any
@@ -26,6 +28,8 @@ HIDDEN_GRAY = 128
 _PAPER, _INK, _PALE_INK = (255, 255, 255), (28, 30, 36), (104, 110, 122)
 _MARGIN, _GAP, _LINE, _SCALE_BAR = 24, 10, 20, 14
 _SMALLEST_LETTERS = 10
+# Narrower columns have no room for their titles.
+_SMALLEST_SIDE = 150
 
 # The map "inferno" (Smith and van der Walt, dedicated to the public domain by CC0) at 17 even steps, between
 # which it is nearly straight.
@@ -65,9 +69,14 @@ class Sheet:
     note: str
 
     @property
+    def zoom(self) -> int:
+        """Side of the square that shows one pixel of a picture."""
+        return math.ceil(_SMALLEST_SIDE / len(self.rows[0].tiles[0]))
+
+    @property
     def side(self) -> int:
-        """Side of the pictures in pixels, S."""
-        return len(self.rows[0].tiles[0])
+        """Side of the pictures on the drawn sheet in pixels: S times the zoom."""
+        return len(self.rows[0].tiles[0]) * self.zoom
 
     def tile_at(self, row: int, column: int) -> tuple[int, int]:
         """Top and left of a picture on the drawn sheet."""
@@ -76,7 +85,7 @@ class Sheet:
 
 
 def draw_sheet(sheet: Sheet) -> Pixels:
-    """The sheet as a picture; every tile is on it pixel by pixel, at `sheet.tile_at(row, column)`."""
+    """The sheet as a picture; every tile is on it at `sheet.tile_at(row, column)`, `sheet.zoom` times as large."""
     side = sheet.side
     foot, left = sheet.tile_at(len(sheet.rows), sheet.scale_column)
     width = sheet.tile_at(0, len(sheet.columns))[1] - _GAP + _MARGIN
@@ -84,7 +93,7 @@ def draw_sheet(sheet: Sheet) -> Pixels:
     for number, row in enumerate(sheet.rows):
         for column, tile in enumerate(row.tiles):
             y, x = sheet.tile_at(number, column)
-            page[y : y + side, x : x + side] = tile
+            page[y : y + side, x : x + side] = enlarge(tile, side)
     page[foot : foot + _SCALE_BAR, left : left + side] = colours(np.linspace(0, 1, side))
     return _write_texts(page, sheet)
 

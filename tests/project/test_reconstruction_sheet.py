@@ -15,8 +15,10 @@ from benchmarks._reconstructions import (
     reconstructed_photos,
     reconstruction_sheet,
 )
-from patchsieve.pipeline.pictures.sheet import HIDDEN_GRAY, Sheet, colours, draw_sheet
+from patchsieve.pipeline.pictures.sheet import HIDDEN_GRAY, colours, draw_sheet
+from tests.helpers import sheets
 from tests.helpers.photos import photo_pixels
+from tests.helpers.sheets import tile
 from tests.helpers.teachers import SMALL, random_teacher
 
 SIDE, GRID = 48, 6
@@ -24,14 +26,8 @@ VIEW = photo_pixels(1, SIDE, SIDE)
 VISIBLE = np.array([0, 7, 20, 35], dtype=np.int16)
 
 
-def tile(picture: np.ndarray, sheet: Sheet, row: int, column: int) -> np.ndarray:
-    top, left = sheet.tile_at(row, column)
-    return picture[top : top + sheet.side, left : left + sheet.side]
-
-
 def patch(picture: np.ndarray, position: int) -> np.ndarray:
-    top, left = (8 * place for place in divmod(position, GRID))
-    return picture[top : top + 8, left : left + 8]
+    return sheets.patch(picture, position, grid=GRID)
 
 
 def test_reconstruction_sheet_shows_errors_of_hidden_patches_only() -> None:

@@ -33,7 +33,9 @@ from patchsieve.pipeline.pictures.sheet import (
 )
 from patchsieve.pipeline.scoring.changes import hidden_patches_pixels
 from patchsieve.pipeline.scoring.scorer import reconstruct
+from tests.helpers import sheets
 from tests.helpers.photos import photo_pixels
+from tests.helpers.sheets import tile
 from tests.helpers.teachers import SMALL, random_teacher
 
 SIDE, GRID = 48, 6
@@ -54,14 +56,8 @@ def scored_photo(seed: int = 0, **changes: object) -> ScoredPhoto:
     return dataclasses.replace(photo, **changes)
 
 
-def tile(picture: np.ndarray, sheet: Sheet, row: int, column: int) -> np.ndarray:
-    top, left = sheet.tile_at(row, column)
-    return picture[top : top + sheet.side, left : left + sheet.side]
-
-
 def patch(picture: np.ndarray, position: int) -> np.ndarray:
-    top, left = (8 * place for place in divmod(position, GRID))
-    return picture[top : top + 8, left : left + 8]
+    return sheets.patch(picture, position, grid=GRID)
 
 
 def test_the_sheet_holds_every_pixel_of_its_pictures() -> None:
@@ -88,6 +84,23 @@ def test_texts_stay_off_the_pictures_and_on_the_sheet() -> None:
     assert (other[:, -24:] == 255).all()
     for column in range(5):
         assert np.array_equal(tile(one, bare, 0, column), tile(other, told, 0, column))
+
+
+@pytest.mark.parametrize(("pixels", "drawn"), [(32, 160), (48, 192), (150, 150), (224, 224)])
+def test_pictures_are_as_wide_as_their_titles_need(pixels: int, drawn: int) -> None:
+    view = photo_pixels(0, pixels, pixels)
+    photo = scored_photo(
+        view=view,
+        known=np.ones(4, dtype=bool),
+        scores=np.zeros((pixels, pixels), dtype=np.float32),
+        visible=np.array([0], dtype=np.int16),
+        reconstruction=view,
+    )
+    sheet = contact_sheet([photo], title="", subtitle="")
+    assert sheet.side == drawn
+    picture = draw_sheet(sheet)
+    assert np.array_equal(tile(picture, sheet, 0, 0), view)
+    assert np.array_equal(tile(picture, sheet, 0, 4), view)
 
 
 def test_what_no_view_showed_stays_gray() -> None:
@@ -216,5 +229,6 @@ def test_a_sheet_of_one_tile_has_room_for_its_scale() -> None:
     )
     picture = draw_sheet(sheet)
     foot, left = sheet.tile_at(1, 0)
-    assert np.array_equal(picture[foot, left : left + SIDE], colours(np.linspace(0, 1, SIDE)))
+    side = sheet.side
+    assert np.array_equal(picture[foot, left : left + side], colours(np.linspace(0, 1, side)))
     assert as_picture(torch.from_numpy(VIEW).permute(2, 0, 1)).shape == (SIDE, SIDE, 3)

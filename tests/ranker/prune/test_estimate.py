@@ -232,9 +232,9 @@ def test_the_sheet_shows_what_stays(shard: Path, ranker: str, tmp_path: Path) ->
     with Image.open(io.BytesIO(path.read_bytes())) as opened:
         picture = np.asarray(opened.convert("RGB"))
     gray = (picture == HIDDEN_GRAY).all(axis=2)
-    # Twelve of 16 patches of 16 x 16 pixels are gray at the first ratio, four at the second, in each of 8 rows.
-    expected = (
-        prune_sheet.SHEET_PHOTOS * (PATCHES * 2 - keep_count(PATCHES, 0.25) - keep_count(PATCHES, 0.75)) * 256
-    )
+    # Twelve of 16 patches are gray at the first ratio, four at the second, in each of 8 rows; drawn three times as
+    # large, as there are 64 x 64 pixels.
+    dropped = PATCHES * 2 - keep_count(PATCHES, 0.25) - keep_count(PATCHES, 0.75)
+    expected = prune_sheet.SHEET_PHOTOS * dropped * (3 * 16) ** 2
     assert gray.sum() == pytest.approx(expected, rel=0.02)
     assert {path.name for path in tmp_path.iterdir()} == {"sheet.png"}
