@@ -21,6 +21,7 @@ from tests.helpers.quick_start.start_zygote import start_zygote
 
 if TYPE_CHECKING:
     from tests.helpers.pretended_gpu.device import Device
+    from tests.helpers.servers import S3Store
 
 no_compiler.install()
 
@@ -140,6 +141,15 @@ def gpu() -> Iterator[Device]:
 
     with pretend_cuda() as device:
         yield device
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Store]:
+    """An S3 server of the test's own, to which `s3://` leads in this process; its clients wait as long as others."""
+    from tests.helpers.servers import s3_for_this_process
+
+    with s3_for_this_process(monkeypatch) as store:
+        yield store
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,19 +17,12 @@ from patchsieve.pipeline.output.done import State
 from patchsieve.pipeline.output.folder import OutputFolder
 from patchsieve.pipeline.shards.specs import expand_shards
 from patchsieve.pipeline.tables.schema import SCORES
-from tests.helpers.servers import S3Store, s3_for_this_process, s3_leads_to
+from tests.helpers.servers import S3Store, s3_leads_to
 from tests.helpers.tables import shard_record, write_table
 from tests.pipeline.output.test_done_check import IDENTITY
 
 CONTENT = b"content of a shard"
 SHARDS = 8
-
-
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Store]:
-    # A client that gives up soon would ask again on a busy machine, and be counted.
-    with s3_for_this_process(monkeypatch) as store:
-        yield store
 
 
 def requests(store: S3Store, shards_done: int) -> tuple[int, int]:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -25,7 +24,7 @@ from patchsieve.pipeline.shards.reader import Fault
 from patchsieve.pipeline.tables.reader import read_scores
 from patchsieve.pipeline.tables.schema import SCORES, row_fields, row_identity
 from tests.helpers.checkout import ROOT
-from tests.helpers.servers import S3Store, s3_for_this_process
+from tests.helpers.servers import S3Store
 from tests.helpers.tables import CONFIG, TEACHER, make_shard, record_of, write_errors, write_table
 from tests.pipeline.output import killed_run
 from tests.pipeline.output.killed_run import tree, without_run_id
@@ -33,12 +32,6 @@ from tests.pipeline.output.killed_run import tree, without_run_id
 ROWS = row_fields(CONFIG, TEACHER.digest)
 IDENTITY = row_identity(CONFIG, TEACHER.digest)
 FAULTS = [Fault("photo-7", "photo-7.jpg", "decode", "truncated")]
-
-
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Store]:
-    with s3_for_this_process(monkeypatch) as store:
-        yield store
 
 
 # Settings.

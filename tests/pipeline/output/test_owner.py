@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ from patchsieve.pipeline import storage
 from patchsieve.pipeline.errors import InfrastructureError, UserError
 from patchsieve.pipeline.output.machine import process_start
 from patchsieve.pipeline.output.owner import HEARTBEAT_S, STALE_S, Owner
-from tests.helpers.servers import s3_for_this_process
 from tests.pipeline.output.world import World
 
 
@@ -267,12 +265,6 @@ def test_processes_are_told_apart() -> None:
     finally:
         child.communicate()
     assert process_start(child.pid) is None
-
-
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator:
-    with s3_for_this_process(monkeypatch) as store:
-        yield store
 
 
 def test_ownership_on_an_object_store(s3, world: World) -> None:

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import time
 import tracemalloc
-from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
@@ -18,7 +17,7 @@ from patchsieve.pipeline.errors import InfrastructureError, UserError
 from patchsieve.pipeline.shards import specs as shard_specs
 from patchsieve.pipeline.shards.specs import Shard, expand_shards, shard_id
 from patchsieve.pipeline.storage import retry as storage_retry
-from tests.helpers.servers import FileServer, S3Store, Trouble, s3_for_this_process, serve_files
+from tests.helpers.servers import FileServer, S3Store, Trouble, serve_files
 
 
 @pytest.fixture(autouse=True)
@@ -222,12 +221,6 @@ def _test_web_server_in_trouble(server: FileServer, url: str) -> None:
     server.lengths = False
     with pytest.raises(UserError, match="does not tell the length"):
         expand_shards([url])
-
-
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Store]:
-    with s3_for_this_process(monkeypatch) as store:
-        yield store
 
 
 def test_s3(s3: S3Store) -> None:

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,13 +13,7 @@ import pytest
 
 from patchsieve.pipeline import storage
 from tests.helpers.checkout import ROOT
-from tests.helpers.servers import S3Store, s3_for_this_process
-
-
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Store]:
-    with s3_for_this_process(monkeypatch) as store:
-        yield store
+from tests.helpers.servers import S3Store
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:

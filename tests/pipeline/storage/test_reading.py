@@ -20,7 +20,7 @@ from patchsieve.pipeline.errors import InfrastructureError, UserError
 from patchsieve.pipeline.storage import retry as storage_retry
 from patchsieve.pipeline.storage import sources as storage_sources
 from patchsieve.pipeline.storage import web
-from tests.helpers.servers import FileServer, S3Store, Trouble, s3_for_this_process, serve_files
+from tests.helpers.servers import FileServer, S3Store, Trouble, serve_files
 
 DATA = random.Random(0).randbytes(3_000_000)
 
@@ -38,10 +38,9 @@ def server() -> Iterator[FileServer]:
 
 
 @pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Store]:
-    with s3_for_this_process(monkeypatch) as store:
-        storage.commit_bytes(DATA, store.url("a.bin"), run_id="r")
-        yield store
+def s3(s3: S3Store) -> S3Store:
+    storage.commit_bytes(DATA, s3.url("a.bin"), run_id="r")
+    return s3
 
 
 def read(url: str, step: int = 700_001, start: int = 0) -> bytes:

@@ -21,7 +21,7 @@ from patchsieve.pipeline.storage import retry as storage_retry
 from patchsieve.pipeline.tables.schema import SCORES
 from tests.helpers.checkout import ROOT
 from tests.helpers.impatient import impatient_s3
-from tests.helpers.servers import S3Store, Trouble, s3_for_this_process
+from tests.helpers.servers import S3Store, Trouble
 from tests.helpers.tables import shard_record, write_table
 
 DATA = bytes(range(256)) * 2000
@@ -30,11 +30,10 @@ SECRET = "test-secret-key"
 
 
 @pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Store]:
+def s3(s3: S3Store, monkeypatch: pytest.MonkeyPatch) -> S3Store:
     monkeypatch.setattr(storage_retry, "FIRST_DELAY_S", 0.001)
-    with s3_for_this_process(monkeypatch) as store:
-        storage.commit_bytes(DATA, store.url("folder/a.bin"), run_id="r")
-        yield store
+    storage.commit_bytes(DATA, s3.url("folder/a.bin"), run_id="r")
+    return s3
 
 
 @pytest.fixture

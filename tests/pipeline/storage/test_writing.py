@@ -18,18 +18,12 @@ import pytest
 from patchsieve.pipeline import storage
 from patchsieve.pipeline.errors import InfrastructureError, UserError
 from patchsieve.pipeline.storage import retry as storage_retry
-from tests.helpers.servers import S3Store, Trouble, s3_for_this_process, serve_files
+from tests.helpers.servers import S3Store, Trouble, serve_files
 
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage_retry, "FIRST_DELAY_S", 0.001)
-
-
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Store]:
-    with s3_for_this_process(monkeypatch) as store:
-        yield store
 
 
 @pytest.fixture(params=["local", "memory", "s3"])
