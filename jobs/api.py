@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from patchsieve.pipeline.checks import configured
+from patchsieve.pipeline.checks import configured, configured_run
 from patchsieve.pipeline.errors import PatchsieveError
 from patchsieve.pipeline.pack.config import PackConfig
 from patchsieve.pipeline.runs.config_file import config_to_yaml
@@ -47,7 +47,7 @@ def score(shards: str | Sequence[str], *, out: str, **settings: Any) -> ScoreSum
     from patchsieve.pipeline.score.request import make_request
     from patchsieve.pipeline.score_on_ray.run import score as run
 
-    config = configured(ScoreConfig, settings, shards=_several(shards), out=out)
+    config = configured_run(ScoreConfig, settings, shards=_several(shards), out=out)
     return run(make_request(config), make_display(config.log_format), settings=config_to_yaml(config))
 
 
@@ -60,7 +60,7 @@ def train(tables: str | Sequence[str], *, out: str, **settings: Any) -> LoadedRa
     from patchsieve.ranker.train.plan import make_plan
     from patchsieve.ranker.train.run import train as run
 
-    code = run(make_plan(configured(TrainConfig, settings, tables=_several(tables), out=out)))
+    code = run(make_plan(configured_run(TrainConfig, settings, tables=_several(tables), out=out)))
     if code:
         raise PatchsieveError(f"the training in {out} was stopped; with resume=True it goes on")
     return load_ranker(out)
@@ -72,7 +72,7 @@ def prune(shards: str | Sequence[str], *, ranker: str, out: str, **settings: Any
     from patchsieve.ranker.prune.request import make_prune_request
     from patchsieve.ranker.prune_on_ray.run import prune as run
 
-    config = configured(PruneConfig, settings, shards=_several(shards), ranker=ranker, out=out)
+    config = configured_run(PruneConfig, settings, shards=_several(shards), ranker=ranker, out=out)
     return run(make_prune_request(config), make_display(config.log_format), settings=config_to_yaml(config))
 
 

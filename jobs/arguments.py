@@ -29,7 +29,7 @@ def read_config(name: str, config_type: type[_Config], arguments: Sequence[str])
     at = next((i for i, text in enumerate(rest) if text.partition("=")[0] == "--config"), None)
     default: Any = tyro.MISSING_NONPROP
     if at is not None:
-        path = rest[at].partition("=")[2] or "".join(rest[at + 1 : at + 2])
+        path = rest[at].partition("=")[2] if "=" in rest[at] else "".join(rest[at + 1 : at + 2])
         if not path:
             raise UserError("--config needs the name of a YAML file")
         default = _defaults(config_type, settings_from_yaml(config_file(name, path), config_type))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.shards.specs import expand_shards
+from patchsieve.ranker.model.names import needs_no_file
 
 _SHARDS = ("shards", "test")
 _OUTPUTS = ("path", "paths", "tables")
@@ -22,7 +23,8 @@ def look_first(config: object) -> None:
         if _is_missing(path):
             expand_shards([path])
     for path in _given(config, _OUTPUTS):
-        look_for(path)
+        if not needs_no_file(path):
+            look_for(path)
 
 
 def look_for(path: str) -> None:
@@ -32,7 +34,7 @@ def look_for(path: str) -> None:
 
 
 def _is_missing(path: str) -> bool:
-    return "://" not in path and not _PATTERN & set(path) and not os.path.exists(path)
+    return "://" not in path and not _PATTERN & set(path) and not os.path.exists(os.path.expanduser(path))
 
 
 def _given(config: object, names: tuple[str, ...]) -> Iterator[str]:

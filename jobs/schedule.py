@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif action == "run":
         run_job("schedule run", RunConfig, run, own)
     elif action == "list":
-        run_job("schedule list", ListConfig, show, own)
+        run_job("schedule list", ListConfig, show, rest)  # scores nothing, refuses options of score
     known = action in ("-h", "--help")
     say("usage: patchsieve schedule once|run|list [OPTIONS] [-- SCORE OPTIONS]", _ACTIONS)
     raise SystemExit(0 if known else 2)

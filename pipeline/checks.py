@@ -61,6 +61,14 @@ def configured(kind: type[T], settings: Mapping[str, Any], **given: Any) -> T:
     return kind(**settings, **given)
 
 
+def configured_run(kind: type[T], settings: Mapping[str, Any], **given: Any) -> T:
+    """`configured`, for a call that does the work; UserError for settings that have commands look at it, or draw it."""
+    for name in ("dry_run", "sheet"):
+        if settings.get(name):
+            raise UserError(f"{name} is for the command alone: a call from Python does the work")
+    return configured(kind, settings, **given)
+
+
 def meant(given: str, known: Iterable[str]) -> str:
     """`, did you mean X?` where something known is close to it."""
     close = difflib.get_close_matches(given, list(known), n=1, cutoff=0.6)

@@ -206,5 +206,8 @@ def _wholes(values: tuple[Any, ...], count: int, low: int) -> bool:
 
 def _shown(value: Any) -> str:
     """A value from untrusted data, short."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        return f"a {type(value).__name__} of {len(value)}, nested too deep"
     return text if len(text) <= 60 else f"{text[:60]}..."

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 from patchsieve.pipeline.errors import UserError
 
 T = TypeVar("T")
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -63,12 +63,14 @@ class Progress:
     def __init__(self, epoch: int = 0) -> None:
         self.epoch = epoch
         self.last: Reader | None = None
-        self.merged = False
         # By shard: where the runs of arrived samples begin and end, in order, [begin, end, begin, end, ...].
         self._runs: dict[str, list[int]] = {}
         self._totals: dict[str, int] = {}
-        # Shards that were finished when the others were dealt out last.
+        # Shards that were finished when the others were dealt out to workers last.
         self._without: frozenset[str] = frozenset()
+        # Those that were when states were merged, None where none were: all ranks deal the others out among them, and
+        # none knows what another one has finished since.
+        self._finished_before: frozenset[str] | None = None
 
     def add(self, place: Place) -> None:
         """A sample has arrived; twice is once."""
@@ -107,7 +109,7 @@ class Progress:
             "totals": dict(self._totals),
             "without": sorted(self._without),
             "last": None if self.last is None else dataclasses.astuple(self.last),
-            "merged": self.merged,
+            "merged": None if self._finished_before is None else sorted(self._finished_before),
         }
 
     @classmethod
@@ -121,7 +123,8 @@ class Progress:
             made._totals = {str(shard): int(total) for shard, total in state["totals"].items()}
             made._without = frozenset(map(str, state["without"]))
             made.last = None if state["last"] is None else Reader(*map(int, state["last"]))
-            made.merged = bool(state["merged"])
+            before = state["merged"]
+            made._finished_before = None if before is None else frozenset(map(str, before))
             made._check()
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"this is no state of a PrunedDataset: {type(error).__name__}: {error}") from None
@@ -134,10 +137,16 @@ class Progress:
         for shard, runs in self._runs.items():
             if len(runs) % 2 or any(one >= other for one, other in itertools.pairwise([-1, *runs])):
                 raise ValueError(f"samples {runs[:4]} of {shard} have arrived")
-        if strange := [shard for shard in self._without if not self.finished(shard)]:
+        left_out = self._without | (self._finished_before or frozenset())
+        if strange := [shard for shard in left_out if not self.finished(shard)]:
             raise ValueError(f"{min(strange)} is left out and not finished")
         if (last := self.last) and not (0 <= last.rank < last.ranks and 0 <= last.worker < last.workers):
             raise ValueError(f"read by {dataclasses.astuple(last)}")
+
+    def of_rank(self, reader: Reader, shards: Sequence[T], name: Callable[[T], str]) -> Sequence[T]:
+        """The shards that all workers of the reader's rank read, from the beginning of the epoch, or the merging."""
+        before = self._finished_before or frozenset()
+        return [shard for shard in shards if name(shard) not in before][reader.rank :: reader.ranks]
 
     @property
     def shards(self) -> set[str]:
@@ -154,12 +163,12 @@ def merge_states(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
             f"states of the epochs {sorted(epochs)}: merge those of one moment, of at least one rank"
         )
     whole = Progress(epochs.pop())
-    whole.merged = True
     for progress in found:
         whole._totals |= progress._totals
         for shard, runs in progress._runs.items():
             for begin, end in zip(runs[::2], runs[1::2], strict=True):
                 _add(whole._runs.setdefault(shard, []), begin, end)
+    whole._finished_before = frozenset(filter(whole.finished, whole._totals))
     return whole.state()
 
 
@@ -184,10 +193,7 @@ def shares(reader: Reader, shards: Sequence[T], progress: Progress, name: Callab
             "merge the states of all ranks (merge_states)"
         )
     without = progress.without_for(reader)
-    if progress.merged:
-        own = [shard for shard in shards if name(shard) not in without][reader.rank :: reader.ranks]
-    else:
-        own = [shard for shard in shards[reader.rank :: reader.ranks] if name(shard) not in without]
+    own = [shard for shard in progress.of_rank(reader, shards, name) if name(shard) not in without]
     own = own[turned(reader, progress).worker :: reader.workers]
     return [shard for shard in own if not progress.finished(name(shard))]
 

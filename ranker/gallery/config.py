@@ -32,8 +32,8 @@ class SheetConfig:
     lie side by side."""
     root: str | None = None
     """Name shards by their path below this URL, as they were scored."""
-    keep: float = 0.5
-    """Share of the patches that the last column keeps."""
+    keep: float | None = None
+    """Share of the patches that the last column keeps: without it half of them, of a pruned set all that stay."""
     top: int | None = None
     """Draw the N images with the highest mean score, or of a pruned set those that keep most."""
     bottom: int | None = None
@@ -49,7 +49,7 @@ class SheetConfig:
                 raise UserError(f"--{name} is {count}, a sheet has at most {MOST_ROWS} rows")
         if sum(given is not None for given in (self.key, self.top, self.bottom)) > 1:
             raise UserError("KEY, --top and --bottom each say what to draw: give one of them")
-        if not 0 < self.keep <= 1:
+        if self.keep is not None and not 0 < self.keep <= 1:
             raise UserError(f"--keep is {self.keep}, must be above 0 and at most 1")
 
     @property

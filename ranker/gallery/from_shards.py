@@ -92,7 +92,9 @@ def pruned_indexes(path: str) -> list[PrunedIndex]:
 def index_rows(index: PrunedIndex, columns: list[str]) -> pa.Table:
     """Some columns of an index; UserError where they are not of its types."""
     with storage.parsing(index.url):
-        table = pq.read_table(pa.BufferReader(storage.read_bytes(index.url)), columns=columns)
+        table = pq.read_table(
+            pa.BufferReader(storage.read_bytes(index.url)), columns=columns, page_checksum_verification=True
+        )
         return table.cast(pa.schema([INDEX_SCHEMA.field(name) for name in columns]))
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from patchsieve.pipeline import storage
+from patchsieve.pipeline.checks import configured
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.images.views import apply_view, center_box
 from patchsieve.pipeline.pictures import sheet as drawing
@@ -45,7 +46,7 @@ def draw_sheet(path: str, *, key: str | None = None, **options: Any) -> Image.Im
 
     Raises UserError as the command does.
     """
-    return Image.fromarray(draw(SheetConfig(path=path, key=key, **options)))
+    return Image.fromarray(draw(configured(SheetConfig, options, path=path, key=key)))
 
 
 def draw_heat_map(image: Any, scores: Any, *, share: float = 0.6, side: int = SIDE) -> Image.Image:
@@ -114,20 +115,24 @@ def _sheet(images: Sequence[Pictured], config: SheetConfig, shown: str) -> Sheet
     names = [name for name in ("teacher", "ranker") if any(getattr(one, name) is not None for one in images)]
     titles = {"teacher": "Teacher's scores", "ranker": "Ranker's scores"}
     details = {"teacher": "bright: missed most when left out", "ranker": "bright: kept first"}
-    share = images[0].kept(config.keep).mean()
+    stays = config.keep is None and images[0].origin == "pruned"
+    ratio = config.keep or (1.0 if stays else 0.5)
+    kept = [one.kept(ratio) for one in images]
+    share = np.mean([keep.mean() for keep in kept])
     columns = [
         SheetColumn(title="Photo", detail="what is known of it"),
         *(SheetColumn(title=titles[name], detail=details[name]) for name in names),
-        SheetColumn(title=f"Keep {config.keep:g}", detail=f"{share:.1%} of the patches, by {names[-1]}"),
+        SheetColumn(
+            title="What stays" if stays else f"Keep {ratio:g}",
+            detail=f"{share:.1%} of the patches, by {names[-1]}",
+        ),
     ]
     rows = []
-    for one in images:
+    for one, keep in zip(images, kept, strict=True):
         photo = resized(one.pixels, SIDE)
         heats = [heat_over(photo, _grid_of(getattr(one, name), one), share=0.75) for name in names]
         caption = f"{one.key}  ({one.detail}{_agreement(one)})"
-        rows.append(
-            SheetRow(tiles=(photo, *heats, only_patches(photo, one.kept(config.keep))), caption=caption)
-        )
+        rows.append(SheetRow(tiles=(photo, *heats, only_patches(photo, keep)), caption=caption))
     return Sheet(
         title="patchsieve sheet",
         subtitle=f"{counted(len(images), 'image')} of {shown}",

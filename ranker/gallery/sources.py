@@ -13,8 +13,8 @@ from patchsieve.pipeline.shards.specs import is_shard_name
 from patchsieve.pipeline.tables.reader import TABLE_SUFFIX
 from patchsieve.pipeline.tables.schema import SCORES
 from patchsieve.ranker.evaluate.report import REPORT_FILE as EVALUATION_FILE
-from patchsieve.ranker.model.checkpoint import BUNDLED, RANKER_FILE
-from patchsieve.ranker.select.patch_scorer import BASELINE_PREFIX
+from patchsieve.ranker.model.checkpoint import RANKER_FILE
+from patchsieve.ranker.model.names import needs_no_file
 
 Kind = Literal["table", "ranker", "pruned", "proof", "evaluation", "shards"]
 
@@ -40,7 +40,7 @@ def find_sources(paths: Sequence[str]) -> list[Source]:
 
 
 def _kind_of(path: str) -> Kind:
-    if path.startswith(BASELINE_PREFIX) or path in BUNDLED:
+    if needs_no_file(path):
         return "ranker"
     if path.endswith(TABLE_SUFFIX):
         return "table"

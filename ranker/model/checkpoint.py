@@ -44,6 +44,7 @@ from patchsieve.pipeline.storage import (
     stat,
 )
 from patchsieve.ranker.model.card import CARD_FILE, model_card
+from patchsieve.ranker.model.names import BUNDLED
 from patchsieve.ranker.model.ranker import Ranker, RankerConfig
 from patchsieve.ranker.model.timm_layout import from_timm, timm_fields, to_timm
 
@@ -301,9 +302,6 @@ def _check_shapes(model: Ranker, weights: dict[str, Tensor], shown: str) -> None
             f"{shown}: weights do not fit its {RANKER_FILE}: {name} is {found.get(name, 'missing')}, "
             f"{expected.get(name, 'unknown')} in the model"
         )
-
-
-BUNDLED = ("tiny",)
 
 
 def is_place(name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -263,8 +264,8 @@ def _softmax_of(config: PruneConfig, positions: int, temperature: float | None) 
         raise UserError(
             f"{said} weighs patches by a softmax, and {config.ranker} has no temperature: add --temperature"
         )
-    if not heat > 0:
-        raise UserError(f"--temperature is {heat}, must be above 0")
+    if not 0 < heat < math.inf:
+        raise UserError(f"--temperature is {heat}, must be a number above 0")
     floor, ceiling = selection.checked_bounds(
         1 if config.floor is None else config.floor, config.ceiling, positions
     )

@@ -51,7 +51,9 @@ class ShardSurvey(ShardWork):
         positions = self._spec.grid**2
         schema = pa.schema([pa.field("scores", pa.list_(pa.float32(), positions), nullable=False)])
         local_path = scratch / "scores.parquet"
-        with pq.ParquetWriter(local_path, schema, compression="zstd", use_dictionary=False) as writer:
+        with pq.ParquetWriter(
+            local_path, schema, compression="zstd", use_dictionary=False, write_page_checksum=True
+        ) as writer:
             for batch in ranked:
                 scores = [item[1] for item in batch if not isinstance(item, Left)]
                 if scores:
@@ -85,7 +87,10 @@ def budget_of(output: OutputFolder, shards: Sequence[Shard], selector: Selector)
             url = output.record_url(shard)
             try:
                 with storage.parsing(url):
-                    table = pq.read_table(pa.BufferReader(storage.read_bytes(url, limit=_LIMIT)))
+                    table = pq.read_table(
+                        pa.BufferReader(storage.read_bytes(url, limit=_LIMIT)),
+                        page_checksum_verification=True,
+                    )
                     scores = table.column("scores").combine_chunks().flatten().to_numpy(zero_copy_only=False)
                     scores_NL = scores.reshape(-1, selector.positions)
             except DamagedFileError as error:

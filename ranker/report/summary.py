@@ -19,8 +19,8 @@ from patchsieve.pipeline.units import byte_size, counted
 from patchsieve.ranker.gallery.from_shards import index_rows, pruned_indexes
 from patchsieve.ranker.gallery.sources import Source
 from patchsieve.ranker.model.checkpoint import load_ranker
+from patchsieve.ranker.model.names import BASELINE_PREFIX
 from patchsieve.ranker.report.outcomes import read_evaluation, read_proof
-from patchsieve.ranker.select.patch_scorer import BASELINE_PREFIX
 
 Facts = list[tuple[str, str]]
 

@@ -29,9 +29,9 @@ from patchsieve.ranker.baselines.baselines import (
 from patchsieve.ranker.baselines.fits import FITS
 from patchsieve.ranker.model.checkpoint import LoadedRanker, load_ranker
 from patchsieve.ranker.model.fast import choose_ranker_batch, choose_ranker_precision, prepare_ranker
+from patchsieve.ranker.model.names import BASELINE_PREFIX
 from patchsieve.ranker.model.ranker import Ranker
 
-BASELINE_PREFIX = "baseline:"
 _GRID, _PATCH_SIZE = 14, 16
 _BASELINE_BATCH = 32
 

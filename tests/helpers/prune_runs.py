@@ -15,11 +15,12 @@ from patchsieve.pipeline.output.folder import new_run_id
 from patchsieve.pipeline.output.records import read_footer
 from patchsieve.pipeline.pruned.index import INDEX
 from patchsieve.ranker.model.checkpoint import save_ranker
+from patchsieve.ranker.model.names import BASELINE_PREFIX
 from patchsieve.ranker.prune.config import PruneConfig
 from patchsieve.ranker.prune.ranking import PruneResult
 from patchsieve.ranker.prune.request import PruneRequest, make_prune_request
 from patchsieve.ranker.prune.shard import ShardPruning
-from patchsieve.ranker.select.patch_scorer import BASELINE_PREFIX, PatchScorer
+from patchsieve.ranker.select.patch_scorer import PatchScorer
 from tests.helpers.rankers import TEACHER, small_ranker
 
 Row = dict[str, Any]

@@ -74,6 +74,10 @@ def test_settings_that_cannot_be_are_refused_before_anything_starts(tmp_path: Pa
         patchsieve.score("photos.tar", out=str(tmp_path / "out"), views="0")
     with pytest.raises(UserError, match="--keep is 2"):
         patchsieve.prune("photos.tar", ranker="tiny", out=str(tmp_path / "out"), keep=2)
+    with pytest.raises(UserError, match="dry_run is for the command alone"):
+        patchsieve.score("none.tar", out="out", dry_run=True)
+    with pytest.raises(UserError, match="sheet is for the command alone"):
+        patchsieve.prune("none.tar", ranker="tiny", out="out", sheet="sheet.png")
     with pytest.raises(UserError, match=r"there is no setting 'teachr'\. Did you mean teacher"):
         patchsieve.score("photos.tar", out=str(tmp_path / "out"), teachr="tiny")
     assert not (tmp_path / "out").exists()

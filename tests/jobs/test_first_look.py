@@ -6,6 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from patchsieve.jobs.first_look import look_first
+from patchsieve.pipeline.errors import UserError
+from patchsieve.ranker.report.config import ReportConfig
 from tests.helpers.checkout import python_path
 
 COMMANDS = {
@@ -42,3 +47,17 @@ def test_inputs_that_are_not_there_are_told_before_libraries_are_loaded(tmp_path
     )
     assert done.stderr.splitlines() == [line.format(tmp_path) for line in COMMANDS.values()]
     assert done.stdout.splitlines() == ["2"] * len(COMMANDS) + ["set()"]
+
+
+def test_the_home_folder_is_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "tables").mkdir()
+    look_first(ReportConfig(paths=("~/tables",), out="page.html"))
+    with pytest.raises(UserError, match="no such file or folder: ~/table"):
+        look_first(ReportConfig(paths=("~/table",), out="page.html"))
+
+
+def test_rankers_that_are_no_folders_need_not_be_there() -> None:
+    look_first(ReportConfig(paths=("tiny", "baseline:edge"), out="page.html"))
+    with pytest.raises(UserError, match="no such file or folder: tinny"):
+        look_first(ReportConfig(paths=("tinny",), out="page.html"))

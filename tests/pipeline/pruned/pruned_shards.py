@@ -114,7 +114,8 @@ def write_index(out: Path, shard: Shard, photos: Sequence[Photo], **changes: dic
             "reason": None,
         }
         rows.append({**row, **changes.get(photo.key, {})})
-    metadata = json.dumps({"schema_version": 1, "config": {"size": photos[0].record.size}})
+    about = {"config": {"size": photos[0].record.size}, "shard": {"size": shard.size}}
+    metadata = json.dumps({"schema_version": 1, **about})
     kinds = [(name, INDEX_SCHEMA.field(name).type) for name in rows[0]]
     schema = pa.schema(kinds, {"patchsieve": metadata})
     path = out / "index" / f"{shard.id}.parquet"

@@ -131,6 +131,13 @@ def test_what_is_no_record_is_a_content_error(data: bytes) -> None:
         PackedRecord.from_json(data)
 
 
+def test_no_depth_of_json_is_more_than_a_content_error() -> None:
+    for depth in range(700, 1000):
+        text = as_json(columns=0).replace(b'"columns": 0', b'"columns": ' + b"[" * depth + b"]" * depth)
+        with pytest.raises(ContentError):
+            PackedRecord.from_json(text)
+
+
 def test_endless_json_is_not_parsed() -> None:
     with pytest.raises(ContentError, match="more than the limit"):
         PackedRecord.from_json(b" " * (MAX_JSON + 1))

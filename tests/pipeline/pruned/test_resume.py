@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from patchsieve.pipeline.errors import ContentError, UserError
 from patchsieve.pipeline.pruned import PrunedDataset, WithPlaces, merge_states
-from patchsieve.pipeline.pruned.progress import Place, Progress, Reader
+from patchsieve.pipeline.pruned.progress import Place, Progress, Reader, shares
 from patchsieve.pipeline.pruned.sample import PrunedSample
 from patchsieve.pipeline.shards.specs import expand_shards
 from tests.pipeline.pruned.pruned_shards import make_photos, write_packed
@@ -276,11 +276,29 @@ def test_what_comes_before_damage_is_given_out_first(folder: Path, tmp_path: Pat
     assert not any(sample.place.total for sample in found if sample.place)
 
 
+@pytest.mark.parametrize("arrived", list(itertools.product(range(3), repeat=2)))
+def test_after_merging_ranks_go_on_with_other_numbers_of_workers(arrived: tuple[int, int]) -> None:
+    shards = [f"s{number}" for number in range(4)]
+    whole = merge_states([Progress().state()])
+    read: list[str] = []
+    states = []
+    for rank, count in enumerate(arrived):
+        progress = Progress.from_state(whole)
+        reader = Reader(rank, 2)
+        for shard in shares(reader, shards, progress, str)[:count]:
+            progress.add(Place(shard, 0, 1, reader))
+            read.append(shard)
+        states.append(progress.state())
+    for rank, worker in itertools.product(range(2), repeat=2):
+        read += shares(Reader(rank, 2, worker, 2), shards, Progress.from_state(states[rank]), str)
+    assert sorted(read) == shards
+
+
 @pytest.mark.parametrize(
     "state",
     [
         {},
-        {"version": 2},
+        {"version": 1},
         *(
             {**Progress().state(), **changes}
             for changes in (
@@ -290,6 +308,8 @@ def test_what_comes_before_damage_is_given_out_first(folder: Path, tmp_path: Pat
                 {"arrived": {"p": [0, 5, 5, 7]}},
                 {"arrived": {"p": [3, 1]}},
                 {"without": ["p"]},
+                {"merged": ["p"]},
+                {"merged": True},
                 {"epoch": -1},
                 {"epoch": 1e30},
                 {"last": [0, 0, 0, 1]},

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch.nn.functional import interpolate
@@ -21,6 +23,7 @@ from patchsieve.pipeline.pruned.dataset import PrunedDataset
 from patchsieve.pipeline.pruned.sample import PrunedSample
 from patchsieve.ranker.model.checkpoint import LoadedRanker, load_ranker, save_ranker
 from patchsieve.ranker.select.online import keep_topk
+from tests.helpers.prune_runs import prune_config, prune_here
 from tests.helpers.rankers import TEACHER, small_ranker
 from tests.pipeline.pruned.pruned_shards import make_photos, write_index, write_original, write_packed
 
@@ -110,6 +113,50 @@ def test_indexes_that_are_not_there_or_none(tmp_path: Path) -> None:
     path.write_bytes(b"PAR1")
     with pytest.raises(UserError, match="is damaged"):
         list(PrunedDataset(shard.url, index=str(tmp_path / "out")))
+
+
+def test_an_index_of_another_shard_of_that_name(tmp_path: Path) -> None:
+    shard = write_original(tmp_path / "a.tar", make_photos(2))
+    write_index(tmp_path / "out", shard, make_photos(2))
+    write_original(tmp_path / "a.tar", make_photos(9))
+    with pytest.raises(
+        UserError, match=rf"a\.tar has \d+ bytes, and had {shard.size} when .* prune it again"
+    ):
+        list(PrunedDataset(shard.url, index=str(tmp_path / "out")))
+
+
+def test_flipped_bits_of_an_index_are_told(tmp_path: Path) -> None:
+    photos = make_photos(3)
+    (tmp_path / "in").mkdir()
+    shard = write_original(tmp_path / "in" / "a.tar", photos)
+    prune_here(
+        prune_config([shard.url], tmp_path / "out", "baseline:variance", format="index", precision="auto")
+    )
+    (path,) = (tmp_path / "out" / "index").glob("*.parquet")
+    sound = path.read_bytes()
+
+    def kept() -> list[tuple[str, list[int]]]:
+        return [
+            (sample.key, sample.positions.tolist())
+            for sample in PrunedDataset(shard.url, index=str(tmp_path / "out"))
+        ]
+
+    expected = kept()
+    group = pq.ParquetFile(path).metadata.row_group(0)
+    columns = [group.column(number) for number in range(group.num_columns)]
+    (positions,) = (one for one in columns if one.path_in_schema.startswith("positions."))
+    start = min(positions.data_page_offset, positions.dictionary_page_offset or positions.data_page_offset)
+    changed = refused = 0
+    for place, bit in itertools.product(range(start, start + positions.total_compressed_size), (1, 5)):
+        flipped = bytearray(sound)
+        flipped[place] ^= 1 << bit
+        path.write_bytes(flipped)
+        try:
+            changed += kept() != expected
+        except (UserError, ContentError):
+            refused += 1
+    # Three other bits of a page's header, which has no checksum, would change something.
+    assert changed == 0 < refused
 
 
 def list_of_one(sample: PrunedSample) -> list[PrunedSample]:

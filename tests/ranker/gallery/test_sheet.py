@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,15 @@ from PIL import Image
 import patchsieve
 from patchsieve.jobs import sheet as job
 from patchsieve.pipeline.errors import UserError
+from patchsieve.pipeline.pictures.contact_sheet import only_patches
 from patchsieve.pipeline.pictures.sheet import heat_over
 from patchsieve.ranker.gallery.config import SheetConfig
-from patchsieve.ranker.gallery.sheet import draw, draw_sheet
+from patchsieve.ranker.gallery.gather import gather
+from patchsieve.ranker.gallery.sheet import _sheet, draw, draw_sheet
+from patchsieve.ranker.gallery.sources import find_sources
 from tests.helpers.galleries import HOSTILE, PHOTOS, Left
 from tests.helpers.photos import photo
+from tests.helpers.prune_runs import prune_config, prune_here
 
 
 def rows_of(picture: np.ndarray) -> int:
@@ -32,6 +37,22 @@ def test_it_draws_tables_pruned_sets_and_shards(left: Left) -> None:
     assert shards.shape == pruned.shape
 
 
+def test_of_a_pruned_set_it_draws_what_stays(left: Left, tmp_path: Path) -> None:
+    prune_here(prune_config([left.shards], tmp_path / "out", left.ranker, keep=0.75))
+    config = SheetConfig(path=str(tmp_path / "out"))
+    images = gather(find_sources([config.path]), count=PHOTOS, ranker=None, photos=None)
+    sheet = _sheet(images, config, "out")
+    assert (sheet.columns[-1].title, sheet.columns[-1].detail) == (
+        "What stays",
+        "75.0% of the patches, by ranker",
+    )
+    for one, row in zip(images, sheet.rows, strict=True):
+        assert one.shown.sum() == 27
+        assert np.array_equal(row.tiles[-1], only_patches(row.tiles[0], one.shown))
+    asked = _sheet(images, dataclasses.replace(config, keep=0.25), "out")
+    assert (asked.columns[-1].title, asked.columns[-1].detail[:5]) == ("Keep 0.25", "25.0%")
+
+
 def test_one_key_and_a_few_of_the_highest(
     left: Left, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -42,6 +63,8 @@ def test_one_key_and_a_few_of_the_highest(
     assert "--images SHARDS shows all" in capsys.readouterr().out
     assert rows_of(np.asarray(Image.open(out))) == 1
     assert rows_of(np.asarray(draw_sheet(left.table, top=2))) == 2
+    with pytest.raises(UserError, match=r"there is no setting 'topp'\. Did you mean top"):
+        draw_sheet(left.table, topp=2)
 
 
 @pytest.mark.parametrize(

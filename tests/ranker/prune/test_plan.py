@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,15 @@ def test_options_that_cannot_be(changes: dict[str, Any], message: str) -> None:
         (
             {"ranker": "baseline:variance", "precision": "auto", "select": "nucleus"},
             "has no temperature: add --temperature",
+        ),
+        (
+            {
+                "ranker": "baseline:variance",
+                "precision": "auto",
+                "select": "nucleus",
+                "temperature": math.inf,
+            },
+            "--temperature is inf, must be a number above 0",
         ),
         ({"select": "nucleus", "ceiling": 17}, "kept patches are to be 1 to 17 of 16"),
         ({"image_field": " ; "}, "names no field"),
