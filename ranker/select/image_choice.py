@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from patchsieve.pipeline import storage
 from patchsieve.pipeline.errors import UserError
 from patchsieve.pipeline.shards.specs import Shard
 from patchsieve.pipeline.storage import scratch_folder
@@ -103,10 +104,14 @@ def image_scores(shard: ScoredShard) -> tuple[list[str], NDArray[np.float64]]:
     for url in shard.urls:
         try:
             for batch in table_batches(url, ["sample_key", "score"], batch_rows=_ROWS):
-                if batch.num_rows:
-                    keys.append(batch["sample_key"])
-                    scores_RV = batch["score"].flatten().to_numpy().reshape(batch.num_rows, -1)
-                    means.append(scores_RV.mean(axis=1, dtype=np.float64))
+                with storage.parsing(url):
+                    scores = batch["score"].flatten()
+                    if batch["sample_key"].null_count or batch["score"].null_count or scores.null_count:
+                        raise ValueError("it has rows without a score")
+                    if batch.num_rows:
+                        keys.append(batch["sample_key"])
+                        scores_RV = scores.to_numpy().reshape(batch.num_rows, -1)
+                        means.append(scores_RV.mean(axis=1, dtype=np.float64))
         except FileNotFoundError:
             raise UserError(f"{url} is gone: it was there when this run began") from None
     if not keys:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset
@@ -143,6 +144,25 @@ def test_tables_that_do_not_fit(shard: Path, table: Path, tmp_path: Path) -> Non
     broken.unlink()
     with pytest.raises(UserError, match="is gone"):
         choice.of(shards[0])
+
+
+@pytest.mark.parametrize("change", ["no column", "a null"])
+def test_a_table_of_no_scores_is_damaged(shard: Path, tmp_path: Path, change: str) -> None:
+    path = write_image_table(tmp_path, shard, SCORES)
+    metadata = {b"patchsieve": pq.read_metadata(path).metadata[b"patchsieve"]}
+    sound = pq.read_table(path)
+    if change == "no column":
+        table = sound.drop(["score"])
+    else:
+        at = sound.schema.get_field_index("score")
+        kind = sound.schema.field(at).type
+        scores = pa.array([None, *sound["score"].to_pylist()[1:]], kind)
+        table = sound.set_column(at, pa.field("score", kind), scores)
+    pq.write_table(table.replace_schema_metadata(metadata), path)
+    shards = expand_shards([str(shard)])
+    tables = find_image_tables([str(path)], shards)
+    with pytest.raises(UserError, match=r"\.parquet is damaged"):
+        image_scores(tables.of[shards[0].id])
 
 
 def test_dropped_images_leave_with_their_sample(
