@@ -30,7 +30,7 @@ def run(config: PruneConfig) -> int:
         summary = prune(request, make_display(config.log_format), settings=config_to_yaml(config))
     if config.log_format == "text":
         say(*summary.lines(config.out))
-    if config.sheet is not None and summary.images and summary.exit_code < 128:
+    if config.sheet is not None and summary.done and summary.exit_code < 128:
         from patchsieve.ranker.gallery.config import SheetConfig
         from patchsieve.ranker.gallery.sheet import write_sheet
 

@@ -131,10 +131,15 @@ class IndexedSource:
             ) from None
         with storage.parsing(url):
             footer = parse_footer(url, data)
+            pruned_bytes = int(footer.metadata["shard"]["size"])
+        if shard.size not in (None, pruned_bytes):
+            raise UserError(
+                f"{shard.name} has {shard.size} bytes, and had {pruned_bytes} when {url} was made: prune it again"
+            )
+        with storage.parsing(url):
             for name in _INDEX_COLUMNS:
                 if footer.schema.field(name).type != INDEX_SCHEMA.field(name).type:
                     raise TypeError(f"its column {name} is {footer.schema.field(name).type}")
-            pruned_bytes = int(footer.metadata["shard"]["size"])
             config = footer.metadata["config"]
             size, background = config["size"], config.get("background")
             for side in (size, size if background is None else background):
@@ -143,12 +148,7 @@ class IndexedSource:
             table = pq.read_table(
                 pa.BufferReader(data), columns=_INDEX_COLUMNS, page_checksum_verification=True
             )
-            rows = {row["sample_key"]: row for row in table.to_pylist()}
-        if shard.size not in (None, pruned_bytes):
-            raise UserError(
-                f"{shard.name} has {shard.size} bytes, and had {pruned_bytes} when {url} was made: prune it again"
-            )
-        return self.size or size, background, rows
+            return self.size or size, background, {row["sample_key"]: row for row in table.to_pylist()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
